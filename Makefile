@@ -1,0 +1,62 @@
+# `make` lists the targets. The virtual environment lives in .venv and is brought up to date
+# only when what it is installed from changed: requirements, or the native kernels.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALLED_FROM := pyproject.toml constraints.txt setup.py $(wildcard kernels/luma_kernels/cpu/src/*)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test test-gpu check lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  PYTHON=python3.12      the interpreter that makes .venv (now $(PYTHON))"
+	@echo "  PYTEST_ARGS='-k lamb'  more arguments for pytest"
+
+setup: $(VENV)/.installed-dev ## make .venv with everything a developer needs
+
+demo: $(VENV)/.installed-base ## install luma and its server, and run the demo
+	$(BIN)/luma demo
+
+test: $(VENV)/.installed-dev ## run the tests; PYTEST_ARGS adds arguments
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-gpu: ## run the kernels' tests on this machine's GPU, with PYTHON's own torch and triton
+	PYTHONPATH=.:kernels:client:server $(PYTHON) -m pytest tests/kernels/triton -m 'gpu or not gpu' $(PYTEST_ARGS)
+
+check: lint test ## what CI runs: lint, then the tests
+
+lint: $(VENV)/.installed-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## rewrite the code the way lint wants it
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv, builds and caches
+	rm -rf $(VENV) build dist luma_state.egg-info kernels/luma_kernels/cpu/_native.so
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --clear also removes the stamps of an environment whose interpreter is gone.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "LUMA needs Python 3.11 or newer and '$(PYTHON)' is older or missing:" \
+	    "run make with PYTHON=/path/to/python3.11." >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+
+$(VENV)/.installed-base: $(INSTALLED_FROM) $(BIN)/python
+	$(PIP_INSTALL) -e '.[server]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(INSTALLED_FROM) $(BIN)/python
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.installed-base

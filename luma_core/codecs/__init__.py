@@ -1,0 +1,28 @@
+"""How one moment tensor is stored: one file per codec, a base class and a registry."""
+
+from luma_core.codecs.base import Codec, Fields, FieldSpec
+from luma_core.codecs.bf16 import BF16
+from luma_core.codecs.blocks import MIN_ROW_ELEMENTS, TILE_ELEMENTS, BlockGrid, Tile
+from luma_core.codecs.fp32 import FP32
+from luma_core.codecs.luma16_m import Luma16M
+from luma_core.codecs.luma16_v import Luma16V
+from luma_core.codecs.registry import codec_from_dict, codec_names
+from luma_core.codecs.select import MIN_COMPRESS_ELEMENTS, moment_codecs
+
+__all__ = [
+    "BF16",
+    "FP32",
+    "MIN_COMPRESS_ELEMENTS",
+    "MIN_ROW_ELEMENTS",
+    "TILE_ELEMENTS",
+    "BlockGrid",
+    "Codec",
+    "FieldSpec",
+    "Fields",
+    "Luma16M",
+    "Luma16V",
+    "Tile",
+    "codec_from_dict",
+    "codec_names",
+    "moment_codecs",
+]

@@ -1,0 +1,35 @@
+"""A moment rounded to bfloat16."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from luma_core.codecs.base import Codec, Fields, FieldSpec
+from luma_core.rounding import to_bfloat16
+
+
+@dataclass(frozen=True, kw_only=True)
+class BF16(Codec):
+    """Field ``value``: bfloat16 of the moment's shape, stochastically rounded."""
+
+    name: ClassVar[str] = "bf16"
+
+    def layout(self, shape: tuple[int, ...] | torch.Size) -> dict[str, FieldSpec]:
+        """Return the one field, ``value``."""
+        return {"value": FieldSpec(torch.bfloat16, tuple(shape))}
+
+    def fit(self, x: Tensor) -> Fields:
+        """Return nothing: there is no scale."""
+        return {}
+
+    def encode(self, x: Tensor, fitted: Fields, draw: Tensor | None) -> Fields:
+        """Round ``x`` to bfloat16."""
+        return {"value": to_bfloat16(x, draw)}
+
+    def decode(self, fields: Fields) -> Tensor:
+        """Return the stored values as float32."""
+        return fields["value"].float()

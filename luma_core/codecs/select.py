@@ -1,0 +1,52 @@
+"""Which codec each moment of a parameter gets: the one rule for what stays in float32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from luma_core.codecs.base import Codec
+from luma_core.codecs.blocks import BlockGrid
+from luma_core.codecs.fp32 import FP32
+from luma_core.codecs.registry import codec_from_dict
+
+MIN_COMPRESS_ELEMENTS = 65_536
+"""Default size below which flat tensors (biases, norms, tiny rows) stay in float32."""
+
+
+def moment_codecs(
+    configs: Mapping[str, Mapping[str, Any]],
+    shape: tuple[int, ...] | torch.Size,
+    min_compress_elements: int = MIN_COMPRESS_ELEMENTS,
+) -> dict[str, Codec]:
+    """Return the codec of each moment of a parameter.
+
+    Flat tensors (see `BlockGrid`) of fewer than ``min_compress_elements`` elements stay in
+    float32: they are a thousandth of a transformer and so slice exactly under any sharding.
+
+    Args:
+        configs: codec configuration by moment name, as in ``group["codecs"]``.
+        shape: the parameter's shape.
+        min_compress_elements: the rule's bound, as in ``group["min_compress_elements"]``.
+
+    Raises:
+        UnknownCodecError: a configuration names no known codec.
+        ConfigurationError: a configuration cannot work.
+    """
+    return {
+        moment: _select(json.dumps(config, sort_keys=True), tuple(shape), min_compress_elements)
+        for moment, config in configs.items()
+    }
+
+
+@lru_cache(maxsize=4096)
+def _select(config: str, shape: tuple[int, ...], min_compress_elements: int) -> Codec:
+    codec = codec_from_dict(json.loads(config))
+    grid = BlockGrid.of(shape, codec.block_size)
+    if grid.flat and grid.numel < min_compress_elements:
+        return FP32(block_size=codec.block_size)
+    return codec

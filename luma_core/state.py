@@ -1,0 +1,75 @@
+"""The state of one parameter as plain data: what optimizers give, checkpoints keep, tools read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from luma_core.codecs import Codec, Fields
+
+GroupOptions = dict[str, Any]
+"""A parameter group's options as plain JSON values (``lr``, ``betas``, ``eps``, ...)."""
+
+SCALAR_STATE_BYTES = 3 * 8
+"""``step``, ``noise_key`` and ``nonfinite``: int64 tensors of each parameter that has state."""
+
+
+def field_key(moment: str, name: str) -> str:
+    """Return the key of a moment's field in ``optimizer.state[p]``: ``exp_avg.codes``."""
+    return f"{moment}.{name}"
+
+
+@dataclass(frozen=True)
+class ParameterState:
+    """Everything an optimizer keeps for one parameter.
+
+    Attributes:
+        name: the parameter's fully qualified name, or ``param.<i>`` where it has none.
+        shape: the parameter's shape.
+        dtype: the parameter's dtype without ``torch.``: ``float32``, ``bfloat16`` or ``float16``.
+        group: index of its parameter group.
+        step: completed steps; 0 where the parameter has no state yet.
+        noise_key: signed 64-bit key of its rounding noise (`luma_core.rounding`).
+        nonfinite: blocks left out so far because their update was not finite.
+        codecs: codec of each moment, by moment name; empty where there is no state yet.
+        fields: stored tensors by ``<moment>.<field>``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    group: int
+    step: int = 0
+    noise_key: int = 0
+    nonfinite: int = 0
+    codecs: Mapping[str, Codec] = field(default_factory=dict)
+    fields: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def moment_fields(self, moment: str) -> Fields:
+        """Return the stored tensors of one moment, by field name."""
+        prefix = field_key(moment, "")
+        keys = [key for key in self.fields if key.startswith(prefix)]
+        return {key.removeprefix(prefix): self.fields[key] for key in keys}
+
+    def decode(self, moment: str) -> Tensor:
+        """Return one moment as float32 of the parameter's shape."""
+        return self.codecs[moment].decode_tensor(self.moment_fields(moment), self.shape)
+
+
+class StateSource(Protocol):
+    """Anything whose parameters' states can be read one at a time: an optimizer, a checkpoint."""
+
+    def parameter_names(self) -> Sequence[str]:
+        """Return the names of all parameters, group by group."""
+        ...
+
+    def parameter_state(self, name: str) -> ParameterState:
+        """Return the state of one parameter."""
+        ...
+
+    def group_options(self) -> Sequence[GroupOptions]:
+        """Return the options of each parameter group."""
+        ...

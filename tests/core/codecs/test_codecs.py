@@ -1,0 +1,185 @@
+"""Every codec: layouts, odd values, odd shapes, exact re-encoding, slicing, configuration."""
+
+import pytest
+import torch
+
+from luma_core import rounding
+from luma_core.codecs import (
+    BF16,
+    FP32,
+    BlockGrid,
+    Codec,
+    Luma16M,
+    Luma16V,
+    codec_from_dict,
+    codec_names,
+    moment_codecs,
+)
+from luma_core.errors import ConfigurationError, UnknownCodecError
+
+CODECS: list[Codec] = [
+    FP32(),
+    BF16(),
+    Luma16M(),
+    Luma16M(block_size=None),
+    Luma16M(block_size=40),
+    Luma16V(),
+    Luma16V(block_size=None),
+    Luma16V(block_size=40),
+]
+SHAPES = [(), (0,), (1,), (127,), (129,), (3, 0), (0, 64), (5, 3), (7, 130), (64, 2, 33), (2, 1)]
+
+
+def draws(x: torch.Tensor, step: int = 1) -> torch.Tensor:
+    bits = rounding.random_bits(rounding.step_keys(99, step), 0, x.numel())
+    return rounding.first_draw(bits).view(x.shape)
+
+
+def sample(codec: Codec, shape: tuple[int, ...], spread: float = 1.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(shape, generator=generator) * 1e-3
+    x = x * torch.exp(spread * torch.randn(shape, generator=generator))
+    return x if codec.signed else x.square()
+
+
+def ids(codec: Codec) -> str:
+    return f"{codec.name}-{codec.block_size}"
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=ids)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_shape_round_trips(codec: Codec, shape: tuple[int, ...]) -> None:
+    x = sample(codec, shape)
+    fields = codec.encode_tensor(x, draws(x))
+    for name, spec in codec.layout(shape).items():
+        assert fields[name].dtype == spec.dtype
+        assert tuple(fields[name].shape) == spec.shape
+    decoded = codec.decode_tensor(fields, shape)
+    assert decoded.shape == x.shape
+    tolerance = 2**-7 if codec.name == "bf16" else 2e-3
+    torch.testing.assert_close(decoded, x, rtol=tolerance, atol=1e-12)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=ids)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_zero_fields_decode_to_zero_and_zeros_encode_to_zero(
+    codec: Codec, shape: tuple[int, ...]
+) -> None:
+    assert torch.equal(codec.decode_tensor(codec.init(shape, "cpu"), shape), torch.zeros(shape))
+    fields = codec.encode_tensor(torch.zeros(shape), draws(torch.zeros(shape)))
+    assert torch.equal(codec.decode_tensor(fields, shape), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("codec", [c for c in CODECS if c.top_code], ids=ids)
+def test_minus_zeros_fit_like_zeros(codec: Codec) -> None:
+    zeros = torch.zeros(2, 3, 40)
+    assert torch.equal(codec.fit(-zeros)["exponent"], codec.fit(zeros)["exponent"])
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=ids)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_encoding_what_was_decoded_restores_every_value(
+    codec: Codec, shape: tuple[int, ...]
+) -> None:
+    x = sample(codec, shape, spread=3.0)
+    fields = codec.encode_tensor(x, draws(x))
+    decoded = codec.decode_tensor(fields, shape)
+    again = codec.decode_tensor(codec.encode_tensor(decoded), shape)
+    assert torch.equal(again, decoded)
+
+
+@pytest.mark.parametrize("codec", [c for c in CODECS if c.top_code], ids=ids)
+@pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-30, 1e-3, 1.0, 1e30, 3.4e38])
+def test_constant_tensors_of_any_size_are_kept(codec: Codec, size: float) -> None:
+    x = torch.full((4, 200), size)
+    decoded = codec.decode_tensor(codec.encode_tensor(x, draws(x)), x.shape)
+    assert torch.isfinite(decoded).all()
+    torch.testing.assert_close(decoded, x, rtol=2**-9, atol=2.0**-126)
+
+
+@pytest.mark.parametrize("codec", [c for c in CODECS if c.top_code and c.block_size], ids=ids)
+def test_a_huge_element_costs_only_its_own_block(codec: Codec) -> None:
+    x = sample(codec, (4, 400))
+    x[1, 5] = 1e30
+    decoded = codec.decode_tensor(codec.encode_tensor(x), x.shape)
+    others = torch.ones(4, 400, dtype=torch.bool)
+    others[1, : codec.block_size] = False
+    torch.testing.assert_close(decoded[others], x[others], rtol=1e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize("codec", [Luma16M(), Luma16V(), Luma16M(block_size=40)], ids=ids)
+@pytest.mark.parametrize("shape", [(12, 130), (12, 4, 33)], ids=str)
+def test_slicing_rows_of_the_fields_is_slicing_the_tensor(
+    codec: Codec, shape: tuple[int, ...]
+) -> None:
+    x = sample(codec, shape)
+    noise = draws(x)
+    whole = codec.encode_tensor(x, noise)
+    for rows in (slice(0, 5), slice(5, 12), slice(3, 3)):
+        part = codec.encode_tensor(x[rows], noise[rows])
+        for name, tensor in whole.items():
+            assert torch.equal(part[name], tensor[rows])
+
+
+@pytest.mark.parametrize("codec", [Luma16M(), Luma16V(), FP32(), BF16()], ids=ids)
+def test_non_contiguous_tensors_code_like_contiguous_ones(codec: Codec) -> None:
+    x = sample(codec, (64, 3, 5, 7)).to(memory_format=torch.channels_last)
+    assert not x.is_contiguous()
+    noise = draws(x)
+    a, b = codec.encode_tensor(x, noise), codec.encode_tensor(x.contiguous(), noise)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_tiles_cover_every_element_once_whatever_their_size() -> None:
+    for shape in [(7, 130), (3, 1000), (1000,), (9, 2), (2, 3, 64)]:
+        for block_size in (None, 64, 128):
+            for max_elements in (1, 64, 300, 10**6):
+                grid = BlockGrid.of(shape, block_size)
+                seen = torch.zeros(shape)
+                for tile in grid.tiles(max_elements):
+                    tile.write(seen, tile.read(seen) + 1)
+                assert torch.equal(seen, torch.ones(shape)), (shape, block_size, max_elements)
+
+
+def test_what_stays_in_float32_is_one_rule() -> None:
+    configs = {"exp_avg": Luma16M().to_dict()}
+    kinds = {
+        shape: moment_codecs(configs, shape)["exp_avg"].name
+        for shape in [(768,), (65_536,), (768, 1), (768, 31), (768, 32), (70_000, 4), (), (1, 32)]
+    }
+    assert kinds == {
+        (768,): "fp32",
+        (65_536,): "luma16_m",
+        (768, 1): "fp32",
+        (768, 31): "fp32",
+        (768, 32): "luma16_m",
+        (70_000, 4): "luma16_m",
+        (): "fp32",
+        (1, 32): "luma16_m",
+    }
+    assert moment_codecs(configs, (), 0)["exp_avg"].name == "luma16_m"
+
+
+def test_configuration_round_trips_through_json_values() -> None:
+    assert codec_names() == ("bf16", "fp32", "luma16_m", "luma16_v")
+    for codec in CODECS:
+        assert codec_from_dict(codec.to_dict()) == codec
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "zip"}, "codec 'zip' is not known. Known codecs: bf16"),
+        ({}, "codec None is not known"),
+        ({"name": "fp32", "bits": 3}, "has no option 'bits'"),
+        ({"name": "luma16_v", "octaves": 30}, "octaves=30 of codec luma16_v must be one of 13, 29"),
+        ({"name": "luma16_m", "block_size": 0}, "block_size=0 must be a positive integer"),
+        ({"name": "luma16_m", "block_size": True}, "block_size=True must be"),
+        ({"name": "luma16_m", "block_size": "128"}, "block_size='128' must be"),
+    ],
+)
+def test_bad_configuration_is_a_clear_error(config: dict[str, object], message: str) -> None:
+    kind = UnknownCodecError if "known" in message else ConfigurationError
+    with pytest.raises(kind) as caught:
+        codec_from_dict(config)
+    assert message in str(caught.value)

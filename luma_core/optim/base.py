@@ -1,0 +1,269 @@
+"""The base of all optimizers: owns state, parameter groups, dispatch and loading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, overload
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.optim.optimizer import ParamsT
+
+from luma_core import rounding
+from luma_core.codecs import Codec, moment_codecs
+from luma_core.errors import ConfigurationError
+from luma_core.optim import loading
+from luma_core.optim.adamw import AdamWRule
+from luma_core.optim.backend import check_backend
+from luma_core.optim.options import check_options, check_parameter
+from luma_core.optim.stepping import Stepper
+from luma_core.state import GroupOptions, ParameterState, field_key
+
+_SEED_BITS = 53
+"""Seeds are plain JSON numbers, so they stay exact in every reader."""
+
+
+class CompressedOptimizer(torch.optim.Optimizer):
+    """An update rule whose moments are stored by codecs.
+
+    State of a parameter (``optimizer.state[p]``), all tensors:
+
+    - ``step``: int64, 0-d, on the parameter's device: completed steps;
+    - ``noise_key``: int64, 0-d, CPU: selects the parameter's rounding noise (`rounding`);
+    - ``nonfinite``: int64, 0-d, on the parameter's device: blocks whose new moments were not
+      finite, over all steps;
+    - ``<moment>.<field>``: the stored moments, as the codecs lay them out.
+
+    Group options are plain JSON values (``lr`` may be a tensor); ``codecs`` holds the
+    configuration of each moment's codec.
+    """
+
+    algorithm: ClassVar[str]
+    rule: ClassVar[AdamWRule] = AdamWRule()
+
+    def __init__(
+        self, params: ParamsT, defaults: dict[str, Any], *, backend: str, seed: int | None
+    ) -> None:
+        self.backend = check_backend(backend)
+        self._stepper = Stepper(self)
+        self._by_name: dict[str, tuple[str, Tensor, dict[str, Any]]] = {}
+        if seed is None:
+            seed = int(torch.randint(1 << _SEED_BITS, (), dtype=torch.int64).item())
+        defaults = {**defaults, "seed": seed}
+        check_options(defaults)
+        super().__init__(params, defaults)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "backend": self.backend}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._stepper = Stepper(self)
+        self._by_name = {}
+
+    def group_codecs(self, group: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the codec configuration of each moment for a new group's options."""
+        raise NotImplementedError
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; its options default to the optimizer's.
+
+        ``block_size`` in the group chooses its block size; ``codecs`` its codecs outright.
+
+        Raises:
+            ConfigurationError: an option cannot work; the optimizer is unchanged.
+            UnsupportedParameterError: a parameter's dtype or layout is not supported.
+        """
+        group = dict(param_group)
+        if isinstance(group["params"], Tensor):
+            group["params"] = [group["params"]]
+        elif not isinstance(group["params"], set):
+            group["params"] = list(group["params"])
+        options = {**self.defaults, **group}
+        check_options(options)
+        codecs = options.get("codecs") or self.group_codecs(options)
+        for index, item in enumerate(group["params"]):
+            name, param = item if isinstance(item, tuple) else (f"param.{index}", item)
+            if isinstance(param, Tensor):
+                check_parameter(name, param)
+                moment_codecs(codecs, param.shape, options["min_compress_elements"])
+        group["codecs"] = codecs
+        group.pop("block_size", None)
+        super().add_param_group(group)
+        self._by_name = {}
+        self._stepper.reset()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step.
+
+        Args:
+            closure: re-evaluates the model with gradients enabled and returns the loss.
+
+        Raises:
+            UnsupportedParameterError: a gradient is sparse or complex; nothing was changed.
+            NonFiniteGradientError: under ``nonfinite="raise"``; nothing was changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._take_step()
+        return loss
+
+    @_disable_dynamo
+    def _take_step(self) -> None:
+        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if capturing and not all(group["capturable"] for group in self.param_groups):
+            raise ConfigurationError(
+                "capturable=False, but step() was called while a CUDA graph is captured.",
+                hint="Build the optimizer with capturable=True and an lr tensor on the device.",
+            )
+        self._stepper.step(
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
+        )
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Tell GradScaler whether the kernels take its scale and skip flag, without a sync."""
+        raising = any(group["nonfinite"] == "raise" for group in self.param_groups)
+        return not raising and self._stepper.all_fused
+
+    def init_state(self) -> None:
+        """Create the state of every parameter that has none yet, as the first step would."""
+        for name, param, group in self.parameters_by_name():
+            self.state_of(name, param, group)
+
+    def codecs(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Codec]:
+        """Return the codec of each moment of a parameter of a group."""
+        return moment_codecs(group["codecs"], param.shape, group["min_compress_elements"])
+
+    def state_of(self, name: str, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return a parameter's state, created if there is none yet."""
+        state: dict[str, Tensor] = self.state[param]
+        if state:
+            return state
+        key = rounding.parameter_key(group["seed"], name)
+        state["step"] = torch.zeros((), dtype=torch.int64, device=param.device)
+        state["noise_key"] = torch.tensor(key, dtype=torch.int64)
+        state["nonfinite"] = torch.zeros((), dtype=torch.int64, device=param.device)
+        for moment, codec in self.codecs(param, group).items():
+            for field, tensor in codec.init(param.shape, param.device).items():
+                state[field_key(moment, field)] = tensor
+        return state
+
+    @property
+    def named(self) -> bool:
+        """Whether parameters were given with names, so that state is matched by name."""
+        return all("param_names" in group for group in self.param_groups)
+
+    def parameters_by_name(self) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+        """Yield every parameter with its name and group, group by group."""
+        index = 0
+        for group in self.param_groups:
+            names = group.get("param_names")
+            for position, param in enumerate(group["params"]):
+                yield names[position] if names else f"param.{index}", param, group
+                index += 1
+
+    def parameter_names(self) -> list[str]:
+        """Return the parameters' names, group by group; ``param.<i>`` where none were given."""
+        return [name for name, _, _ in self.parameters_by_name()]
+
+    def parameter_state(self, name: str) -> ParameterState:
+        """Return one parameter's state; its tensors are references, not copies.
+
+        Raises:
+            KeyError: no parameter has that name.
+        """
+        if name not in self._by_name:
+            self._by_name = {item[0]: item for item in self.parameters_by_name()}
+        return self._state_of(*self._by_name[name])
+
+    def parameter_states(self) -> list[ParameterState]:
+        """Return every parameter's state, group by group; tensors are references."""
+        return [self._state_of(*item) for item in self.parameters_by_name()]
+
+    def _state_of(self, name: str, param: Tensor, group: dict[str, Any]) -> ParameterState:
+        index = next(i for i, other in enumerate(self.param_groups) if other is group)
+        head = ParameterState(
+            name=name,
+            shape=tuple(param.shape),
+            dtype=str(param.dtype).removeprefix("torch."),
+            group=index,
+        )
+        state = self.state.get(param)
+        if not state:
+            return head
+        codecs = self.codecs(param, group)
+        return ParameterState(
+            **{key: getattr(head, key) for key in ("name", "shape", "dtype", "group")},
+            step=int(state["step"]),
+            noise_key=int(state["noise_key"]),
+            nonfinite=int(state["nonfinite"]),
+            codecs=codecs,
+            fields={
+                field_key(moment, key): state[field_key(moment, key)]
+                for moment, codec in codecs.items()
+                for key in codec.layout(param.shape)
+            },
+        )
+
+    def group_options(self) -> list[GroupOptions]:
+        """Return each group's options as plain JSON values, without its parameters."""
+        return [
+            {
+                key: _plain(value)
+                for key, value in group.items()
+                if key not in ("params", "param_names")
+            }
+            for group in self.param_groups
+        ]
+
+    def load_parameter_states(
+        self, groups: Sequence[GroupOptions], states: Iterable[ParameterState]
+    ) -> None:
+        """Replace all state by ``states`` and the groups' options by ``groups``.
+
+        Parameters are matched by name, or by position where either side has no names. Names,
+        shapes and codecs are checked before anything changes.
+
+        Args:
+            groups: options of the groups the states come from, as `group_options` returns them.
+            states: one state per parameter; copied, so the source stays independent.
+
+        Raises:
+            StateMismatchError: says which parameter, what it has and what was expected.
+        """
+        self._stepper.reset()
+        loading.load_states(self, list(self.parameters_by_name()), groups, list(states))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned; stored tensors keep their dtypes.
+
+        Raises:
+            StateMismatchError: groups, names, shapes or fields do not fit; nothing was changed.
+        """
+        state_dict = state_dict.copy()
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            result = pre_hook(self, state_dict)
+            if result is not None:
+                state_dict = result
+        self._stepper.reset()
+        loading.load_torch_state_dict(self, list(self.parameters_by_name()), state_dict)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return float(value)
+    return list(value) if isinstance(value, tuple) else value

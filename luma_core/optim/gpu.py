@@ -1,0 +1,31 @@
+"""Finds the fused step for GPUs, without importing Triton before it is used."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from luma_kernels.triton.launcher import FusedStep
+
+
+@cache
+def why_no_triton() -> str:
+    """Return why Triton kernels cannot run here, or an empty string where they can."""
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    return ""
+
+
+def fused_step_class(backend: str) -> type[FusedStep] | None:
+    """Return the fused step for GPUs, or ``None`` where ``backend`` or this machine has none."""
+    if backend not in ("auto", "triton") or why_no_triton():
+        return None
+    from luma_kernels.triton.launcher import FusedStep
+
+    return FusedStep

@@ -1,0 +1,124 @@
+"""LUMA: AdamW whose two moments take 16 bits per parameter each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from luma_core.codecs import MIN_COMPRESS_ELEMENTS, Luma16M, Luma16V
+from luma_core.optim import interchange
+from luma_core.optim.base import CompressedOptimizer
+
+
+def luma_codecs(*, block_size: int | None = 128) -> dict[str, dict[str, Any]]:
+    """Return LUMA's codec configuration by moment.
+
+    Args:
+        block_size: elements per scale block, or ``None`` for one scale per tensor.
+    """
+    return {
+        "exp_avg": Luma16M(block_size=block_size).to_dict(),
+        "exp_avg_sq": Luma16V(block_size=block_size).to_dict(),
+    }
+
+
+class LUMA(CompressedOptimizer):
+    """AdamW with its state in about 4.02 bytes per parameter instead of 8.
+
+    The first moment is kept on a signed logarithmic grid, the second on a logarithmic grid of its
+    square root, both relative to their blocks and with unbiased stochastic rounding. Runs with
+    equal seeds are bit-identical, and so are runs resumed from saved state.
+
+    Args:
+        params: parameters, parameter groups, or ``model.named_parameters()``. With names, state is
+            saved and matched by name. A group may set any option below but ``backend`` and
+            ``seed`` for itself.
+        lr: learning rate, a float or a floating-point tensor of one element.
+        betas: decay rates of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled weight decay.
+        backend: ``"auto"`` picks the fastest that runs here; ``"pytorch"``,
+            ``"native"`` (CPU) or ``"triton"`` insist.
+        block_size: elements per scale, blocks restarting at each row of a parameter; ``None`` keeps
+            one scale per tensor.
+        min_compress_elements: flat tensors (fewer than two dimensions, or rows of fewer than 32
+            elements) below this size keep their moments in float32.
+        stochastic_rounding: whether bfloat16 parameters are rounded stochastically, so that updates
+            below half a unit in the last place are not lost. float16 is rounded to nearest.
+        nonfinite: what a NaN or infinite gradient element does. ``"skip"`` leaves its block (the
+            tensor, with ``block_size=None``) untouched for that step and counts it in
+            ``state[p]["nonfinite"]``; ``"raise"`` raises before anything changes, at the price of a
+            host synchronisation per step; ``"propagate"`` lets it into the block.
+        maximize: ascend instead of descend.
+        capturable: allow `step` inside a captured CUDA graph. ``lr`` must then be a float32 tensor
+            on the parameters' device for changes of it to be seen by the graph's replays.
+        seed: of the rounding noise; drawn from torch's global generator by default. Replicas that
+            must stay bit-identical need equal seeds.
+
+    Raises:
+        ConfigurationError: an option cannot work.
+        UnsupportedParameterError: a parameter is not a dense float32, bfloat16 or float16 tensor.
+    """
+
+    algorithm: ClassVar[str] = "luma"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        backend: str = "auto",
+        block_size: int | None = 128,
+        min_compress_elements: int = MIN_COMPRESS_ELEMENTS,
+        stochastic_rounding: bool = True,
+        nonfinite: str = "skip",
+        maximize: bool = False,
+        capturable: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        self._block_size = block_size
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "min_compress_elements": min_compress_elements,
+            "stochastic_rounding": stochastic_rounding,
+            "nonfinite": nonfinite,
+            "maximize": maximize,
+            "capturable": capturable,
+        }
+        super().__init__(params, defaults, backend=backend, seed=seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_block_size": self._block_size}
+
+    def group_codecs(self, group: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the codec configuration of each moment for a new group's options."""
+        return luma_codecs(block_size=group.get("block_size", self._block_size))
+
+    def export_adamw_state(self) -> dict[str, Any]:
+        """Return the state as ``torch.optim.AdamW.state_dict()`` would, in float32.
+
+        Takes 8 bytes per parameter on the parameters' devices. Note that AdamW's
+        ``load_state_dict`` casts moments to the parameters' dtype.
+        """
+        return interchange.export_adamw_state(self)
+
+    def import_adamw_state(self, state_dict: Mapping[str, Any]) -> None:
+        """Replace the state by an AdamW ``state_dict``, coded by rounding to nearest.
+
+        The groups' ``lr``, ``betas``, ``eps``, ``weight_decay`` and ``maximize`` are adopted.
+        Importing what `export_adamw_state` returned restores every value bit for bit.
+
+        Raises:
+            StateMismatchError: groups, names or shapes do not fit; nothing was changed.
+            ConversionError: the state cannot be represented (``amsgrad``).
+        """
+        interchange.import_adamw_state(self, state_dict)

@@ -1,0 +1,103 @@
+"""Checks of the options of a parameter group, in one table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luma_core.errors import ConfigurationError, UnsupportedParameterError
+
+NONFINITE_POLICIES = ("skip", "raise", "propagate")
+PARAMETER_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_rate(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and value.is_floating_point()
+    return _is_number(value) and float(value) >= 0.0  # type: ignore[arg-type]
+
+
+def _is_non_negative(value: object) -> bool:
+    return _is_number(value) and float(value) >= 0.0  # type: ignore[arg-type]
+
+
+def _is_betas(value: object) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(_is_number(beta) and 0.0 <= beta < 1.0 for beta in value)
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+_CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "lr": (_is_rate, "a finite number of 0 or more, or a floating-point tensor of one element"),
+    "betas": (_is_betas, "two numbers from 0 to below 1"),
+    "eps": (_is_non_negative, "a finite number of 0 or more"),
+    "weight_decay": (_is_non_negative, "a finite number of 0 or more"),
+    "maximize": (lambda value: isinstance(value, bool), "True or False"),
+    "capturable": (lambda value: isinstance(value, bool), "True or False"),
+    "stochastic_rounding": (lambda value: isinstance(value, bool), "True or False"),
+    "min_compress_elements": (_is_count, "an integer of 0 or more"),
+    "nonfinite": (
+        lambda value: value in NONFINITE_POLICIES,
+        "one of " + ", ".join(map(repr, NONFINITE_POLICIES)),
+    ),
+    "seed": (_is_count, "an integer of 0 or more"),
+}
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check every known option of a parameter group.
+
+    Raises:
+        ConfigurationError: naming the option, its value and what is required.
+    """
+    for name, (check, requirement) in _CHECKS.items():
+        if name in options and not check(options[name]):
+            raise ConfigurationError(f"{name}={options[name]!r} must be {requirement}.")
+
+
+def check_parameter(name: str, param: Tensor) -> None:
+    """Check that a parameter can be optimized.
+
+    Raises:
+        UnsupportedParameterError: its dtype or layout is not supported.
+    """
+    if param.layout != torch.strided:
+        raise UnsupportedParameterError(
+            f"parameter {name!r} has layout {param.layout}; it must be dense (torch.strided)."
+        )
+    if param.dtype not in PARAMETER_DTYPES:
+        raise UnsupportedParameterError(
+            f"parameter {name!r} is {param.dtype}; it must be float32, bfloat16 or float16.",
+            hint="Convert the model, for example with model.float().",
+        )
+
+
+def check_gradient(name: str, grad: Tensor) -> None:
+    """Check that a gradient can be used.
+
+    Raises:
+        UnsupportedParameterError: it is sparse or not a real floating-point tensor.
+    """
+    if grad.layout != torch.strided:
+        raise UnsupportedParameterError(
+            f"the gradient of {name!r} is sparse ({grad.layout}); it must be dense.",
+            hint="Build the layer without sparse=True.",
+        )
+    if not grad.is_floating_point():
+        raise UnsupportedParameterError(
+            f"the gradient of {name!r} is {grad.dtype}; it must be a real floating-point tensor."
+        )

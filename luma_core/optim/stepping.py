@@ -1,0 +1,177 @@
+"""Takes an optimizer's step: which backend each parameter goes to, and the order of checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from luma_core import rounding
+from luma_core.codecs import Codec
+from luma_core.errors import StateMismatchError
+from luma_core.optim.backend import check_device, step_parameter
+from luma_core.optim.eager import ParameterStep, StoredMoment
+from luma_core.optim.gpu import fused_step_class
+from luma_core.optim.nonfinite import raise_if_nonfinite
+from luma_core.optim.options import check_gradient
+from luma_core.state import field_key
+
+if TYPE_CHECKING:
+    from luma_core.optim.base import CompressedOptimizer
+    from luma_kernels.triton.launcher import FusedStep
+
+
+class Work(NamedTuple):
+    """One parameter that takes the step."""
+
+    name: str
+    param: Tensor
+    group: dict[str, Any]
+    group_index: int
+    state: dict[str, Tensor]
+    codecs: Mapping[str, Codec]
+
+
+class Stepper:
+    """Steps one optimizer, and remembers what need not be decided again at every step.
+
+    On a GPU, parameters go to a fused step whose device tables stay valid while `_signature` is
+    the same; all others are stepped one by one.
+    """
+
+    def __init__(self, optimizer: CompressedOptimizer) -> None:
+        self._optimizer = optimizer
+        self._fused: dict[torch.device, FusedStep] = {}
+        self._single: list[Work] = []
+        self._signature: list[Any] | None = None
+
+    def reset(self) -> None:
+        """Forget everything, since state or parameters were replaced."""
+        self._signature = None
+
+    @property
+    def all_fused(self) -> bool:
+        """Whether every parameter with a gradient goes to the fused step."""
+        self._prepare()
+        return bool(self._fused) and not self._single
+
+    def step(self, *, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Take the step; nothing changes if any gradient is refused.
+
+        Args:
+            grad_scale: what gradients were multiplied by, given by a GradScaler.
+            found_inf: nonzero where the GradScaler asks to skip the step.
+        """
+        self._prepare()
+        groups = self._optimizer.param_groups
+        if any(group["nonfinite"] == "raise" for group in groups):
+            raise_if_nonfinite(
+                [
+                    (name, param.grad)
+                    for name, param, group in self._optimizer.parameters_by_name()
+                    if group["nonfinite"] == "raise" and param.grad is not None
+                ]
+            )
+        for fused in self._fused.values():
+            fused.launch(groups, grad_scale=grad_scale, found_inf=found_inf)
+        for work in self._single:
+            self._step_one(work)
+
+    def _prepare(self) -> None:
+        """Decide where each parameter goes, unless that was decided for the same tensors."""
+        fused_class = fused_step_class(self._optimizer.backend)
+        known = fused_class is not None and self._signature is not None
+        if known and self._signature == self._current_signature():
+            return
+        work = self._collect()
+        self._fused, self._single, self._signature = {}, work, None
+        if fused_class is None:
+            return
+        devices = {item.param.device for item in work if item.param.is_cuda}
+        self._single = [item for item in work if not item.param.is_cuda]
+        for device in sorted(devices, key=str):
+            here = [item for item in work if item.param.device == device]
+            fused = fused_class(device)
+            taken = fused.build(
+                [(item.param, item.state, item.codecs, item.group_index) for item in here],
+                self._optimizer.param_groups,
+            )
+            self._fused[device] = fused
+            self._single += [item for item, ok in zip(here, taken, strict=True) if not ok]
+        if devices:
+            self._signature = self._current_signature()
+
+    def _current_signature(self) -> list[Any]:
+        """Return everything that the device tables were built from."""
+        state = self._optimizer.state
+        signature: list[Any] = []
+        for group in self._optimizer.param_groups:
+            signature += (group["nonfinite"], group["stochastic_rounding"], group["maximize"])
+            for param in group["params"]:
+                grad = param.grad
+                if grad is None:
+                    signature.append(None)
+                    continue
+                signature += (param.data_ptr(), param.shape, param.is_contiguous())
+                signature += (grad.data_ptr(), grad.dtype, grad.is_contiguous())
+                signature += [tensor.data_ptr() for tensor in state[param].values()]
+        return signature
+
+    def _collect(self) -> list[Work]:
+        optimizer = self._optimizer
+        found = [item for item in optimizer.parameters_by_name() if item[1].grad is not None]
+        for name, param, _ in found:
+            assert param.grad is not None
+            check_gradient(name, param.grad)
+            check_device(optimizer.backend, name, param)
+        indices = {id(group): index for index, group in enumerate(optimizer.param_groups)}
+        work = []
+        for name, param, group in found:
+            codecs = optimizer.codecs(param, group)
+            state = optimizer.state_of(name, param, group)
+            _check_shapes(name, param, state, codecs)
+            work.append(Work(name, param, group, indices[id(group)], state, codecs))
+        return work
+
+    def _step_one(self, work: Work) -> None:
+        param, state = work.param, work.state
+        state["step"] += 1
+        step = int(state["step"])
+        assert param.grad is not None
+        bad = step_parameter(
+            self._optimizer.backend,
+            self._optimizer.rule,
+            ParameterStep(
+                param=param,
+                grad=param.grad,
+                moments={
+                    moment: StoredMoment(
+                        codec,
+                        {key: state[field_key(moment, key)] for key in codec.layout(param.shape)},
+                    )
+                    for moment, codec in work.codecs.items()
+                },
+                hyper=self._optimizer.rule.hyper(work.group, step),
+                keys=rounding.step_keys(int(state["noise_key"]), step),
+                skip_nonfinite=work.group["nonfinite"] != "propagate",
+                stochastic_rounding=work.group["stochastic_rounding"],
+            ),
+        )
+        state["nonfinite"] += bad
+
+
+def _check_shapes(
+    name: str, param: Tensor, state: Mapping[str, Tensor], codecs: Mapping[str, Codec]
+) -> None:
+    for moment, codec in codecs.items():
+        for key, spec in codec.layout(param.shape).items():
+            found = tuple(state[field_key(moment, key)].shape)
+            if found != spec.shape:
+                raise StateMismatchError(
+                    f"{name!r}: its state {field_key(moment, key)!r} has shape {list(found)}, but "
+                    f"a parameter of shape {list(param.shape)} needs {list(spec.shape)}.",
+                    hint="The parameter changed its shape: drop its state with "
+                    "optimizer.state.pop(param), or build a new optimizer.",
+                )

@@ -1,0 +1,239 @@
+"""State in and out: state_dict, torch.save, AdamW exchange; codes are never cast or mixed up."""
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from luma_core import LUMA
+from luma_core.errors import ConversionError, StateMismatchError
+
+Make = Callable[..., nn.Module]
+Train = Callable[..., float]
+
+
+def codes(optimizer: LUMA) -> list[dict[str, torch.Tensor]]:
+    return [dict(optimizer.state[p]) for group in optimizer.param_groups for p in group["params"]]
+
+
+def assert_same_state(a: LUMA, b: LUMA) -> None:
+    for left, right in zip(codes(a), codes(b), strict=True):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert left[key].dtype == right[key].dtype
+            assert torch.equal(left[key], right[key]), key
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("named", [True, False])
+def test_resuming_from_a_state_dict_is_bit_identical(
+    make_model: Make, train: Train, dtype: torch.dtype, named: bool
+) -> None:
+    model = make_model(dtype=dtype)
+    optimizer = LUMA(model.named_parameters() if named else model.parameters(), lr=3e-3)
+    train(model, optimizer, 5)
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    train(model, optimizer, 5, start=5)
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = make_model(seed=9, dtype=dtype)
+    resumed.load_state_dict(saved["model"])
+    again = LUMA(resumed.named_parameters() if named else resumed.parameters(), block_size=64)
+    again.load_state_dict(saved["optimizer"])
+    train(resumed, again, 5, start=5)
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), resumed.parameters(), strict=True)
+    )
+    assert_same_state(optimizer, again)
+
+
+def test_loaded_state_is_independent_of_its_source(make_model: Make, train: Train) -> None:
+    model = make_model()
+    optimizer = LUMA(model.parameters())
+    train(model, optimizer, 2)
+    twin = LUMA(copy.deepcopy(model).parameters())
+    twin.load_state_dict(optimizer.state_dict())
+    frozen = copy.deepcopy(codes(twin))
+    train(model, optimizer, 2)
+    for left, right in zip(codes(twin), frozen, strict=True):
+        assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_load_hooks_run(make_model: Make, train: Train) -> None:
+    model = make_model()
+    optimizer = LUMA(model.parameters())
+    train(model, optimizer, 1)
+    calls: list[str] = []
+
+    def before(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        calls.append("before")
+        groups = [{**group, "lr": 0.25} for group in state_dict["param_groups"]]
+        return {**state_dict, "param_groups": groups}
+
+    optimizer.register_load_state_dict_pre_hook(before)
+    optimizer.register_load_state_dict_post_hook(lambda _: calls.append("after"))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert calls == ["before", "after"]
+    assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+def broken(optimizer: LUMA, how: str) -> dict[str, Any]:
+    state = copy.deepcopy(optimizer.state_dict())
+    entry = state["state"][1]
+    group = state["param_groups"][0]
+    if how == "shape":
+        entry["exp_avg.value"] = torch.zeros(3)
+    elif how == "dtype":
+        entry["exp_avg.value"] = entry["exp_avg.value"].half()
+    elif how == "missing":
+        del entry["exp_avg.value"]
+    elif how == "unknown":
+        entry["momentum"] = torch.zeros(3)
+    elif how == "names":
+        group["param_names"][1] = "other.weight"
+    elif how == "groups":
+        state["param_groups"].append(group)
+    elif how == "count":
+        group["params"] = group["params"][:-1]
+    elif how == "adamw":
+        del group["codecs"]
+    elif how == "codec":
+        group["codecs"]["exp_avg"]["block_size"] = 32
+    return state
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("shape", "'exp_avg.value' is torch.float32 [3]; it must be torch.float32 [8, 3, 3, 3]"),
+        ("dtype", "'exp_avg.value' is torch.float16"),
+        ("missing", "'conv.weight': missing fields 'exp_avg.value'"),
+        ("unknown", "unknown fields 'momentum'"),
+        ("names", "has 'other.weight' where the optimizer has 'conv.weight'"),
+        ("groups", "has 2 parameter groups; the optimizer has 1"),
+        ("count", "parameters; the optimizer's has 8"),
+        ("adamw", "Load AdamW state with import_adamw_state()"),
+        ("codec", "'exp_avg.exponent' is torch.uint8 [70, 3]; it must be torch.uint8 [70, 9]"),
+    ],
+)
+def test_state_that_does_not_fit_is_refused_and_nothing_changes(
+    make_model: Make, train: Train, how: str, message: str
+) -> None:
+    model = make_model()
+    optimizer = LUMA(model.named_parameters())
+    train(model, optimizer, 2)
+    before = copy.deepcopy(codes(optimizer))
+    options = copy.deepcopy(optimizer.param_groups[0]["codecs"])
+    with pytest.raises(StateMismatchError) as caught:
+        optimizer.load_state_dict(broken(optimizer, how))
+    assert message in str(caught.value)
+    assert optimizer.param_groups[0]["codecs"] == options
+    for left, right in zip(codes(optimizer), before, strict=True):
+        assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_export_is_what_torch_adamw_loads(make_model: Make, train: Train) -> None:
+    model = make_model()
+    optimizer = LUMA(model.named_parameters(), lr=3e-3, weight_decay=0.1)
+    train(model, optimizer, 5)
+    twin = copy.deepcopy(model)
+    adamw = torch.optim.AdamW(twin.named_parameters())
+    reference = adamw.state_dict()["param_groups"][0].keys()
+    exported = optimizer.export_adamw_state()
+    assert exported["param_groups"][0].keys() == reference
+    adamw.load_state_dict(exported)
+    assert adamw.param_groups[0]["lr"] == 3e-3
+    train(model, optimizer, 3, start=5)
+    train(twin, adamw, 3, start=5)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("block_size", [128, None])
+def test_export_then_import_restores_every_value(
+    make_model: Make, train: Train, block_size: int | None
+) -> None:
+    model = make_model()
+    optimizer = LUMA(model.named_parameters(), block_size=block_size, seed=1, eps=1e-7)
+    train(model, optimizer, 5)
+    other = LUMA(copy.deepcopy(model).named_parameters(), block_size=block_size, seed=2)
+    exported = optimizer.export_adamw_state()
+    other.import_adamw_state(exported)
+    assert other.param_groups[0]["eps"] == 1e-7
+    again = other.export_adamw_state()
+    for index, entry in exported["state"].items():
+        assert all(torch.equal(again["state"][index][key], entry[key]) for key in entry)
+
+
+def test_import_from_trained_adamw_goes_on_like_it(make_model: Make, train: Train) -> None:
+    model = make_model()
+    adamw = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    train(model, adamw, 20)
+    twin = copy.deepcopy(model)
+    luma = LUMA(twin.parameters(), seed=0)
+    luma.import_adamw_state(adamw.state_dict())
+    ours, theirs = train(twin, luma, 10, start=20), train(model, adamw, 10, start=20)
+    assert luma.param_groups[0]["lr"] == 3e-3
+    assert int(luma.state[twin.gain]["step"]) == 30  # type: ignore[index]
+    assert ours == pytest.approx(theirs, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (lambda sd: sd["param_groups"][0].update(amsgrad=True), ConversionError, "amsgrad=True"),
+        (lambda sd: sd["state"][0].pop("exp_avg_sq"), StateMismatchError, "no 'exp_avg_sq'"),
+        (
+            lambda sd: sd["state"][4].update(exp_avg=torch.zeros(2, 3)),
+            StateMismatchError,
+            "exp_avg has shape [2, 3]; the parameter has [6]",
+        ),
+        (lambda sd: sd["param_groups"].append({}), StateMismatchError, "2 parameter groups"),
+        (lambda sd: sd["param_groups"][0]["params"].pop(), StateMismatchError, "7 parameters"),
+    ],
+)
+def test_import_of_unfit_adamw_state_changes_nothing(
+    make_model: Make,
+    train: Train,
+    change: Callable[[dict[str, Any]], object],
+    kind: type[Exception],
+    message: str,
+) -> None:
+    model = make_model()
+    adamw = torch.optim.AdamW(model.parameters())
+    train(model, adamw, 1)
+    state = adamw.state_dict()
+    change(state)
+    optimizer = LUMA(model.parameters())
+    with pytest.raises(kind) as caught:
+        optimizer.import_adamw_state(state)
+    assert message in str(caught.value)
+    assert not optimizer.state
+
+
+def test_parameter_states_load_by_name_in_any_order(make_model: Make, train: Train) -> None:
+    model = make_model()
+    optimizer = LUMA(model.named_parameters(), lr=5e-3)
+    train(model, optimizer, 3)
+    twin = copy.deepcopy(model)
+    other = LUMA(list(twin.named_parameters())[::-1])
+    other.load_parameter_states(optimizer.group_options(), optimizer.parameter_states())
+    assert other.param_groups[0]["lr"] == 5e-3
+    train(model, optimizer, 3, start=3)
+    train(twin, other, 3, start=3)
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True)
+    )
+
+
+def test_parameter_states_of_another_model_are_refused_by_name() -> None:
+    ours = LUMA([("a.weight", nn.Parameter(torch.ones(2, 64)))])
+    theirs = LUMA([("b.weight", nn.Parameter(torch.ones(2, 64)))])
+    with pytest.raises(StateMismatchError, match=r"missing 'a\.weight', unexpected 'b\.weight'"):
+        ours.load_parameter_states(theirs.group_options(), theirs.parameter_states())

@@ -1,0 +1,152 @@
+"""Launchers of the native encode and decode of one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from luma_core.codecs import Codec, Fields, Luma16M, Luma16V
+from luma_core.codecs.loggrid import LogGridCodec
+from luma_kernels.cpu.library import native_library
+from luma_kernels.cpu.structs import LOG_ROOT, LOG_SIGNED, PLAIN, Coding, Layout, Moment
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Dtypes of parameters, gradients and encoded tensors, with their numbers in ``native.h``."""
+
+_THREAD_ELEMENTS = 1 << 15
+"""Fewer elements than this are not worth waking another thread for: some 20 microseconds."""
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor is on the CPU and what its memory holds: no subclass, not negated."""
+    return (
+        tensor.device.type == "cpu"
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and not tensor.is_neg()
+    )
+
+
+def moment_kind(codec: Codec) -> int | None:
+    """Return how the library stores moments of ``codec``; ``None`` if it cannot."""
+    if isinstance(codec, LogGridCodec):
+        return {Luma16M: LOG_SIGNED, Luma16V: LOG_ROOT}.get(type(codec))
+    return PLAIN if codec.name == "fp32" else None
+
+
+def describe_layout(codec: Codec, shape: tuple[int, ...]) -> Layout:
+    """Return how a tensor of ``shape`` is cut into the codec's blocks."""
+    grid = codec.grid(shape)
+    return Layout(grid.rows, grid.cols, codec.block_size or 0)
+
+
+def describe_moment(codec: Codec, fields: Mapping[str, Tensor]) -> Moment:
+    """Return a stored moment; its tensors must be contiguous and outlive it."""
+    kind = moment_kind(codec)
+    if not isinstance(codec, LogGridCodec):
+        return Moment(fields["value"].data_ptr(), None, kind, 0, 0)
+    grid = codec.log_grid
+    pointers = fields["codes"].data_ptr(), fields["exponent"].data_ptr()
+    return Moment(*pointers, kind, grid.octaves, grid.mantissa_bits)
+
+
+def thread_count(elements: int, threads: int | None = None) -> int:
+    """Return how many threads share ``elements``: torch's own number, fewer for small tensors."""
+    available = torch.get_num_threads() if threads is None else threads
+    return max(1, min(available, elements // _THREAD_ELEMENTS))
+
+
+def stored_as_specified(codec: Codec, fields: Mapping[str, Tensor], shape: torch.Size) -> bool:
+    """Return whether ``fields`` are just what the codec lays out, contiguous and on the CPU."""
+    return all(
+        (tensor := fields[name]).dtype == spec.dtype
+        and tensor.shape == spec.shape
+        and is_plain(tensor)
+        and tensor.is_contiguous()
+        for name, spec in codec.layout(shape).items()
+    )
+
+
+def encode(
+    codec: Codec,
+    x: Tensor,
+    draws: Tensor | None = None,
+    *,
+    threads: int | None = None,
+    instruction_set: str | None = None,
+) -> Fields | None:
+    """Store a whole moment, bit-identical to `Codec.encode_tensor` in PyTorch.
+
+    Args:
+        codec: any codec.
+        x: the moment, any shape.
+        draws: int32 of the same shape, in ``[0, 65535]``, or ``None``.
+        threads: number of threads; torch's by default.
+        instruction_set: one of the library's; the fastest by default.
+
+    Returns:
+        The fields, or ``None`` where the library does not support the codec or the tensors.
+
+    Raises:
+        BackendUnavailableError: there is no library.
+    """
+    if moment_kind(codec) in (None, PLAIN) or x.dtype not in DTYPES or not x.numel():
+        return None
+    if not is_plain(x) or not x.is_contiguous():
+        return None
+    if draws is not None and not (
+        draws.dtype == torch.int32
+        and draws.shape == x.shape
+        and is_plain(draws)
+        and draws.is_contiguous()
+    ):
+        return None
+    fields = {
+        name: torch.empty(spec.shape, dtype=spec.dtype)
+        for name, spec in codec.layout(x.shape).items()
+    }
+    coding = Coding(
+        x.data_ptr(),
+        None if draws is None else draws.data_ptr(),
+        describe_moment(codec, fields),
+        describe_layout(codec, x.shape),
+        DTYPES[x.dtype],
+    )
+    native_library().encode(coding, thread_count(x.numel(), threads), instruction_set)
+    return fields
+
+
+def decode(
+    codec: Codec,
+    fields: Mapping[str, Tensor],
+    shape: tuple[int, ...],
+    *,
+    threads: int | None = None,
+    instruction_set: str | None = None,
+) -> Tensor | None:
+    """Return a whole moment as float32, bit-identical to `Codec.decode_tensor` in PyTorch.
+
+    Args:
+        codec: any codec.
+        fields: its stored tensors.
+        shape: shape of the moment.
+        threads: number of threads; torch's by default.
+        instruction_set: one of the library's; the fastest by default.
+
+    Returns:
+        The moment, or ``None`` where the library does not support the codec or the tensors.
+
+    Raises:
+        BackendUnavailableError: there is no library.
+    """
+    if moment_kind(codec) in (None, PLAIN):
+        return None
+    if not stored_as_specified(codec, fields, torch.Size(shape)):
+        return None
+    x = torch.empty(shape, dtype=torch.float32)
+    coding = Coding(
+        x.data_ptr(), None, describe_moment(codec, fields), describe_layout(codec, shape), 0
+    )
+    native_library().decode(coding, thread_count(x.numel(), threads), instruction_set)
+    return x

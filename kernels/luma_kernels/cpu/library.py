@@ -1,0 +1,131 @@
+"""Finds and loads the compiled library, and says why where there is none."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_int32, c_int64
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from luma_core.errors import BackendUnavailableError
+from luma_kernels.cpu.structs import INTERFACE_VERSION, Coding, Step
+
+LIBRARY_PATH = Path(__file__).with_name("_native.so")
+"""Where installing puts the library."""
+
+
+@dataclass(frozen=True)
+class NativeStatus:
+    """Whether the native library can be used, and how.
+
+    Attributes:
+        available: whether it was loaded.
+        reason: why not; empty if it was.
+        path: where it is, or would be.
+        instruction_sets: builds that run on this CPU, slowest first; the last is used.
+        threading: ``OpenMP`` or ``std::thread``; empty if it was not loaded.
+    """
+
+    available: bool
+    reason: str
+    path: str
+    instruction_sets: tuple[str, ...]
+    threading: str
+
+
+class NativeLibrary:
+    """The loaded library.
+
+    Args:
+        path: the shared library.
+
+    Raises:
+        BackendUnavailableError: it is missing, cannot be loaded, or was built from other sources.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise BackendUnavailableError(
+                f"the native CPU library {path} was not built.",
+                hint="Install a C++17 compiler (g++ or clang++) and install luma-state again.",
+            )
+        try:
+            self._library = ctypes.CDLL(str(path))
+            found = self._library.luma_interface_version()
+        except (OSError, AttributeError) as error:
+            raise BackendUnavailableError(
+                f"the native CPU library {path} cannot be loaded: {error}.",
+                hint="Install luma-state again.",
+            ) from error
+        if found != INTERFACE_VERSION:
+            raise BackendUnavailableError(
+                f"the native CPU library {path} has interface {found} and must have "
+                f"{INTERFACE_VERSION}.",
+                hint="It is left over from another version: install luma-state again.",
+            )
+        self._declare()
+        self.threading: str = self._library.luma_threading().decode()
+        self._sets = {
+            self._library.luma_instruction_set_name(index).decode(): index
+            for index in range(self._library.luma_instruction_sets())
+            if self._library.luma_instruction_set_runs_here(index)
+        }
+        self.instruction_sets = tuple(self._sets)
+
+    def step(self, step: Step, threads: int, instruction_set: str | None = None) -> int:
+        """Take one step; return the number of blocks whose new moments were not all finite."""
+        index = self._index(instruction_set)
+        return int(self._library.luma_step(ctypes.byref(step), index, threads))
+
+    def encode(self, coding: Coding, threads: int, instruction_set: str | None = None) -> None:
+        """Encode one moment."""
+        self._library.luma_encode(ctypes.byref(coding), self._index(instruction_set), threads)
+
+    def decode(self, coding: Coding, threads: int, instruction_set: str | None = None) -> None:
+        """Decode one moment."""
+        self._library.luma_decode(ctypes.byref(coding), self._index(instruction_set), threads)
+
+    def _index(self, instruction_set: str | None) -> int:
+        name = self.instruction_sets[-1] if instruction_set is None else instruction_set
+        if name not in self._sets:
+            raise BackendUnavailableError(
+                f"instruction_set={name!r} does not run here; it must be one of "
+                f"{', '.join(map(repr, self.instruction_sets))}."
+            )
+        return self._sets[name]
+
+    def _declare(self) -> None:
+        library = self._library
+        library.luma_instruction_sets.restype = c_int32
+        library.luma_instruction_set_name.argtypes = [c_int32]
+        library.luma_instruction_set_name.restype = c_char_p
+        library.luma_instruction_set_runs_here.argtypes = [c_int32]
+        library.luma_instruction_set_runs_here.restype = c_int32
+        library.luma_threading.restype = c_char_p
+        library.luma_step.argtypes = [POINTER(Step), c_int32, c_int32]
+        library.luma_step.restype = c_int64
+        for function in (library.luma_encode, library.luma_decode):
+            function.argtypes = [POINTER(Coding), c_int32, c_int32]
+            function.restype = None
+
+
+@cache
+def native_library() -> NativeLibrary:
+    """Return the library, loaded once.
+
+    Raises:
+        BackendUnavailableError: says why it cannot be used.
+    """
+    return NativeLibrary(LIBRARY_PATH)
+
+
+def native_status() -> NativeStatus:
+    """Return whether the library can be used; never raises."""
+    try:
+        library = native_library()
+    except BackendUnavailableError as error:
+        return NativeStatus(False, str(error), str(LIBRARY_PATH), (), "")
+    return NativeStatus(
+        True, "", str(LIBRARY_PATH), tuple(library.instruction_sets), library.threading
+    )

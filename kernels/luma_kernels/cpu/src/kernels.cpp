@@ -1,0 +1,17 @@
+// The kernels of one instruction set: compiled once for each, with LUMA_ISA as its name. They are
+// plain loops that compilers turn into vector code. No operation may be contracted or reordered, so
+// that all builds compute the same bits; everything is local to its build, so that the linker
+// cannot mix them.
+
+#include "coding.h"
+#include "stepping.h"
+
+namespace luma {
+namespace LUMA_ISA {
+
+extern const Kernels kernels;
+const Kernels kernels = {step,         whole_measure, whole_step, encode, whole_largest,
+                         whole_encode, decode,        whole_decode};
+
+}  // namespace LUMA_ISA
+}  // namespace luma

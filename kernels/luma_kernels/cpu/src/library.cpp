@@ -1,0 +1,188 @@
+// The library's C interface: picks a build of the kernels and shares the work out to threads.
+
+#include "native.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+#include <system_error>
+#include <thread>
+#include <vector>
+#endif
+
+namespace luma {
+
+namespace generic {
+extern const Kernels kernels;
+}
+#ifdef LUMA_X86
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  const Kernels* kernels;
+  bool (*runs_here)();
+};
+
+// Slowest first.
+const InstructionSet kInstructionSets[] = {
+#ifdef LUMA_X86
+    {"sse2", &generic::kernels, [] { return true; }},
+    {"avx2", &avx2::kernels, [] { return __builtin_cpu_supports("avx2") != 0; }},
+    {"avx512", &avx512::kernels,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+     }},
+#else
+    {"generic", &generic::kernels, [] { return true; }},
+#endif
+};
+// Elements that a thread takes at once.
+constexpr int64_t kRangeElements = 1 << 16;
+
+constexpr int32_t kCount = sizeof kInstructionSets / sizeof kInstructionSets[0];
+
+// Calls body() on each of `threads` threads, or on fewer if there are no more to be had.
+template <class Body>
+void parallel(int32_t threads, const Body& body) {
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+  body();
+#else
+  std::vector<std::thread> running;
+  try {
+    for (int32_t i = 1; i < threads; ++i) running.emplace_back(body);
+  } catch (const std::system_error&) {
+    // The threads there are do all of the work.
+  }
+  body();
+  for (auto& thread : running) thread.join();
+#endif
+}
+
+// Calls body(begin, end) for ranges of `count` units of `unit_elements` each. Threads fetch the
+// next range when done with one, so that one on a busy core does not hold up the others.
+template <class Body>
+void share(int32_t threads, int64_t count, int64_t unit_elements, const Body& body) {
+  if (threads <= 1) return body(0, count);
+  const int64_t range = unit_elements < kRangeElements ? kRangeElements / unit_elements : 1;
+  int64_t next = 0;
+  parallel(threads, [&] {
+    for (;;) {
+      const int64_t begin = __atomic_fetch_add(&next, range, __ATOMIC_RELAXED);
+      if (begin >= count) return;
+      body(begin, begin + range < count ? begin + range : count);
+    }
+  });
+}
+
+template <class Body>
+void share(int32_t threads, const Layout& layout, const Body& body) {
+  if (layout.block) {
+    const int64_t block = layout.block < layout.cols ? layout.block : layout.cols;
+    return share(threads, layout.rows * blocks_per_row(layout), block, body);
+  }
+  share(threads, (numel(layout) + kChunk - 1) / kChunk, kChunk, body);
+}
+
+void raise_to(int32_t* shared, int32_t value) {
+  int32_t seen = __atomic_load_n(shared, __ATOMIC_RELAXED);
+  while (seen < value && !__atomic_compare_exchange_n(shared, &seen, value, true, __ATOMIC_RELAXED,
+                                                      __ATOMIC_RELAXED)) {
+  }
+}
+
+int64_t whole_step(const Step& s, const Kernels& kernels, int32_t threads) {
+  Largest largest;
+  share(threads, s.layout, [&](int64_t begin, int64_t end) {
+    const Largest part = kernels.whole_measure(s, begin, end);
+    raise_to(&largest.first, part.first);
+    raise_to(&largest.second, part.second);
+  });
+  const bool bad = nonfinite(largest);
+  if (bad && s.skip_nonfinite) return bad;
+  share(threads, s.layout, [&](int64_t begin, int64_t end) {
+    kernels.whole_step(s, largest, begin, end);
+  });
+  if (s.first.kind != kPlain) {
+    *s.first.exponent = fit(s.first, largest.first);
+    *s.second.exponent = fit(s.second, largest.second);
+  }
+  return bad;
+}
+
+}  // namespace
+}  // namespace luma
+
+#define LUMA_EXPORT extern "C" __attribute__((visibility("default")))
+
+LUMA_EXPORT int32_t luma_interface_version() { return luma::kInterfaceVersion; }
+
+LUMA_EXPORT int32_t luma_instruction_sets() { return luma::kCount; }
+
+LUMA_EXPORT const char* luma_instruction_set_name(int32_t index) {
+  return luma::kInstructionSets[index].name;
+}
+
+LUMA_EXPORT int32_t luma_instruction_set_runs_here(int32_t index) {
+  return luma::kInstructionSets[index].runs_here();
+}
+
+LUMA_EXPORT const char* luma_threading() {
+#ifdef _OPENMP
+  return "OpenMP";
+#else
+  return "std::thread";
+#endif
+}
+
+// Takes one step; returns the number of blocks whose new moments were not all finite.
+LUMA_EXPORT int64_t luma_step(const luma::Step* step, int32_t instruction_set, int32_t threads) {
+  using namespace luma;
+  const Kernels& kernels = *kInstructionSets[instruction_set].kernels;
+  if (numel(step->layout) == 0) return 0;
+  if (step->layout.block == 0) return whole_step(*step, kernels, threads);
+  int64_t bad = 0;
+  share(threads, step->layout, [&](int64_t begin, int64_t end) {
+    __atomic_fetch_add(&bad, kernels.step(*step, begin, end), __ATOMIC_RELAXED);
+  });
+  return bad;
+}
+
+LUMA_EXPORT void luma_encode(const luma::Coding* coding, int32_t instruction_set, int32_t threads) {
+  using namespace luma;
+  const Kernels& kernels = *kInstructionSets[instruction_set].kernels;
+  if (numel(coding->layout) == 0) return;
+  if (coding->layout.block) {
+    return share(threads, coding->layout,
+                 [&](int64_t begin, int64_t end) { kernels.encode(*coding, begin, end); });
+  }
+  int32_t largest = 0;
+  share(threads, coding->layout, [&](int64_t begin, int64_t end) {
+    raise_to(&largest, kernels.whole_largest(*coding, begin, end));
+  });
+  const uint8_t exponent = fit(coding->stored, largest);
+  share(threads, coding->layout, [&](int64_t begin, int64_t end) {
+    kernels.whole_encode(*coding, exponent, begin, end);
+  });
+  *coding->stored.exponent = exponent;
+}
+
+LUMA_EXPORT void luma_decode(const luma::Coding* coding, int32_t instruction_set, int32_t threads) {
+  using namespace luma;
+  const Kernels& kernels = *kInstructionSets[instruction_set].kernels;
+  if (numel(coding->layout) == 0) return;
+  const bool blocks = coding->layout.block != 0;
+  share(threads, coding->layout, [&](int64_t begin, int64_t end) {
+    (blocks ? kernels.decode : kernels.whole_decode)(*coding, begin, end);
+  });
+}

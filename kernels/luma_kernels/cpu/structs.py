@@ -1,0 +1,70 @@
+"""The layouts that `src/native.h` declares, field by field."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int32, c_int64, c_uint32, c_void_p
+from typing import ClassVar
+
+INTERFACE_VERSION = 2
+"""``kInterfaceVersion`` of the sources that these layouts were written for."""
+
+PLAIN, LOG_SIGNED, LOG_ROOT = range(3)
+"""How a moment is stored: float32 values, or codes of it or of its square root."""
+
+
+class Layout(Structure):
+    """How elements form blocks; ``block`` 0 means one block that holds all."""
+
+    _fields_: ClassVar = [("rows", c_int64), ("cols", c_int64), ("block", c_int64)]
+
+
+class Moment(Structure):
+    """One stored moment."""
+
+    _fields_: ClassVar = [
+        ("values", c_void_p),
+        ("exponent", c_void_p),
+        ("kind", c_int32),
+        ("octaves", c_int32),
+        ("mantissa_bits", c_int32),
+    ]
+
+
+class Step(Structure):
+    """One parameter's step."""
+
+    _fields_: ClassVar = [
+        ("param", c_void_p),
+        ("grad", c_void_p),
+        ("first", Moment),
+        ("second", Moment),
+        ("layout", Layout),
+        ("first_index", c_int64),
+        ("param_dtype", c_int32),
+        ("grad_dtype", c_int32),
+        ("k0", c_uint32),
+        ("k1", c_uint32),
+        ("skip_nonfinite", c_int32),
+        ("round_param", c_int32),
+        ("maximize", c_int32),
+        ("lerp_from_grad", c_int32),
+        ("lerp", c_float),
+        ("beta2", c_float),
+        ("one_minus_beta2", c_float),
+        ("inverse_root_correction2", c_float),
+        ("eps", c_float),
+        ("decay", c_float),
+        ("rate", c_float),
+    ]
+
+
+class Coding(Structure):
+    """One moment to encode or decode."""
+
+    _fields_: ClassVar = [
+        ("plain", c_void_p),
+        ("draws", c_void_p),
+        ("stored", Moment),
+        ("layout", Layout),
+        ("plain_dtype", c_int32),
+    ]

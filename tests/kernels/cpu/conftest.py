@@ -1,0 +1,149 @@
+"""Steps of every geometry and dtype, ready to be taken by either backend."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from luma_core import rounding
+from luma_core.codecs import FP32, Codec, Luma16M, Luma16V
+from luma_core.optim import AdamWRule
+from luma_core.optim.eager import ParameterStep, StoredMoment
+from luma_kernels import cpu
+from luma_kernels.cpu.library import native_library
+
+if not cpu.native_status().available:
+    collect_ignore_glob = ["test_*.py"]
+
+
+class SeparateRule(AdamWRule):
+    """AdamW with each operation rounded on its own, as the native kernels do.
+
+    The rule itself leaves that to PyTorch, which fuses some of them where the CPU can.
+    """
+
+    def update_moments(self, grad: Tensor, moments: Any, hyper: Any) -> dict[str, Tensor]:
+        if hyper.maximize:
+            grad = -grad
+        m, v = moments["exp_avg"], moments["exp_avg_sq"]
+        weight = 1.0 - hyper.beta1
+        difference = grad - m
+        new = m + difference.mul_(weight) if weight < 0.5 else grad + difference.mul_(weight - 1.0)
+        squares = (grad * (1.0 - hyper.beta2)).mul_(grad)
+        return {"exp_avg": new, "exp_avg_sq": (v * hyper.beta2).add_(squares)}
+
+
+def luma_codecs(block_size: int | None, octaves: int | None = None) -> dict[str, Codec]:
+    return {
+        "exp_avg": Luma16M(block_size=block_size, octaves=octaves),
+        "exp_avg_sq": Luma16V(block_size=block_size, octaves=octaves),
+    }
+
+
+def plain_codecs(block_size: int | None) -> dict[str, Codec]:
+    return {name: FP32(block_size=block_size) for name in ("exp_avg", "exp_avg_sq")}
+
+
+def make_step(
+    shape: tuple[int, ...],
+    codecs: dict[str, Codec],
+    *,
+    dtype: torch.dtype = torch.float32,
+    grad_dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    spread: float = 4.0,
+    step: int = 3,
+    skip_nonfinite: bool = True,
+    stochastic_rounding: bool = True,
+    **options: Any,
+) -> ParameterStep:
+    """Build a step from a state as training leaves it: magnitudes spread over many octaves."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal() -> Tensor:
+        size = torch.randn(shape, generator=generator)
+        return size * torch.exp2(torch.randn(shape, generator=generator) * spread)
+
+    group = {
+        "lr": 1e-2,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "maximize": False,
+        **options,
+    }
+    values = {"exp_avg": normal() * 0.1, "exp_avg_sq": (normal() * 0.1).square()}
+    return ParameterStep(
+        param=normal().to(dtype),
+        grad=normal().to(grad_dtype),
+        moments={
+            name: StoredMoment(codec, codec.encode_tensor(values[name]))
+            for name, codec in codecs.items()
+        },
+        hyper=AdamWRule().hyper(group, step),
+        keys=rounding.step_keys(seed * 7919 - 5, step),
+        skip_nonfinite=skip_nonfinite,
+        stochastic_rounding=stochastic_rounding,
+    )
+
+
+def clone(item: ParameterStep) -> ParameterStep:
+    return replace(
+        item,
+        param=item.param.clone(),
+        moments={
+            name: StoredMoment(stored.codec, copy.deepcopy(stored.fields))
+            for name, stored in item.moments.items()
+        },
+    )
+
+
+def tensors(item: ParameterStep) -> dict[str, Tensor]:
+    """Everything a step writes; floats as bits, so that equal means equal."""
+    found = {"param": item.param}
+    for name, stored in item.moments.items():
+        found |= {f"{name}.{key}": value for key, value in stored.fields.items()}
+    return found
+
+
+def assert_same_bits(a: ParameterStep, b: ParameterStep, note: str = "") -> None:
+    for name, left in tensors(a).items():
+        right = tensors(b)[name]
+        if left.is_floating_point():
+            nan = left.isnan()
+            assert torch.equal(nan, right.isnan()), (name, note)
+            left, right = left.masked_fill(nan, 0), right.masked_fill(nan, 0)
+        assert torch.equal(left, right), (name, note)
+
+
+@pytest.fixture(params=native_library().instruction_sets if cpu.native_status().available else [])
+def instruction_set(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def exact_roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round the square root in a parameter's update correctly; PyTorch may be one bit off."""
+    monkeypatch.setattr(Tensor, "sqrt", lambda x: torch.sqrt(x.double()).to(x.dtype))
+
+
+@pytest.fixture
+def bits_from(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function that makes eager steps count their elements from an index on."""
+    original = rounding.random_bits
+
+    def shift(first_index: int) -> None:
+        monkeypatch.setattr(
+            rounding,
+            "random_bits",
+            lambda keys, start, count, **kw: original(keys, start + first_index, count, **kw),
+        )
+
+    return shift

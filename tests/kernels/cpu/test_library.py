@@ -1,0 +1,79 @@
+"""A library that is missing, foreign or stale is refused with its reason, and steps go on."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from luma_core import LUMA, native
+from luma_core.codecs import Luma16M
+from luma_core.errors import BackendUnavailableError
+from luma_kernels import cpu
+from luma_kernels.cpu import library
+from luma_kernels.cpu.library import NativeLibrary, native_library
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setattr(library, "LIBRARY_PATH", tmp_path / "_native.so")
+    native_library.cache_clear()
+    native.native_cpu.cache_clear()
+    yield
+    native_library.cache_clear()
+    native.native_cpu.cache_clear()
+
+
+@pytest.mark.usefixtures("no_library")
+def test_without_it_steps_are_eager_with_one_notice(caplog: pytest.LogCaptureFixture) -> None:
+    param = nn.Parameter(torch.ones(64, 64))
+    param.grad = torch.ones_like(param)
+    optimizer = LUMA([param], seed=0)
+    with caplog.at_level(logging.WARNING, logger="luma"):
+        for _ in range(3):
+            optimizer.step()
+    (notice,) = caplog.messages
+    assert "was not built" in notice
+    assert "luma doctor" in notice
+    assert float(param.detach().max()) < 1
+    assert not cpu.native_status().available
+
+
+@pytest.mark.usefixtures("no_library")
+def test_asking_for_it_by_name_fails_without_it() -> None:
+    with pytest.raises(BackendUnavailableError, match="luma doctor"):
+        LUMA([nn.Parameter(torch.ones(4))], backend="native")
+
+
+def test_what_is_no_library_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "_native.so"
+    path.write_bytes(b"not an ELF file")
+    with pytest.raises(BackendUnavailableError, match="cannot be loaded"):
+        NativeLibrary(path)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("int other;", "cannot be loaded"),
+        ("int luma_interface_version(void) { return -1; }", "has interface -1 and must have"),
+    ],
+)
+def test_another_version_is_refused(tmp_path: Path, source: str, message: str) -> None:
+    path = tmp_path / "_native.so"
+    command = ["cc", "-shared", "-x", "c", "-", "-o", str(path)]
+    subprocess.run(command, input=source.encode(), check=True)
+    with pytest.raises(BackendUnavailableError, match=message):
+        NativeLibrary(path)
+
+
+def test_unknown_instruction_sets_are_refused() -> None:
+    with pytest.raises(BackendUnavailableError, match="instruction_set='mmx'"):
+        cpu.encode(Luma16M(), torch.ones(64), instruction_set="mmx")

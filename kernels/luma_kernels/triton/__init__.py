@@ -1,0 +1,1 @@
+"""Fused steps as Triton kernels. Importing this package does not import Triton."""

@@ -1,0 +1,355 @@
+"""The AdamW step as kernels: one program per run of tiles of one tensor, all tensors in one launch.
+
+`tables.py` says where everything is. A codec comes as device functions (`codecs.py`) and constants.
+"""
+
+import triton
+import triton.language as tl
+
+from luma_kernels.triton.codecs import fit_exponent
+from luma_kernels.triton.fastmath import reciprocal, sqrt
+from luma_kernels.triton.noise import random_bits, third_draw, to_bfloat16
+from luma_kernels.triton.tables import (
+    BLOCKS_PER_ROW,
+    COLS,
+    FIRST,
+    FIRST_EXPONENT,
+    FIRST_PROGRAM,
+    GRAD,
+    NONFINITE,
+    NUMEL,
+    ROW,
+    SECOND,
+    SECOND_EXPONENT,
+    WIDTH,
+    ZERO,
+    pointer_of,
+    row_numbers,
+    tensor_pointers,
+)
+
+# Bits of 3.39e38. A larger second moment codes to infinity: its block counts as non-finite.
+LARGEST_SECOND = tl.constexpr(0x7F7F08F3)
+INFINITY = tl.constexpr(0x7F800000)
+
+
+@triton.jit
+def _load(pointer, mask, MASKED: tl.constexpr):
+    if MASKED:
+        return tl.load(pointer, mask=mask, other=0)
+    return tl.load(pointer)
+
+
+@triton.jit
+def _store(pointer, value, mask, MASKED: tl.constexpr):
+    if MASKED:
+        tl.store(pointer, value, mask=mask)
+    else:
+        tl.store(pointer, value)
+
+
+@triton.jit
+def _new_moments(grad, m, v, numbers, FACTOR: tl.constexpr):
+    """Return the new moments, float32; ``FACTOR`` says whether gradients are scaled or negated."""
+    grad = grad.to(tl.float32)
+    if FACTOR:
+        grad = grad * numbers[1]
+    m = m + numbers[0] * (grad - m)
+    v = v * numbers[2] + grad * (grad * numbers[3])
+    return m, v
+
+
+@triton.jit
+def _indices(row, BLOCK: tl.constexpr, TILE_BLOCKS: tl.constexpr, LANE: tl.constexpr):
+    """Return element offsets in a tile and block offsets of its lanes.
+
+    A tile is ``[TILE_BLOCKS, BLOCK // LANE, LANE]`` elements of one warp: a lane owns 16 bytes of
+    codes and reads its block's exponent itself. A zero that the compiler does not know hides that
+    blocks are neighbours too: it would otherwise give exponents a layout of their own, and shared
+    memory to get into it and out of it.
+    """
+    blocks = tl.arange(0, TILE_BLOCKS)
+    lanes = tl.arange(0, BLOCK // LANE)
+    inner = tl.arange(0, LANE)
+    element = blocks[:, None] * BLOCK + lanes[None, :] * LANE
+    element = element[:, :, None] + inner[None, None, :]
+    block = (blocks ^ tl.load(row + ZERO))[:, None] + tl.zeros_like(lanes)[None, :]
+    return element, block, (lanes == 0)[None, :]
+
+
+@triton.jit
+def _step_tile(
+    pointers,
+    numbers,
+    maximum,
+    start,
+    element,
+    block,
+    leader,
+    mask,
+    low,
+    high,
+    MASKED: tl.constexpr,
+    P: tl.constexpr,
+    M_DECODE: tl.constexpr,
+    M_ENCODE: tl.constexpr,
+    V_DECODE: tl.constexpr,
+    V_ENCODE: tl.constexpr,
+    M_BITS: tl.constexpr,
+    OCTAVES: tl.constexpr,
+    SCALED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    SKIP: tl.constexpr,
+    ROUND: tl.constexpr,
+    FACTOR: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """Update one tile.
+
+    ``pointers`` are a tensor's base pointers and ``numbers`` its row. ``element`` [blocks, lanes,
+    LANE] and ``block`` [blocks, lanes] are offsets from ``start`` elements and from the tensor's
+    first block; ``low`` and ``high`` the words of the global element index.
+    """
+    param_at = pointers[0] + start + element
+    first_at = pointers[2] + start + element
+    second_at = pointers[3] + start + element
+    first_exponent_at = pointers[4] + block
+    second_exponent_at = pointers[5] + block
+
+    grad = _load(pointers[1] + start + element, mask, MASKED)
+    old_param = _load(param_at, mask, MASKED)
+    raw_m = _load(first_at, mask, MASKED)
+    raw_v = _load(second_at, mask, MASKED)
+    old_em = tl.zeros_like(block).to(tl.int32)
+    old_ev = old_em
+    if SCALED:
+        old_em = tl.load(first_exponent_at).to(tl.int32)
+        old_ev = tl.load(second_exponent_at).to(tl.int32)
+
+    m = M_DECODE(raw_m, old_em[:, :, None], M_BITS, OCTAVES)
+    v = V_DECODE(raw_v, old_ev[:, :, None], M_BITS + 1, OCTAVES)
+    m, v = _new_moments(grad, m, v, numbers, FACTOR)
+    # Bits of non-negative floats are ordered like the floats, and those of NaN come last; a warp
+    # has one instruction for the maximum of integers.
+    if WHOLE:
+        m_bits = tl.load(maximum).to(tl.uint32) + tl.zeros_like(block).to(tl.uint32)
+        v_bits = tl.load(maximum + 1).to(tl.uint32) + tl.zeros_like(block).to(tl.uint32)
+    else:
+        m_bits = tl.max(tl.max(tl.abs(m).to(tl.uint32, bitcast=True), axis=2), axis=1)[:, None]
+        v_bits = tl.max(tl.max(v.to(tl.uint32, bitcast=True), axis=2), axis=1)[:, None]
+    keep = v_bits <= LARGEST_SECOND
+    new_em = old_em
+    new_ev = old_ev
+    if SCALED:
+        new_em = fit_exponent(m_bits.to(tl.float32, bitcast=True), OCTAVES)
+        new_ev = fit_exponent(tl.sqrt(v_bits.to(tl.float32, bitcast=True)), OCTAVES)
+        if not SKIP:
+            new_em = tl.where(keep, new_em, 254)
+            new_ev = tl.where(keep, new_ev, 254)
+
+    bits = random_bits(low, high, numbers[8], numbers[9])
+    root = sqrt(v, FAST)
+    update = m * reciprocal(root * numbers[4] + numbers[5], FAST)
+    param = old_param.to(tl.float32) * numbers[6] + update * numbers[7]
+    coded_m = M_ENCODE(m, root, new_em[:, :, None], bits, M_BITS, OCTAVES)
+    coded_v = V_ENCODE(v, root, new_ev[:, :, None], bits, M_BITS + 1, OCTAVES)
+    if tl.bfloat16 == P:
+        draw = 0x7FFF + ((param.to(tl.uint32, bitcast=True) >> 16) & 1)
+        if ROUND:
+            draw = third_draw(bits)
+        stored = to_bfloat16(param, draw)
+    else:
+        stored = param.to(P)
+
+    if not WHOLE:
+        tl.atomic_add(
+            pointers[6] + tl.zeros_like(block),
+            tl.zeros_like(block).to(tl.int64) + 1,
+            mask=leader & (v_bits > LARGEST_SECOND),
+            sem="relaxed",
+        )
+    write_block = leader
+    write = mask
+    if SKIP:
+        write_block = write_block & keep
+        write = keep[:, :, None]
+        if MASKED:
+            write = write & mask
+    _store(param_at, stored, write, MASKED or SKIP)
+    _store(first_at, coded_m, write, MASKED or SKIP)
+    _store(second_at, coded_v, write, MASKED or SKIP)
+    if SCALED:
+        if not WHOLE:
+            tl.store(first_exponent_at, new_em.to(tl.uint8), mask=write_block)
+            tl.store(second_exponent_at, new_ev.to(tl.uint8), mask=write_block)
+
+
+@triton.jit
+def step_kernel(
+    table,
+    rows,
+    owner,
+    maxima,
+    P: tl.constexpr,
+    G: tl.constexpr,
+    STATE: tl.constexpr,
+    M_DECODE: tl.constexpr,
+    M_ENCODE: tl.constexpr,
+    V_DECODE: tl.constexpr,
+    V_ENCODE: tl.constexpr,
+    M_BITS: tl.constexpr,
+    OCTAVES: tl.constexpr,
+    SCALED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    SKIP: tl.constexpr,
+    ROUND: tl.constexpr,
+    FACTOR: tl.constexpr,
+    FAST: tl.constexpr,
+    HAS_SCALER: tl.constexpr,
+    RAGGED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    TILES: tl.constexpr,
+    LANE: tl.constexpr,
+):
+    """Take the step of ``TILES`` tiles of ``TILE_BLOCKS`` blocks of one tensor."""
+    pid = tl.program_id(0)
+    tensor = tl.load(owner + pid)
+    entry = table + tensor.to(tl.int64) * WIDTH
+    row = rows + tensor * ROW
+    maximum = maxima + tensor * 2
+    if HAS_SCALER:
+        if tl.load(row + 10) == 0:
+            return
+    numel = tl.load(entry + NUMEL)
+    pointers = tensor_pointers(entry, P, G, STATE, ALIGNED)
+    numbers = row_numbers(row)
+    TILE: tl.constexpr = BLOCK * TILE_BLOCKS
+    first_tile = (pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM)) * TILES
+    cols = numel
+    per_row = tl.cdiv(numel, BLOCK)
+    blocks = per_row
+    last_tile = first_tile
+    if RAGGED:
+        cols = tl.load(entry + COLS)
+        per_row = tl.load(entry + BLOCKS_PER_ROW)
+        blocks = numel // cols * per_row
+    else:
+        last_tile = tl.minimum(first_tile + TILES, numel // TILE)
+        element, block, leader = _indices(row, BLOCK, TILE_BLOCKS, LANE)
+        for tile in range(first_tile, last_tile):
+            start = tl.multiple_of(tile * TILE, TILE)
+            _step_tile(
+                pointers, numbers, maximum, start, element,
+                tl.zeros_like(block) if WHOLE else tile * TILE_BLOCKS + block, leader, None,
+                start.to(tl.uint32) + element.to(tl.uint32), (start >> 32).to(tl.uint32),
+                False, P, M_DECODE, M_ENCODE, V_DECODE, V_ENCODE, M_BITS, OCTAVES,
+                SCALED, WHOLE, SKIP, ROUND, FACTOR, FAST,
+            )  # fmt: skip
+        last_tile = tl.maximum(last_tile, first_tile)
+    # What is left is stepped block by block: ends of tensors, and of rows that blocks do not fit.
+    element, block, leader = _indices(row, BLOCK, 1, LANE)
+    last_block = tl.minimum((first_tile + TILES) * TILE_BLOCKS, blocks)
+    for index in range(last_tile * TILE_BLOCKS, last_block):
+        inside = (index % per_row) * BLOCK
+        start = index // per_row * cols + inside
+        _step_tile(
+            pointers, numbers, maximum, start, element,
+            tl.zeros_like(block) if WHOLE else index + block, leader, inside + element < cols,
+            (start + element).to(tl.uint32), ((start + element) >> 32).to(tl.uint32),
+            True, P, M_DECODE, M_ENCODE, V_DECODE, V_ENCODE, M_BITS, OCTAVES,
+            SCALED, WHOLE, SKIP, ROUND, FACTOR, FAST,
+        )  # fmt: skip
+
+
+@triton.jit
+def maxima_kernel(
+    table,
+    rows,
+    owner,
+    maxima,
+    G: tl.constexpr,
+    STATE: tl.constexpr,
+    M_DECODE: tl.constexpr,
+    V_DECODE: tl.constexpr,
+    M_BITS: tl.constexpr,
+    OCTAVES: tl.constexpr,
+    SCALED: tl.constexpr,
+    FACTOR: tl.constexpr,
+    HAS_SCALER: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """First pass with one scale per tensor: the largest new moments, as float32 bits."""
+    pid = tl.program_id(0)
+    tensor = tl.load(owner + pid)
+    entry = table + tensor.to(tl.int64) * WIDTH
+    row = rows + tensor * ROW
+    if HAS_SCALER:
+        if tl.load(row + 10) == 0:
+            return
+    numbers = row_numbers(row)
+    numel = tl.load(entry + NUMEL)
+    exponent_m = 0
+    exponent_v = 0
+    if SCALED:
+        exponent_m = tl.load(pointer_of(entry, FIRST_EXPONENT, tl.uint8, False)).to(tl.int32)
+        exponent_v = tl.load(pointer_of(entry, SECOND_EXPONENT, tl.uint8, False)).to(tl.int32)
+    TILE: tl.constexpr = BLOCK * TILE_BLOCKS
+    element = tl.arange(0, TILE)
+    largest_m = tl.zeros((TILE,), tl.float32)
+    largest_v = tl.zeros((TILE,), tl.uint32)
+    first_tile = (pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM)) * TILES
+    for tile in range(first_tile, first_tile + TILES):
+        start = tl.multiple_of(tile * TILE, TILE)
+        mask = start + element < numel
+        grad = tl.load(pointer_of(entry, GRAD, G, ALIGNED) + start + element, mask=mask, other=0)
+        first = pointer_of(entry, FIRST, STATE, ALIGNED) + start + element
+        second = pointer_of(entry, SECOND, STATE, ALIGNED) + start + element
+        m = M_DECODE(tl.load(first, mask=mask, other=0), exponent_m, M_BITS, OCTAVES)
+        v = V_DECODE(tl.load(second, mask=mask, other=0), exponent_v, M_BITS + 1, OCTAVES)
+        m, v = _new_moments(grad, m, v, numbers, FACTOR)
+        largest_m = tl.maximum(largest_m, tl.abs(m))
+        largest_v = tl.maximum(largest_v, v.to(tl.uint32, bitcast=True))
+    maximum = maxima + tensor * 2
+    tl.atomic_max(maximum, tl.max(largest_m, axis=0).to(tl.int32, bitcast=True))
+    tl.atomic_max(maximum + 1, tl.minimum(tl.max(largest_v, axis=0), INFINITY).to(tl.int32))
+
+
+@triton.jit
+def finish_kernel(
+    table,
+    rows,
+    maxima,
+    tensors,
+    first_tensor,
+    OCTAVES: tl.constexpr,
+    SCALED: tl.constexpr,
+    SKIP: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Last pass with one scale per tensor: store exponents, count tensors left untouched."""
+    tensor = first_tensor + tl.program_id(0) * LANES + tl.arange(0, LANES)
+    mask = tensor < first_tensor + tensors
+    entry = table + tensor.to(tl.int64) * WIDTH
+    maximum = maxima + tensor * 2
+    largest_m = tl.load(maximum, mask=mask, other=0).to(tl.float32, bitcast=True)
+    largest_bits = tl.load(maximum + 1, mask=mask, other=0)
+    finite = largest_bits <= LARGEST_SECOND
+    largest_root = tl.sqrt(largest_bits.to(tl.float32, bitcast=True))
+    new_m = tl.where(finite, fit_exponent(largest_m, OCTAVES), 254)
+    new_v = tl.where(finite, fit_exponent(largest_root, OCTAVES), 254)
+    mask = mask & (tl.load(rows + tensor * ROW + 10, mask=mask, other=0) != 0)
+    bad = tl.load(entry + NONFINITE, mask=mask, other=0).to(tl.pointer_type(tl.int64))
+    tl.store(bad, tl.load(bad, mask=mask, other=0) + 1, mask=mask & (finite == 0))
+    if SKIP:
+        mask = mask & finite
+    if not SCALED:
+        return
+    first = tl.load(entry + FIRST_EXPONENT, mask=mask, other=0).to(tl.pointer_type(tl.uint8))
+    second = tl.load(entry + SECOND_EXPONENT, mask=mask, other=0).to(tl.pointer_type(tl.uint8))
+    tl.store(first, new_m.to(tl.uint8), mask=mask)
+    tl.store(second, new_v.to(tl.uint8), mask=mask)

@@ -1,0 +1,150 @@
+"""The device tables of a fused step: their columns, the kernel that fills them, and readers.
+
+``table``, int64 ``[tensors, WIDTH]``, changes only when a pointer does; ``rows``, int32
+``[tensors, ROW]``, is written each step by `prepare_kernel` and holds all that depends on step,
+learning rate and gradient scaler; ``owner``, int32 ``[programs]``, is the tensor of each program.
+"""
+
+import triton
+import triton.language as tl
+
+from luma_kernels.triton.noise import mix
+
+PARAM = tl.constexpr(0)
+GRAD = tl.constexpr(1)
+FIRST = tl.constexpr(2)
+FIRST_EXPONENT = tl.constexpr(3)
+SECOND = tl.constexpr(4)
+SECOND_EXPONENT = tl.constexpr(5)
+NONFINITE = tl.constexpr(6)
+STEP = tl.constexpr(7)
+NUMEL = tl.constexpr(8)
+FIRST_PROGRAM = tl.constexpr(9)
+NOISE_KEY = tl.constexpr(10)
+GROUP = tl.constexpr(11)
+COLS = tl.constexpr(12)
+BLOCKS_PER_ROW = tl.constexpr(13)
+WIDTH = tl.constexpr(14)
+
+ROW = tl.constexpr(16)
+OPTIONS = tl.constexpr(8)
+ZERO = tl.constexpr(11)
+
+
+@triton.jit
+def _store_float(pointer, value, mask):
+    tl.store(pointer, value.to(tl.float32).to(tl.int32, bitcast=True), mask=mask)
+
+
+@triton.jit
+def prepare_kernel(
+    table,
+    rows,
+    group_options,
+    lr_pointers,
+    maxima,
+    found_inf,
+    grad_scale,
+    tensors,
+    HAS_SCALER: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Advance each tensor's step and write its row.
+
+    ``group_options`` is float64 ``[groups, OPTIONS]``: lr, log(beta1), log(beta2), beta1, beta2,
+    eps, weight_decay, sign of the gradient. ``lr_pointers`` is int64 ``[groups]``: 0, or the
+    address of a float32 lr. ``maxima``, int32 ``[tensors, 2]``, is cleared for `maxima_kernel`.
+    """
+    tensor = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    mask = tensor < tensors
+    entry = table + tensor.to(tl.int64) * WIDTH
+    active = 1
+    inverse_scale = 1.0
+    if HAS_SCALER:
+        active = (tl.load(found_inf) == 0.0).to(tl.int32)
+        inverse_scale = 1.0 / tl.load(grad_scale)
+
+    step_at = tl.load(entry + STEP, mask=mask, other=0).to(tl.pointer_type(tl.int64))
+    step = tl.load(step_at, mask=mask, other=0) + active
+    tl.store(step_at, step, mask=mask)
+
+    group = tl.load(entry + GROUP, mask=mask, other=0)
+    option = group_options + group * OPTIONS
+    lr = tl.load(option, mask=mask, other=0.0)
+    lr_at = tl.load(lr_pointers + group, mask=mask, other=0)
+    on_device = mask & (lr_at != 0)
+    device_lr = tl.load(lr_at.to(tl.pointer_type(tl.float32)), mask=on_device, other=0.0)
+    lr = tl.where(on_device, device_lr.to(tl.float64), lr)
+    t = step.to(tl.float64)
+    correction1 = 1.0 - tl.exp(t * tl.load(option + 1, mask=mask, other=-1.0))
+    correction2 = 1.0 - tl.exp(t * tl.load(option + 2, mask=mask, other=-1.0))
+    beta1 = tl.load(option + 3, mask=mask, other=0.0)
+    beta2 = tl.load(option + 4, mask=mask, other=0.0)
+    factor = tl.load(option + 7, mask=mask, other=1.0) * inverse_scale
+
+    row = rows + tensor * ROW
+    _store_float(row + 0, 1.0 - beta1, mask)
+    _store_float(row + 1, factor, mask)
+    _store_float(row + 2, beta2, mask)
+    _store_float(row + 3, 1.0 - beta2, mask)
+    _store_float(row + 4, 1.0 / tl.sqrt(correction2), mask)
+    _store_float(row + 5, tl.load(option + 5, mask=mask, other=0.0), mask)
+    _store_float(row + 6, 1.0 - lr * tl.load(option + 6, mask=mask, other=0.0), mask)
+    _store_float(row + 7, -lr / correction1, mask)
+
+    key = tl.load(entry + NOISE_KEY, mask=mask, other=0)
+    mixed = mix(step.to(tl.uint32))
+    k0 = mix(key.to(tl.uint32) ^ mixed)
+    k1 = mix((key >> 32).to(tl.uint32) ^ mix(mixed + 0x9E3779B9))
+    tl.store(row + 8, k0.to(tl.int32, bitcast=True), mask=mask)
+    tl.store(row + 9, k1.to(tl.int32, bitcast=True), mask=mask)
+    tl.store(row + 10, tl.zeros_like(k0).to(tl.int32) + active, mask=mask)
+    tl.store(maxima + tensor * 2, tl.zeros_like(k0).to(tl.int32), mask=mask)
+    tl.store(maxima + tensor * 2 + 1, tl.zeros_like(k0).to(tl.int32), mask=mask)
+
+
+@triton.jit
+def _row_float(row, INDEX: tl.constexpr):
+    return tl.load(row + INDEX).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def pointer_of(entry, FIELD: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return one column of a tensor's table row as a pointer."""
+    pointer = tl.load(entry + FIELD).to(tl.pointer_type(TYPE))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def tensor_pointers(
+    entry, P: tl.constexpr, G: tl.constexpr, STATE: tl.constexpr, ALIGNED: tl.constexpr
+):
+    """Return a tensor's base pointers: param, grad, moments, their exponents, counter."""
+    return (
+        pointer_of(entry, PARAM, P, ALIGNED),
+        pointer_of(entry, GRAD, G, ALIGNED),
+        pointer_of(entry, FIRST, STATE, ALIGNED),
+        pointer_of(entry, SECOND, STATE, ALIGNED),
+        pointer_of(entry, FIRST_EXPONENT, tl.uint8, False),
+        pointer_of(entry, SECOND_EXPONENT, tl.uint8, False),
+        pointer_of(entry, NONFINITE, tl.int64, False),
+    )
+
+
+@triton.jit
+def row_numbers(row):
+    """Return a row as `prepare_kernel` wrote it: 8 floats and the 2 words of the noise."""
+    return (
+        _row_float(row, 0),
+        _row_float(row, 1),
+        _row_float(row, 2),
+        _row_float(row, 3),
+        _row_float(row, 4),
+        _row_float(row, 5),
+        _row_float(row, 6),
+        _row_float(row, 7),
+        tl.load(row + 8).to(tl.uint32, bitcast=True),
+        tl.load(row + 9).to(tl.uint32, bitcast=True),
+    )

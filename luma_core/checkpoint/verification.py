@@ -1,0 +1,80 @@
+"""Checking a whole checkpoint without loading it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from luma_core.checkpoint.names import MANIFEST_NAME
+from luma_core.checkpoint.reader import MISSING, Checkpoint, counted
+from luma_core.checkpoint.store import open_store
+from luma_core.errors import CheckpointNotFoundError, LumaError, StorageError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something found in a checkpoint.
+
+    Attributes:
+        file: name of the file.
+        message: what is wrong with it.
+    """
+
+    file: str
+    message: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes:
+        problems: what makes the checkpoint unusable in part or whole; empty where all is well.
+        notes: what is amiss and does no harm: a missing index, which is derived.
+        files: number of files checked, with the manifest.
+        bytes: their size.
+    """
+
+    problems: tuple[Problem, ...]
+    notes: tuple[Problem, ...]
+    files: int
+    bytes: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether every byte is as it was written."""
+        return not self.problems
+
+
+def verify(
+    url: str | os.PathLike[str], *, progress: Callable[[int, int], None] | None = None
+) -> VerifyReport:
+    """Check every file of a checkpoint: size, SHA-256, header, and the manifest's own consistency.
+
+    Args:
+        url: folder of the checkpoint.
+        progress: called with bytes done and in total.
+
+    Raises:
+        CheckpointNotFoundError: there is no checkpoint.
+        StorageError: the store failed.
+    """
+    try:
+        checkpoint = Checkpoint(open_store(url))
+    except (CheckpointNotFoundError, StorageError):
+        raise
+    except LumaError as error:
+        return VerifyReport((Problem(MANIFEST_NAME, str(error)),), (), 1, 0)
+    manifest_bytes = len(checkpoint.manifest.to_bytes())
+    total = manifest_bytes + sum(file.bytes for file in checkpoint.manifest.files)
+    tick = counted(total, progress)
+    tick(manifest_bytes)
+    problems: list[Problem] = []
+    notes: list[Problem] = []
+    for file in checkpoint.manifest.files:
+        found = checkpoint.file_problem(file, tick)
+        if found is not None:
+            harmless = found is MISSING and file.kind == "index"
+            (notes if harmless else problems).append(Problem(file.name, found))
+    return VerifyReport(tuple(problems), tuple(notes), 1 + len(checkpoint.manifest.files), total)

@@ -1,0 +1,82 @@
+"""Memory is bounded by chunks and single tensors, not by the checkpoint."""
+
+import weakref
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from luma_core import checkpoint
+from luma_core.checkpoint.compression import CHUNK_BYTES
+from luma_core.codecs import FP32
+from luma_core.state import ParameterState
+
+TENSORS = 12
+SHAPE = (48, 32768)
+
+
+class Watched(Mapping[str, torch.Tensor]):
+    """Makes a tensor whenever one is asked for, and counts those still alive."""
+
+    def __init__(self):
+        self.alive = 0
+        self.most = 0
+
+    def _gone(self):
+        self.alive -= 1
+
+    def __getitem__(self, key):
+        tensor = torch.rand(SHAPE)
+        weakref.finalize(tensor, self._gone)
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        return tensor
+
+    def __iter__(self):
+        return iter(["exp_avg.value"])
+
+    def __len__(self):
+        return 1
+
+
+class ManyTensors:
+    algorithm = "luma"
+    named = True
+
+    def __init__(self):
+        self.fields = Watched()
+
+    def parameter_names(self):
+        return [f"p{index}" for index in range(TENSORS)]
+
+    def group_options(self):
+        return [{}]
+
+    def parameter_state(self, name):
+        codecs = {"exp_avg": FP32()}
+        return ParameterState(name, SHAPE, "float32", 0, 1, codecs=codecs, fields=self.fields)
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_saving_asks_for_tensors_when_their_turn_comes_and_lets_them_go(tmp_path, compression):
+    source = ManyTensors()
+    manifest = checkpoint.save(tmp_path, optimizer=source, compression=compression)
+    assert manifest.summary.state_bytes == TENSORS * (4 * 48 * 32768 + 3 * 8)
+    assert source.fields.most <= 2
+
+
+def test_reading_asks_the_store_for_one_chunk_at_a_time(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, optimizer=ManyTensors())
+    opened = checkpoint.open(tmp_path)
+    longest = 0
+    read_range = type(opened._store).read_range
+
+    def watched(self, name, start, stop):
+        nonlocal longest
+        longest = max(longest, stop - start)
+        return read_range(self, name, start, stop)
+
+    monkeypatch.setattr(type(opened._store), "read_range", watched)
+    opened.check_files("optimizer")
+    _ = opened.parameter_state("p3").fields["exp_avg.value"]
+    assert 0 < longest <= CHUNK_BYTES

@@ -1,0 +1,140 @@
+"""Conversion between formats of AdamW state: what a source yields and a sink consumes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from luma_core.state import GroupOptions
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in total."""
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """What is known of a parameter before its moments are read.
+
+    Attributes:
+        name: its fully qualified name, or ``param.<i>`` where it has none.
+        shape: its shape.
+        dtype: its dtype without ``torch.``; where the format does not keep it, that of its moments.
+        group: index of its parameter group.
+        step: completed steps.
+        has_state: whether it has moments; a parameter that never had a gradient has none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    group: int
+    step: int
+    has_state: bool
+
+
+@dataclass(frozen=True)
+class AdamWState:
+    """The AdamW state of one parameter.
+
+    Attributes:
+        info: the parameter.
+        exp_avg: first moment, float32 of its shape, on the CPU.
+        exp_avg_sq: second moment, float32 of its shape, on the CPU.
+    """
+
+    info: ParameterInfo
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+class Source(Protocol):
+    """AdamW state in some format, read one parameter at a time."""
+
+    @property
+    def format(self) -> str:
+        """Name of the format."""
+        ...
+
+    @property
+    def named(self) -> bool:
+        """Whether parameters have names of their own."""
+        ...
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the state where it is stored."""
+        ...
+
+    def groups(self) -> Sequence[GroupOptions]:
+        """Return each group's options as plain JSON values.
+
+        ``lr``, ``betas``, ``eps``, ``weight_decay`` and ``maximize`` are always there.
+        """
+        ...
+
+    def parameters(self) -> Sequence[ParameterInfo]:
+        """Return all parameters, group by group."""
+        ...
+
+    def read(self, name: str) -> AdamWState:
+        """Return the state of one parameter that has state.
+
+        Raises:
+            CorruptCheckpointError: it is not what was written.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkOptions:
+    """How a sink writes; each uses what concerns it.
+
+    Attributes:
+        overwrite: whether to replace what is at the destination.
+        block_size: elements per scale of LUMA's codecs, or None for one scale per tensor.
+        compression: of a LUMA checkpoint.
+        seed: of the rounding noise of later steps.
+    """
+
+    overwrite: bool = False
+    block_size: int | None = 128
+    compression: str = "zstd"
+    seed: int = 0
+
+
+class Sink(Protocol):
+    """Writes AdamW state in some format."""
+
+    def __call__(
+        self,
+        source: Source,
+        destination: str | os.PathLike[str],
+        options: SinkOptions,
+        progress: Progress | None,
+        /,
+    ) -> int:
+        """Write all of ``source`` and return the size in bytes of what was written.
+
+        Raises:
+            CheckpointExistsError: something is there and may not be overwritten.
+            ConversionError: the format cannot hold that state.
+            StorageError: the store failed; what was there before is whole.
+        """
+        ...
+
+
+def total_elements(parameters: Sequence[ParameterInfo]) -> int:
+    """Return the number of elements of all parameters."""
+    total = 0
+    for info in parameters:
+        elements = 1
+        for size in info.shape:
+            elements *= size
+        total += elements
+    return total

@@ -1,0 +1,182 @@
+"""LUMA checkpoints as a source and a sink of AdamW state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from luma_core import checkpoint
+from luma_core.checkpoint.reader import LazyFields
+from luma_core.codecs import MIN_COMPRESS_ELEMENTS, moment_codecs
+from luma_core.convert.base import (
+    MOMENTS,
+    AdamWState,
+    ParameterInfo,
+    Progress,
+    SinkOptions,
+    Source,
+)
+from luma_core.errors import ConversionError
+from luma_core.optim.interchange import encode_state
+from luma_core.optim.luma import LUMA, luma_codecs
+from luma_core.rounding import parameter_key
+from luma_core.state import GroupOptions, ParameterState, field_key
+
+FORMAT = "luma"
+
+
+class LumaSource:
+    """AdamW state decoded from a LUMA checkpoint.
+
+    Raises:
+        CheckpointNotFoundError: there is no checkpoint.
+        CorruptCheckpointError: its manifest cannot be trusted.
+        ConversionError: it holds the state of an algorithm without AdamW's two moments.
+    """
+
+    format = FORMAT
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self._checkpoint = checkpoint.open(url)
+        manifest = self._checkpoint.manifest
+        self.named = manifest.named
+        self.stored_bytes = manifest.summary.stored_bytes
+        for entry in manifest.parameters:
+            if entry.codecs and set(entry.codecs) != set(MOMENTS):
+                raise ConversionError(
+                    f"{self._checkpoint.url}: {entry.name!r} has the moments "
+                    f"{', '.join(sorted(entry.codecs))}; AdamW has {' and '.join(MOMENTS)}.",
+                    hint=f"The state is of the algorithm {manifest.algorithm!r}.",
+                )
+
+    def groups(self) -> Sequence[GroupOptions]:
+        return self._checkpoint.group_options()
+
+    def parameters(self) -> Sequence[ParameterInfo]:
+        return self._parameters
+
+    @cached_property
+    def _parameters(self) -> list[ParameterInfo]:
+        return [
+            ParameterInfo(
+                entry.name, entry.shape, entry.dtype, entry.group, entry.step, bool(entry.codecs)
+            )
+            for entry in self._checkpoint.manifest.parameters
+        ]
+
+    def read(self, name: str) -> AdamWState:
+        state = self._checkpoint.parameter_state(name)
+        info = ParameterInfo(
+            name, state.shape, state.dtype, state.group, state.step, bool(state.codecs)
+        )
+        return AdamWState(info, *(state.decode(moment) for moment in MOMENTS))
+
+
+class EncodedState:
+    """A source's state as LUMA would keep it, coded by rounding to nearest when it is used."""
+
+    algorithm = LUMA.algorithm
+
+    def __init__(self, source: Source, *, block_size: int | None, seed: int) -> None:
+        self._source = source
+        self.named = source.named
+        self._infos = {info.name: info for info in source.parameters()}
+        self._groups = [
+            {
+                "min_compress_elements": MIN_COMPRESS_ELEMENTS,
+                "stochastic_rounding": True,
+                "nonfinite": "skip",
+                "capturable": False,
+                **options,
+                "seed": seed,
+                "codecs": luma_codecs(block_size=block_size),
+            }
+            for options in source.groups()
+        ]
+
+    def parameter_names(self) -> Sequence[str]:
+        return list(self._infos)
+
+    def group_options(self) -> Sequence[GroupOptions]:
+        return self._groups
+
+    def parameter_state(self, name: str) -> ParameterState:
+        info = self._infos[name]
+        head = ParameterState(info.name, info.shape, info.dtype, info.group)
+        if not info.has_state:
+            return head
+        options = self._groups[info.group]
+        codecs = moment_codecs(options["codecs"], info.shape, options["min_compress_elements"])
+        keys = [
+            field_key(moment, field)
+            for moment, codec in codecs.items()
+            for field in codec.layout(info.shape)
+        ]
+        encoded = _Encoded(self._source, head, options)
+        return ParameterState(
+            info.name,
+            info.shape,
+            info.dtype,
+            info.group,
+            step=info.step,
+            noise_key=parameter_key(options["seed"], info.name),
+            codecs=codecs,
+            fields=LazyFields(keys, lambda key: encoded.fields[key], keep=False),
+        )
+
+
+class _Encoded:
+    """Codes one parameter when the first of its fields is needed."""
+
+    def __init__(self, source: Source, head: ParameterState, options: GroupOptions) -> None:
+        self._source = source
+        self._head = head
+        self._options = options
+
+    @cached_property
+    def fields(self) -> Mapping[str, Tensor]:
+        found = self._source.read(self._head.name)
+        moments = {moment: getattr(found, moment) for moment in MOMENTS}
+        check_finite(self._head.name, moments)
+        return encode_state(self._head, self._options, step=found.info.step, moments=moments).fields
+
+
+def check_finite(name: str, moments: Mapping[str, Tensor]) -> None:
+    """Check that moments can be coded.
+
+    Raises:
+        ConversionError: a value is NaN or infinite, or a second moment is negative.
+    """
+    for moment, x in moments.items():
+        bad = int((~torch.isfinite(x)).sum())
+        if bad:
+            raise ConversionError(
+                f"{name!r}: {moment} holds {bad} values that are NaN or infinite.",
+                hint="Convert state from before the training diverged.",
+            )
+    negative = int((moments["exp_avg_sq"] < 0).sum())
+    if negative:
+        raise ConversionError(f"{name!r}: exp_avg_sq holds {negative} negative values.")
+
+
+def write_luma(
+    source: Source,
+    destination: str | os.PathLike[str],
+    options: SinkOptions,
+    progress: Progress | None,
+    /,
+) -> int:
+    """Write a LUMA checkpoint with LUMA's default options; its groups record the seed."""
+    manifest = checkpoint.save(
+        destination,
+        optimizer=EncodedState(source, block_size=options.block_size, seed=options.seed),
+        compression=cast(checkpoint.Compression, options.compression),
+        overwrite=options.overwrite,
+        progress=progress,
+    )
+    return manifest.summary.stored_bytes

@@ -1,0 +1,39 @@
+"""``python -m luma_server --root DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from luma_core.errors import LumaError
+from luma_server.run import serve
+from luma_server.settings import Settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; return the exit status, 2 for arguments that cannot work."""
+    parser = argparse.ArgumentParser(
+        prog="python -m luma_server", description="Serve a folder of LUMA checkpoints over HTTP."
+    )
+    parser.add_argument(
+        "--root", type=Path, required=True, help="folder that holds {run}/{step}/luma.json"
+    )
+    parser.add_argument(
+        "--host", default=Settings.host, help="address to listen on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=Settings.port, help="TCP port; 0, the default, picks a free one"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        serve(Settings(root=options.root, host=options.host, port=options.port))
+    except LumaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

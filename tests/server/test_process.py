@@ -1,0 +1,90 @@
+"""The server as a process: its one line, its exit codes, its log, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from luma_server.__main__ import main
+
+
+@contextlib.contextmanager
+def process(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "luma_server", *map(str, arguments)]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.communicate()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_prints_one_line_serves_and_stops_cleanly(root, how) -> None:
+    with process("--root", root, "--port", 0) as server:
+        line = server.stdout.readline()
+        found = re.fullmatch(r"LUMA server listening on (http://127\.0\.0\.1:\d+)\n", line)
+        assert found
+        answer = httpx.get(
+            f"{found[1]}/v1/checkpoints/gpt/9/stats",
+            headers={"X-Request-ID": "mine"},
+            trust_env=False,
+        )
+        assert answer.status_code == 200
+        server.send_signal(how)
+        rest, log = server.communicate(timeout=30)
+    assert server.returncode == 0
+    assert rest == ""
+    entries = [json.loads(line) for line in log.splitlines()]
+    request = next(entry for entry in entries if entry.get("request_id") == "mine")
+    assert request.items() >= {"method": "GET", "status": 200, "level": "info"}.items()
+    assert request["path"] == "/v1/checkpoints/gpt/9/stats"
+    assert not [entry for entry in entries if entry["level"] in ("warning", "error")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--root", "{tmp}/missing"], "error: root '{tmp}/missing' does not exist."),
+        (["--root", "{tmp}/file"], "error: root '{tmp}/file' is not a folder."),
+        (["--root", "{tmp}", "--port", "70000"], "error: port=70000 must be from 0 to 65535."),
+        (["--root", "{tmp}", "--host", "256.0.0.1"], "error: cannot listen on 256.0.0.1:0: "),
+        (["--root", "{tmp}", "--port", "{taken}"], "error: cannot listen on 127.0.0.1:{taken}: "),
+    ],
+)
+def test_arguments_that_cannot_work(tmp_path, capsys, arguments, message) -> None:
+    (tmp_path / "file").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        known = {"tmp": tmp_path, "taken": taken.getsockname()[1]}
+        assert main([text.format(**known) for text in arguments]) == 2
+    out, log = capsys.readouterr()
+    assert out == ""
+    (line,) = log.splitlines()
+    assert line.startswith(message.format(**known))
+
+
+def test_a_missing_root_ends_the_process_with_code_2(tmp_path) -> None:
+    with process("--root", tmp_path / "missing") as server:
+        out, log = server.communicate(timeout=60)
+    assert (server.returncode, out) == (2, "")
+    assert log.count("\n") == 1
+
+
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("localhost", False)])
+def test_other_addresses_than_loopback_are_warned_about(root, host, warned) -> None:
+    with process("--root", root, "--host", host) as server:
+        assert server.stdout.readline().startswith(f"LUMA server listening on http://{host}:")
+        server.terminate()
+        _, log = server.communicate(timeout=30)
+    warnings = [entry for entry in map(json.loads, log.splitlines()) if entry["level"] == "warning"]
+    assert len(warnings) == warned
+    assert all("without authentication" in entry["message"] for entry in warnings)

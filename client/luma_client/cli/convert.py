@@ -1,0 +1,117 @@
+"""``luma convert``: between LUMA checkpoints and the AdamW state of other tools."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from luma_client.cli.formats import bytes_text, percent
+from luma_client.cli.output import JsonOption, Output, QuietOption
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from luma_core.convert import ConversionReport
+
+HELP = (
+    "Convert optimizer state: a LUMA checkpoint to a torch.save file of AdamW state, or back.\n\n"
+    "The format of SRC is detected. AdamW to LUMA rounds to nearest; LUMA to AdamW and back "
+    "restores every value bit for bit."
+)
+EPILOG = (
+    "Examples: luma convert runs/gpt2/1000 adamw.pt --to adamw; luma convert adamw.pt "
+    "runs/gpt2/1000 --to luma\n\nJSON keys: source, destination, source_format, target_format, "
+    "parameters, elements, source_bytes, result_bytes"
+)
+
+
+def command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="Checkpoint folder, or AdamW state dict file.", show_default=False
+        ),
+    ],
+    destination: Annotated[
+        str,
+        typer.Argument(
+            metavar="DST", help="A file for adamw, a folder for luma.", show_default=False
+        ),
+    ],
+    to: Annotated[
+        Literal["adamw", "luma"], typer.Option("--to", help="Format to write.", show_default=False)
+    ],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is at DST.", show_default=False)
+    ] = False,
+    block_size: Annotated[
+        int,
+        typer.Option("--block-size", min=0, help="To luma: elements per scale; 0: one per tensor."),
+    ] = 128,
+    compression: Annotated[
+        Literal["zstd", "none"], typer.Option("--compression", help="To luma: lossless, of shards.")
+    ] = "zstd",
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="To luma: of the rounding noise of later steps.")
+    ] = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run ``luma convert``."""
+    from luma_core import convert
+
+    output = Output(json=as_json, quiet=quiet)
+    again = shlex.join(["luma", "convert", source, destination, "--to", to, "--overwrite"])
+    with _hint_of_overwriting("" if overwrite else again), output.progress("converting") as tell:
+        report = convert.convert(
+            source,
+            destination,
+            to=to,
+            overwrite=overwrite,
+            block_size=block_size or None,
+            compression=compression,
+            seed=seed,
+            progress=tell,
+        )
+    output.result(
+        {"source": source, **asdict(report)},
+        human=lambda: _table(source, report),
+        quiet=report.destination,
+    )
+
+
+@contextmanager
+def _hint_of_overwriting(command: str) -> Iterator[None]:
+    from luma_core.errors import CheckpointExistsError
+
+    try:
+        yield
+    except CheckpointExistsError as error:
+        if not command:
+            raise
+        hint = f"Choose another DST, or replace it: {command}"
+        raise CheckpointExistsError(error.message, hint=hint) from error
+
+
+def _table(source: str, report: ConversionReport) -> Table:
+    from luma_client.cli.tables import facts
+
+    ratio = (
+        f"  ({percent(report.result_bytes / report.source_bytes)})" if report.source_bytes else ""
+    )
+    return facts(
+        [
+            ("from", f"{source}  {report.source_format}, {bytes_text(report.source_bytes)}"),
+            (
+                "to",
+                f"{report.destination}  {report.target_format}, "
+                f"{bytes_text(report.result_bytes)}{ratio}",
+            ),
+            ("parameters", f"{report.parameters:,} with {report.elements:,} elements"),
+        ]
+    )

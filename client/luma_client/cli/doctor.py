@@ -1,0 +1,208 @@
+"""``luma doctor``: what is installed, what the machine has, which backend would take a step."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from luma_client.cli.output import JsonOption, Output, QuietOption
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+HELP = (
+    "Show versions, devices, the native library, and which backend takes which step.\n\n"
+    "Exits 1 if some step on the CPU would take the slower PyTorch path."
+)
+EPILOG = (
+    "Example: luma doctor --json\n\nJSON keys: ok, versions, cpu, cuda, native and backends "
+    "(for each device, rule, codecs and block_size: the backend and the reason)"
+)
+
+PACKAGES = (
+    *("torch", "triton", "numpy", "zstandard", "safetensors", "fsspec", "s3fs"),
+    *("pydantic", "fastapi", "uvicorn", "httpx", "typer", "rich"),
+)
+"""Whose versions are shown; those of extras may be missing."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What ``luma doctor`` shows; its fields are the keys of ``--json``.
+
+    Attributes:
+        ok: whether LUMA's steps on the CPU take the native path.
+        versions: of luma-state, Python and `PACKAGES`; ``None`` for what is not installed.
+        cpu: name, architecture, cores, PyTorch's threads, instruction sets with own kernels.
+        cuda: the devices that PyTorch sees.
+        native: whether the native library can be used, and why not.
+        backends: one entry per device, rule and pair of codecs: who takes a step, and why.
+    """
+
+    ok: bool
+    versions: dict[str, str | None]
+    cpu: dict[str, Any]
+    cuda: list[dict[str, Any]]
+    native: dict[str, Any]
+    backends: list[dict[str, Any]]
+
+
+def command(as_json: JsonOption = False, quiet: QuietOption = False) -> int:
+    """Run ``luma doctor``."""
+    output = Output(json=as_json, quiet=quiet)
+    found = diagnose()
+    output.result(
+        asdict(found), human=lambda: _view(found), quiet="ok" if found.ok else "not native"
+    )
+    return 0 if found.ok else 1
+
+
+def diagnose() -> Diagnosis:
+    """Look at this installation and this machine."""
+    from luma_kernels import cpu
+
+    status = cpu.native_status()
+    backends = _backends()
+    return Diagnosis(
+        ok=all(entry["backend"] == "native" for entry in backends if entry["device"] == "cpu"),
+        versions=_versions(),
+        cpu=_cpu(status.instruction_sets),
+        cuda=_cuda(),
+        native=asdict(status),
+        backends=backends,
+    )
+
+
+def _versions() -> dict[str, str | None]:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from luma_core import __version__
+
+    found: dict[str, str | None] = {
+        "luma-state": __version__,
+        "python": platform.python_version(),
+    }
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _cpu(instruction_sets: tuple[str, ...]) -> dict[str, Any]:
+    import os
+    import platform
+
+    import torch
+
+    return {
+        "name": _cpu_name() or platform.processor() or "unknown",
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instruction_sets": list(instruction_sets),
+    }
+
+
+def _cpu_name() -> str:
+    from pathlib import Path
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "")
+
+
+def _cuda() -> list[dict[str, Any]]:
+    import torch
+
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        devices.append(
+            {
+                "name": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "memory_bytes": properties.total_memory,
+            }
+        )
+    return devices
+
+
+def _backends() -> list[dict[str, Any]]:
+    """Return who takes the steps of every optimizer's large and small parameters."""
+    from luma_core.codecs import FP32, Codec, codec_from_dict
+    from luma_core.optim import LUMA, backend, luma_codecs
+
+    rule = LUMA.rule
+    entries = []
+    for device in ("cpu", "cuda"):
+        for block_size in (128, None):
+            compressed = {
+                moment: codec_from_dict(config)
+                for moment, config in luma_codecs(block_size=block_size).items()
+            }
+            small: dict[str, Codec] = {
+                moment: FP32(block_size=block_size) for moment in rule.moments
+            }
+            for codecs in (compressed, small):
+                choice = backend.choose(device, rule, codecs)
+                entries.append(
+                    {
+                        "device": device,
+                        "rule": type(rule).__name__.removesuffix("Rule").lower(),
+                        "codecs": {moment: codec.name for moment, codec in codecs.items()},
+                        "block_size": block_size,
+                        "backend": choice.backend,
+                        "reason": choice.reason,
+                    }
+                )
+    return entries
+
+
+def _view(found: Diagnosis) -> Group:
+    from rich.console import Group
+
+    from luma_client.cli.formats import bytes_text
+    from luma_client.cli.tables import facts, plain_table
+
+    versions = ", ".join(f"{name} {text}" for name, text in found.versions.items() if text)
+    missing = ", ".join(name for name, text in found.versions.items() if text is None)
+    cpu, native = found.cpu, found.native
+    gpus = [
+        f"{gpu['name']}, compute capability {gpu['capability']}, {bytes_text(gpu['memory_bytes'])}"
+        for gpu in found.cuda
+    ]
+    state = (
+        f"{native['instruction_sets'][-1]} in use, {native['threading']}, {native['path']}"
+        if native["available"]
+        else f"not available: {native['reason']}"
+    )
+    rows = [
+        ("versions", versions),
+        ("not installed", missing or "-"),
+        (
+            "CPU",
+            f"{cpu['name']} ({cpu['architecture']}), {cpu['cores']} cores, "
+            f"{cpu['threads']} threads",
+        ),
+        ("CUDA", "; ".join(gpus) or "no device"),
+        ("native library", state),
+        ("builds for this CPU", ", ".join(native["instruction_sets"]) or "-"),
+    ]
+    columns = ["device", "rule", "codecs", "block", "backend", "reason"]
+    table = plain_table(columns, left=len(columns))
+    for entry in found.backends:
+        table.add_row(
+            entry["device"],
+            entry["rule"],
+            ", ".join(dict.fromkeys(entry["codecs"].values())),
+            str(entry["block_size"] or "tensor"),
+            entry["backend"],
+            entry["reason"],
+        )
+    return Group(facts(rows), "", table)

@@ -1,0 +1,144 @@
+"""The server as a process of its own: started, waited for, stopped."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import IO, Self
+
+from luma_core.errors import BackendUnavailableError, ServiceError
+
+_READY = re.compile(r"listening on (https?://\S+)")
+_STOP_SECONDS = 10.0
+_NEEDED_MODULES = ("luma_server", "fastapi", "uvicorn")
+
+
+class ServerProcess:
+    """``python -m luma_server``, running inside a ``with`` block.
+
+    Meanwhile SIGTERM leaves the block by ``SystemExit(0)``, so the server is stopped then, too.
+
+    Args:
+        root: folder of checkpoints.
+        host: address to listen on.
+        port: port to listen on; 0 picks a free one.
+        log: where the server's messages go; standard error by default.
+
+    Raises:
+        BackendUnavailableError: the server is not installed.
+        ServiceError: it ended before it was ready.
+    """
+
+    def __init__(
+        self, *, root: str, host: str = "127.0.0.1", port: int = 0, log: IO[bytes] | None = None
+    ) -> None:
+        self.require()
+        command = [sys.executable, "-m", "luma_server", "--root", root]
+        command += ["--host", host, "--port", str(port)]
+        # Before the start, so that no signal can leave a server behind that nobody stops.
+        self._restore = _exit_on_sigterm()
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        self._forwarder = threading.Thread(target=self._forward, args=(log,), daemon=True)
+        try:
+            self.url = self._wait_until_ready(log)
+            self._forwarder.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    @staticmethod
+    def require() -> None:
+        """Check that the server can be started.
+
+        Raises:
+            BackendUnavailableError: a module it needs is not installed.
+        """
+        missing = [name for name in _NEEDED_MODULES if importlib.util.find_spec(name) is None]
+        if missing:
+            raise BackendUnavailableError(
+                f"the server needs the module {missing[0]!r}, which is not installed.",
+                hint="Install it with: pip install 'luma-state[server]'.",
+            )
+
+    @property
+    def pid(self) -> int:
+        """Id of the process."""
+        return self._process.pid
+
+    def _wait_until_ready(self, log: IO[bytes] | None) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            found = _READY.search(line)
+            if found:
+                return found.group(1)
+        code = self._process.wait()
+        raise ServiceError(
+            f"the server ended with code {code} before it was ready.",
+            hint=f"Its messages {'above' if log is None else f'in {log.name}'} say why.",
+        )
+
+    def _forward(self, log: IO[bytes] | None) -> None:
+        """Pass on what else the server prints, so that its pipe never fills up."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if log is None:
+                sys.stderr.write(line)
+            else:
+                log.write(line.encode())
+
+    def wait(self) -> int:
+        """Wait until the server ends by itself or by an interruption.
+
+        Returns:
+            0 where it ended cleanly, 130 where it was interrupted.
+
+        Raises:
+            ServiceError: it ended with an error.
+        """
+        try:
+            code = self._process.wait()
+        except KeyboardInterrupt:
+            self.stop()
+            return 130
+        if code not in (0, -signal.SIGTERM):
+            raise ServiceError(f"the server ended with code {code}.", hint="Its messages say why.")
+        return 0
+
+    def stop(self) -> None:
+        """End the server and wait for it."""
+        self._restore()
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._forwarder.ident is not None:
+            self._forwarder.join()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()
+
+
+def _exit_on_sigterm() -> Callable[[], object]:
+    """Make SIGTERM raise ``SystemExit(0)``; return what undoes that."""
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    return lambda: signal.signal(signal.SIGTERM, previous)

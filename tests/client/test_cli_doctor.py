@@ -1,0 +1,69 @@
+"""``luma doctor`` says what is here and which backend takes a step, and why another does not."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luma_client.cli.app import run
+from luma_core import native
+from luma_kernels import cpu
+from luma_kernels.cpu import library
+from luma_kernels.cpu.library import native_library
+
+
+def doctor(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
+    code = run(["doctor", "--json"])
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return code, found
+
+
+def test_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = doctor(capsys)
+    assert found["versions"]["python"] == platform.python_version()
+    assert found["versions"]["torch"] == version("torch")
+    assert found["cpu"]["architecture"] == platform.machine()
+    assert found["cpu"]["cores"] >= 1
+    assert {(entry["device"], entry["block_size"]) for entry in found["backends"]} == {
+        (device, block) for device in ("cpu", "cuda") for block in (128, None)
+    }
+    assert all(entry["reason"] for entry in found["backends"])
+
+
+@pytest.mark.skipif(not cpu.native_status().available, reason="needs the native library")
+def test_with_the_native_library(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = doctor(capsys)
+    assert (code, found["ok"]) == (0, True)
+    assert found["native"]["available"]
+    assert Path(found["native"]["path"]).exists()
+    assert found["cpu"]["instruction_sets"] == list(native_library().instruction_sets)
+    assert run(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert f"{native_library().instruction_sets[-1]} in use" in text
+    assert "luma16_m, luma16_v" in text
+
+
+def test_without_the_native_library(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(library, "LIBRARY_PATH", tmp_path / "_native.so")
+    native_library.cache_clear()
+    native.native_cpu.cache_clear()
+    try:
+        code, found = doctor(capsys)
+        assert (code, found["ok"]) == (1, False)
+        assert "was not built" in found["native"]["reason"]
+        on_cpu = [entry for entry in found["backends"] if entry["device"] == "cpu"]
+        assert {entry["backend"] for entry in on_cpu} == {"pytorch"}
+        assert run(["doctor"]) == 1
+        assert "not available: the native CPU library" in capsys.readouterr().out
+        assert run(["doctor", "-q"]) == 1
+        assert capsys.readouterr().out == "not native\n"
+    finally:
+        native_library.cache_clear()
+        native.native_cpu.cache_clear()

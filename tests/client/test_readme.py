@@ -1,0 +1,56 @@
+"""README.md keeps its word: its program runs, its commands work, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+from luma_client.cli.app import app
+
+REPO = Path(__file__).parents[2]
+README = (REPO / "README.md").read_text()
+PROGRAM = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+COMMANDS = re.findall(r"^(luma .*?) *(?:#.*)?$", README, re.M)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the program ran."""
+    folder = tmp_path_factory.mktemp("readme")
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(compile(PROGRAM, "README.md", "exec"), {})
+    return folder
+
+
+def test_the_commands_work_after_the_program(folder: Path, luma, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    shown = {command.split()[1] for command in COMMANDS}
+    assert shown == {"inspect", "stats", "verify", "convert", "diff", "serve"}
+    for command in COMMANDS:
+        if "serve" not in command:
+            code, out, err = luma(*shlex.split(command)[1:])
+            assert (code, err) == (0, "")
+            assert out
+
+
+def test_only_known_commands_are_named() -> None:
+    known = {command.name for command in app.registered_commands}
+    assert set(re.findall(r"`luma (\w+)", README)) <= known
+    assert typer.main.get_command(app).name == "luma"
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(p.name for p in (REPO / "docs").glob("*.md"))]
+)
+def test_links_lead_to_files(page: str) -> None:
+    path = REPO / page if page == "README.md" else REPO / "docs" / page
+    targets = re.findall(r"\]\(([^)#]+)", path.read_text())
+    missing = [t for t in targets if "://" not in t and not (path.parent / t).exists()]
+    assert missing == []

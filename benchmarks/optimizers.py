@@ -1,0 +1,93 @@
+"""The optimizers whose steps are compared; peers are imported only when they are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luma_core import LUMA
+
+OPTIONS: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+
+BASELINE = "torch AdamW fused"
+
+Build = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+def _peer(module: str, name: str) -> Build:
+    def build(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        kind = getattr(import_module(module), name)
+        optimizer: torch.optim.Optimizer = kind(params, **OPTIONS)
+        return optimizer
+
+    return build
+
+
+def _adam_mini(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    kind = import_module("adam_mini").Adam_mini
+    # Names decide its partition; these make matrices one of its rows per output.
+    named = [(f"layer{index}.mlp.weight", param) for index, param in enumerate(params)]
+    optimizer: torch.optim.Optimizer = kind(
+        named_parameters=named, dim=2048, n_heads=32, verbose=False, **OPTIONS
+    )
+    return optimizer
+
+
+OPTIMIZERS: dict[str, tuple[str, Build]] = {
+    BASELINE: ("torch", lambda p: torch.optim.AdamW(p, fused=True, **OPTIONS)),
+    "torch AdamW foreach": ("torch", lambda p: torch.optim.AdamW(p, foreach=True, **OPTIONS)),
+    "LUMA": ("luma-state", lambda p: LUMA(p, seed=0, **OPTIONS)),
+    "LUMA block_size=None": ("luma-state", lambda p: LUMA(p, seed=0, block_size=None, **OPTIONS)),
+    "bitsandbytes AdamW8bit": ("bitsandbytes", _peer("bitsandbytes.optim", "AdamW8bit")),
+    "torchao AdamW8bit": ("torchao", _peer("torchao.optim", "AdamW8bit")),
+    "torchao AdamW4bit": ("torchao", _peer("torchao.optim", "AdamW4bit")),
+    "torchao AdamWFp8": ("torchao", _peer("torchao.optim", "AdamWFp8")),
+    "FlashOptim FlashAdamW": ("flashoptim", _peer("flashoptim", "FlashAdamW")),
+    "TurboAdam": ("turboadam", _peer("turboadam", "TurboAdam")),
+    "Adam-mini": ("adam-mini", _adam_mini),
+}
+"""Distribution and constructor of each."""
+
+
+def distribution_version(distribution: str) -> str:
+    """Return the installed version; raises PackageNotFoundError where there is none."""
+    if distribution == "luma-state":
+        from luma_core import __version__
+
+        return __version__
+    return version(distribution)
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Return the bytes of all tensors in an optimizer's state, each storage counted once."""
+    storages: dict[int, int] = {}
+    seen: set[int] = set()
+
+    def visit(value: Any) -> None:
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            if hasattr(value, "__tensor_flatten__"):
+                for name in value.__tensor_flatten__()[0]:
+                    visit(getattr(value, name))
+            else:
+                storage = value.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, dict):
+            for item in value.values():
+                visit(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                visit(item)
+        elif hasattr(value, "__dict__"):
+            visit(vars(value))
+
+    for state in optimizer.state.values():
+        visit(state)
+    return sum(storages.values())

@@ -129,11 +129,6 @@ def third_draw(bits: Tensor) -> Tensor:
     return ((bits * M3) >> 16) & 0xFFFF
 
 
-def uniform(draw: Tensor) -> Tensor:
-    """Map a 16-bit draw to float32 in the open interval (0, 1): ``(draw + 0.5) / 65536``."""
-    return (draw.to(torch.float32) + 0.5) * (1.0 / 65536.0)
-
-
 def to_bfloat16(x: Tensor, draw: Tensor | None) -> Tensor:
     """Round float32 to bfloat16: stochastically with ``draw``, else to nearest even.
 

@@ -74,6 +74,24 @@ def check_device(backend: str, name: str, param: Tensor) -> None:
         )
 
 
+def check_codecs_of_backend(
+    backend: str, rule: AdamWRule, name: str, codecs: Mapping[str, Codec]
+) -> None:
+    """Check that the native backend, asked for by name, has a kernel for the parameter ``name``.
+
+    Raises:
+        BackendUnavailableError: it has none for the parameter's codecs.
+    """
+    if backend != "native":
+        return
+    choice = choose("cpu", rule, codecs)
+    if choice.backend != "native":
+        raise BackendUnavailableError(
+            f"backend='native' cannot step {name!r}: {choice.reason}.",
+            hint="Use backend='auto', which takes PyTorch's slower path for it.",
+        )
+
+
 def choose(device: str, rule: AdamWRule, codecs: Mapping[str, Codec]) -> BackendChoice:
     """Return the backend that ``auto`` picks for contiguous tensors, and why.
 
@@ -102,7 +120,9 @@ def _why_no_triton_kernel(codecs: Mapping[str, Codec]) -> str:
     from luma_kernels.triton.plan import bucket_of
 
     probe = torch.empty(0)
-    if bucket_of(probe, probe, codecs, {"nonfinite": "skip", "stochastic_rounding": True}):
+    if bucket_of(
+        probe, probe, codecs, {"nonfinite": "skip", "stochastic_rounding": True, "maximize": False}
+    ):
         return ""
     names = " and ".join(codec.name for codec in codecs.values())
     return f"there is no Triton kernel of the codecs {names} with this block size"

@@ -16,7 +16,7 @@ from luma_core.errors import ConfigurationError
 from luma_core.optim import loading
 from luma_core.optim.adamw import AdamWRule
 from luma_core.optim.backend import check_backend
-from luma_core.optim.options import check_options, check_parameter
+from luma_core.optim.options import check_codecs, check_options, check_parameter
 from luma_core.optim.stepping import Stepper
 from luma_core.state import GroupOptions, ParameterState, field_key
 
@@ -83,8 +83,16 @@ class CompressedOptimizer(torch.optim.Optimizer):
         options = {**self.defaults, **group}
         check_options(options)
         codecs = options.get("codecs") or self.group_codecs(options)
-        for index, item in enumerate(group["params"]):
+        check_codecs(codecs, self.rule.moments)
+        taken = set(self.parameter_names())
+        for index, item in enumerate(group["params"], start=len(taken)):
             name, param = item if isinstance(item, tuple) else (f"param.{index}", item)
+            if name in taken:
+                raise ConfigurationError(
+                    f"the parameter name {name!r} is used more than once; names must differ.",
+                    hint="Names are the keys under which state is saved.",
+                )
+            taken.add(name)
             if isinstance(param, Tensor):
                 check_parameter(name, param)
                 moment_codecs(codecs, param.shape, options["min_compress_elements"])

@@ -33,9 +33,9 @@ class LUMA(CompressedOptimizer):
     equal seeds are bit-identical, and so are runs resumed from saved state.
 
     Args:
-        params: parameters, parameter groups, or ``model.named_parameters()``. With names, state is
-            saved and matched by name. A group may set any option below but ``backend`` and
-            ``seed`` for itself.
+        params: parameters, parameter groups, or ``model.named_parameters()``. With names,
+            checkpoints are matched by name, in any order. A group may set any option below but
+            ``backend`` for itself.
         lr: learning rate, a float or a floating-point tensor of one element.
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.

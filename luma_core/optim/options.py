@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from luma_core.codecs import codec_from_dict
 from luma_core.errors import ConfigurationError, UnsupportedParameterError
 
 NONFINITE_POLICIES = ("skip", "raise", "propagate")
@@ -21,7 +22,11 @@ def _is_number(value: object) -> bool:
 
 def _is_rate(value: object) -> bool:
     if isinstance(value, Tensor):
-        return value.numel() == 1 and value.is_floating_point()
+        if value.numel() != 1 or not value.is_floating_point():
+            return False
+        if value.device.type != "cpu":  # kernels read it as it is; its value may change any time
+            return value.dtype == torch.float32
+        value = float(value)
     return _is_number(value) and float(value) >= 0.0  # type: ignore[arg-type]
 
 
@@ -42,7 +47,10 @@ def _is_count(value: object) -> bool:
 
 
 _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "lr": (_is_rate, "a finite number of 0 or more, or a floating-point tensor of one element"),
+    "lr": (
+        _is_rate,
+        "a finite number of 0 or more, or a tensor of one such element (float32 on a GPU)",
+    ),
     "betas": (_is_betas, "two numbers from 0 to below 1"),
     "eps": (_is_non_negative, "a finite number of 0 or more"),
     "weight_decay": (_is_non_negative, "a finite number of 0 or more"),
@@ -67,6 +75,32 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name, (check, requirement) in _CHECKS.items():
         if name in options and not check(options[name]):
             raise ConfigurationError(f"{name}={options[name]!r} must be {requirement}.")
+
+
+def check_codecs(configs: object, moments: Sequence[str]) -> None:
+    """Check the codec configurations of a group: one fitting codec per moment, one block size.
+
+    Raises:
+        ConfigurationError: naming the moment and what is required.
+    """
+    if not isinstance(configs, Mapping) or set(configs) != set(moments):
+        raise ConfigurationError(
+            f"codecs={configs!r} must map each of {', '.join(map(repr, moments))} to a codec."
+        )
+    codecs = {}
+    for moment, config in configs.items():
+        if not isinstance(config, Mapping):
+            raise ConfigurationError(
+                f"codecs[{moment!r}]={config!r} must be a codec's configuration.",
+                hint="Use what codec.to_dict() returns.",
+            )
+        codecs[moment] = codec_from_dict(config)
+    if len({codec.block_size for codec in codecs.values()}) > 1:
+        raise ConfigurationError(f"codecs={configs!r} must all have one block_size.")
+    if not codecs[moments[0]].signed:
+        raise ConfigurationError(
+            f"codecs[{moments[0]!r}] is {codecs[moments[0]].name!r}, which stores no signs."
+        )
 
 
 def check_parameter(name: str, param: Tensor) -> None:

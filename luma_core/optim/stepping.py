@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,8 +12,8 @@ from torch import Tensor
 
 from luma_core import rounding
 from luma_core.codecs import Codec
-from luma_core.errors import StateMismatchError
-from luma_core.optim.backend import check_device, step_parameter
+from luma_core.errors import BackendUnavailableError, StateMismatchError
+from luma_core.optim.backend import check_codecs_of_backend, check_device, step_parameter
 from luma_core.optim.eager import ParameterStep, StoredMoment
 from luma_core.optim.gpu import fused_step_class
 from luma_core.optim.nonfinite import raise_if_nonfinite
@@ -21,6 +23,14 @@ from luma_core.state import field_key
 if TYPE_CHECKING:
     from luma_core.optim.base import CompressedOptimizer
     from luma_kernels.triton.launcher import FusedStep
+
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@cache
+def _log_once(message: str) -> None:
+    _LOGGER.warning(message)
 
 
 class Work(NamedTuple):
@@ -43,6 +53,7 @@ class Stepper:
 
     def __init__(self, optimizer: CompressedOptimizer) -> None:
         self._optimizer = optimizer
+        self._by_device: dict[torch.device, FusedStep] = {}
         self._fused: dict[torch.device, FusedStep] = {}
         self._single: list[Work] = []
         self._signature: list[Any] | None = None
@@ -64,7 +75,6 @@ class Stepper:
             grad_scale: what gradients were multiplied by, given by a GradScaler.
             found_inf: nonzero where the GradScaler asks to skip the step.
         """
-        self._prepare()
         groups = self._optimizer.param_groups
         if any(group["nonfinite"] == "raise" for group in groups):
             raise_if_nonfinite(
@@ -74,6 +84,7 @@ class Stepper:
                     if group["nonfinite"] == "raise" and param.grad is not None
                 ]
             )
+        self._prepare()
         for fused in self._fused.values():
             fused.launch(groups, grad_scale=grad_scale, found_inf=found_inf)
         for work in self._single:
@@ -93,15 +104,32 @@ class Stepper:
         self._single = [item for item in work if not item.param.is_cuda]
         for device in sorted(devices, key=str):
             here = [item for item in work if item.param.device == device]
-            fused = fused_class(device)
+            fused = self._by_device.setdefault(device, fused_class(device))
             taken = fused.build(
                 [(item.param, item.state, item.codecs, item.group_index) for item in here],
                 self._optimizer.param_groups,
             )
             self._fused[device] = fused
-            self._single += [item for item, ok in zip(here, taken, strict=True) if not ok]
+            left = [item for item, ok in zip(here, taken, strict=True) if not ok]
+            self._refuse_or_log(left)
+            self._single += left
         if devices:
             self._signature = self._current_signature()
+
+    def _refuse_or_log(self, left: list[Work]) -> None:
+        """Fail where the kernels were asked for by name and cannot take a parameter."""
+        for item in left:
+            reason = (
+                "its codecs or block size have no kernel"
+                if item.param.is_contiguous()
+                else "it is not contiguous"
+            )
+            if self._optimizer.backend == "triton":
+                raise BackendUnavailableError(
+                    f"backend='triton' cannot step {item.name!r}: {reason}.",
+                    hint="Use backend='auto', which takes PyTorch's slower path for it.",
+                )
+            _log_once(f"LUMA steps some parameters in PyTorch, slowly: {item.name!r}: {reason}.")
 
     def _current_signature(self) -> list[Any]:
         """Return everything that the device tables were built from."""
@@ -111,10 +139,10 @@ class Stepper:
             signature += (group["nonfinite"], group["stochastic_rounding"], group["maximize"])
             for param in group["params"]:
                 grad = param.grad
-                if grad is None:
-                    signature.append(None)
+                if grad is None or grad.layout != torch.strided:
+                    signature.append(None if grad is None else grad.layout)
                     continue
-                signature += (param.data_ptr(), param.shape, param.is_contiguous())
+                signature += (param.data_ptr(), param.dtype, param.shape, param.is_contiguous())
                 signature += (grad.data_ptr(), grad.dtype, grad.is_contiguous())
                 signature += [tensor.data_ptr() for tensor in state[param].values()]
         return signature
@@ -130,6 +158,7 @@ class Stepper:
         work = []
         for name, param, group in found:
             codecs = optimizer.codecs(param, group)
+            check_codecs_of_backend(optimizer.backend, optimizer.rule, name, codecs)
             state = optimizer.state_of(name, param, group)
             _check_shapes(name, param, state, codecs)
             work.append(Work(name, param, group, indices[id(group)], state, codecs))

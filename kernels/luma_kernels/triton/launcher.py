@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,7 @@ from luma_kernels.triton.plan import (
     Launch,
     Plan,
     bucket_of,
+    is_capturing,
     lr_pointer,
     option_row,
 )
@@ -64,10 +66,8 @@ class FusedStep:
             if bucket is not None:
                 grid = BlockGrid.of(param.shape, codecs["exp_avg"].block_size)
                 tensors.append(FusedTensor(param, param.grad, state, group, grid, bucket))
-        self._plan = Plan(tensors, self.device)
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            # A graph replays copies from these; they must live as long as it may.
-            self._captured.append(self._plan)
+        with self._current():
+            self._plan = Plan(tensors, self.device)
         self._option_rows = []
         return taken
 
@@ -78,11 +78,32 @@ class FusedStep:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
     ) -> None:
-        """Take the step of every tensor in the tables."""
+        """Take the step of every tensor in the tables, on their device's current stream."""
         plan = self._plan
         if plan is None or not plan.tensors:
             return
+        with self._current():
+            self._launch(plan, groups, self._here(grad_scale), self._here(found_inf))
+        # Writing through pointers, unlike PyTorch's own operations, is not seen by autograd.
+        torch.autograd.graph.increment_version([tensor.param for tensor in plan.tensors])
+
+    def _current(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def _here(self, scalar: Tensor | None) -> Tensor | None:
+        return None if scalar is None else scalar.to(self.device, non_blocking=True)
+
+    def _launch(
+        self,
+        plan: Plan,
+        groups: Sequence[Mapping[str, Any]],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
         self._upload_options(plan, groups)
+        if is_capturing(self.device):
+            # The graph may be replayed as long as the optimizer lives, and reads these.
+            self._captured.append((plan, self._options, self._lr_table))
         scaler = found_inf is not None
         count = len(plan.tensors)
         one = torch.ones((), device=self.device) if scaler and grad_scale is None else grad_scale

@@ -164,6 +164,11 @@ class Launch:
     owner: Tensor
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Return whether a CUDA graph is being captured on the device's current stream."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 class Plan:
     """The device tables of a fused step over a list of tensors."""
 
@@ -196,7 +201,8 @@ class Plan:
         if self.device.type != "cuda":
             return host.clone()
         pinned = host.pin_memory()
-        self._staging.append(pinned)
+        if is_capturing(self.device):
+            self._staging.append(pinned)  # a graph copies from it at every replay
         return pinned.to(self.device, non_blocking=True)
 
 

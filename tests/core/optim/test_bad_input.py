@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from luma_core import LUMA
+from luma_core.codecs import Luma16M, Luma16V
 from luma_core.errors import (
     BackendUnavailableError,
     ConfigurationError,
     UnknownCodecError,
     UnsupportedParameterError,
 )
+from luma_core.optim import AdamWRule, backend
 
 
 def parameter() -> nn.Parameter:
@@ -27,6 +29,8 @@ def parameter() -> nn.Parameter:
         ({"lr": math.nan}, "lr=nan must be"),
         ({"lr": "fast"}, "lr='fast' must be"),
         ({"lr": torch.tensor([1.0, 2.0])}, "lr="),
+        ({"lr": torch.tensor(-1.0)}, "lr=tensor(-1.) must be"),
+        ({"lr": torch.tensor(math.nan)}, "lr=tensor(nan) must be"),
         ({"betas": (0.9, 1.0)}, "betas=(0.9, 1.0) must be two numbers from 0 to below 1"),
         ({"betas": 0.9}, "betas=0.9 must be"),
         ({"betas": (0.9, math.nan)}, "betas="),
@@ -48,6 +52,29 @@ def test_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         LUMA([parameter()], **options)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("codecs", "message"),
+    [
+        ({"exp_avg": Luma16M().to_dict()}, "must map each of 'exp_avg', 'exp_avg_sq'"),
+        ({"exp_avg": "fp32", "exp_avg_sq": "fp32"}, "codecs['exp_avg']='fp32' must be"),
+        (
+            {"exp_avg": Luma16M().to_dict(), "exp_avg_sq": Luma16V(block_size=64).to_dict()},
+            "must all have one block_size",
+        ),
+        ({"exp_avg": Luma16V().to_dict(), "exp_avg_sq": Luma16V().to_dict()}, "stores no signs"),
+    ],
+)
+def test_codecs_of_a_group(codecs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        LUMA([{"params": [parameter()], "codecs": codecs}])
+    assert message in str(caught.value)
+
+
+def test_names_must_differ() -> None:
+    with pytest.raises(ConfigurationError, match="'a' is used more than once"):
+        LUMA([("a", parameter()), ("a", parameter())])
 
 
 def test_an_explicit_backend_fails_loudly() -> None:
@@ -78,3 +105,30 @@ def test_sparse_gradients_change_nothing() -> None:
         optimizer.step()
     assert torch.equal(dense, torch.ones(4, 64))
     assert not optimizer.state
+
+
+def test_native_by_name_refuses_codecs_without_a_kernel() -> None:
+    codecs = {moment: {"name": "bf16"} for moment in ("exp_avg", "exp_avg_sq")}
+    param = parameter()
+    try:
+        optimizer = LUMA([{"params": [("w", param)], "codecs": codecs}], backend="native")
+    except BackendUnavailableError:
+        return  # no compiled library here: refused at construction
+    param.grad = torch.ones_like(param)
+    with pytest.raises(BackendUnavailableError, match="cannot step 'w': there is no native"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones(4, 64))
+
+
+def test_a_gpu_without_kernels_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "why_no_triton", lambda: "")
+    rule = AdamWRule()
+    kinds = {
+        block: backend.choose(
+            "cuda",
+            rule,
+            {"exp_avg": Luma16M(block_size=block), "exp_avg_sq": Luma16V(block_size=block)},
+        ).backend
+        for block in (128, None, 100)
+    }
+    assert kinds == {128: "triton", None: "triton", 100: "pytorch"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ from luma_core.state import (
     StateSource,
     field_key,
 )
+
+_log = logging.getLogger("luma")
 
 MAX_SHARD_BYTES = 512 << 20
 """Default bound on the uncompressed size of a shard."""
@@ -91,7 +94,11 @@ def save(
     Raises:
         ConfigurationError: an option, the model or ``extra`` holds something that cannot be saved.
         CheckpointExistsError: there is a checkpoint and ``overwrite`` is False.
-        StorageError: the store failed, for example a full disk. The previous checkpoint is whole.
+        StorageError: the store failed, for example a full disk. Nearly always the folder then holds
+            the previous checkpoint. It holds the new one if its manifest was in place already, and
+            making that durable or writing the index of the model shards failed. Either is whole,
+            but its index may be missing, which is derived. Old files that cannot be removed after
+            all that are no error but a warning in the log; the next save removes them.
     """
     _check_options(compression, max_shard_bytes)
     store = open_store(url)
@@ -252,8 +259,14 @@ class _Save:
             raise
         if "model" in self._plan.shards:
             self._folder.put(INDEX_NAME, index)
-        self._folder.retire(manifest)
+        self._retire(manifest)
         return manifest
+
+    def _retire(self, manifest: Manifest) -> None:
+        try:
+            self._folder.retire(manifest)
+        except OSError as error:
+            _log.warning("saved, but files of the previous checkpoint are left: %s", error)
 
     def _withdraw(self) -> None:
         for name in self._begun:

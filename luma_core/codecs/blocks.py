@@ -152,10 +152,10 @@ class Tile:
         if tensor.is_contiguous():
             tensor.view(-1)[self.start : self.start + self.numel] = values
             return
-        part, offset = self._covering(tensor)
-        copy = part.reshape(-1).clone()
-        copy[offset : offset + self.numel] = values
-        part.copy_(copy.view(part.shape))
+        done = 0
+        for piece in _pieces(tensor, self.start, self.start + self.numel):
+            piece.copy_(values[done : done + piece.numel()].view(piece.shape))
+            done += piece.numel()
 
     def read_blocks(self, field: Tensor) -> Tensor:
         """Return the tile's part of a per-block field, ``[rows, blocks, entries]``.
@@ -183,12 +183,26 @@ class Tile:
     def _flat(self, tensor: Tensor) -> Tensor:
         if tensor.is_contiguous():
             return tensor.view(-1)[self.start : self.start + self.numel]
-        part, offset = self._covering(tensor)
-        return part.reshape(-1)[offset : offset + self.numel]
+        pieces = _pieces(tensor, self.start, self.start + self.numel)
+        return torch.cat([piece.reshape(-1) for piece in pieces])
 
-    def _covering(self, tensor: Tensor) -> tuple[Tensor, int]:
-        """Return the slice of dimension 0 that covers the tile, and the tile's offset in it."""
-        row = math.prod(tensor.shape[1:])
-        first = self.start // row
-        last = -(-(self.start + self.numel) // row)
-        return tensor[first:last], self.start - first * row
+
+def _pieces(tensor: Tensor, start: int, stop: int) -> Iterator[Tensor]:
+    """Cut elements ``start:stop`` of the flattened ``tensor`` into views of it, in order.
+
+    There are at most two for each dimension, whatever the strides are.
+    """
+    row = math.prod(tensor.shape[1:])
+    first, begin = divmod(start, row)
+    last, end = divmod(stop, row)
+    if first == last:
+        if begin < end:
+            yield from _pieces(tensor[first], begin, end)
+        return
+    if begin:
+        yield from _pieces(tensor[first], begin, row)
+        first += 1
+    if first < last:
+        yield tensor[first:last]
+    if end:
+        yield from _pieces(tensor[last], 0, end)

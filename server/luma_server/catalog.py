@@ -80,7 +80,9 @@ class Catalog:
         return opened
 
     def hide_root(self, text: str) -> str:
-        """Return ``text`` without the path of the root."""
+        """Return ``text`` without the path of the root; unchanged where the root is ``/``."""
+        if self._root == Path(self._root.anchor):
+            return text
         return text.replace(f"{self._root}{os.sep}", "").replace(str(self._root), "the root")
 
     def _folder(self, run: str, step: str) -> Path:

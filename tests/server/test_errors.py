@@ -12,6 +12,7 @@ import pytest
 from luma_core import stats
 from luma_core.errors import ConfigurationError
 from luma_server import Settings, create_app
+from luma_server.catalog import Catalog
 
 FIELDS = {"type", "status", "title", "detail", "code", "hint", "request_id"}
 
@@ -173,6 +174,12 @@ def test_a_root_that_vanished(http, root) -> None:
     shutil.rmtree(root)
     body = check_problem(http.get("/v1/checkpoints"), 500, "storage_error")
     assert str(root) not in str(body)
+
+
+def test_the_root_is_hidden_in_messages_unless_it_is_the_whole_file_system(root) -> None:
+    message = f"{root}/gpt/9/luma.json: I/O error in {root}."
+    assert Catalog(root).hide_root(message) == "gpt/9/luma.json: I/O error in the root."
+    assert Catalog(Path("/")).hide_root(message) == message
 
 
 def test_unexpected_exceptions_tell_the_log_and_not_the_client(http, monkeypatch, caplog) -> None:

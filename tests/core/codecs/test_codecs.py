@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from luma_core import rounding
 from luma_core.codecs import (
@@ -139,6 +141,66 @@ def test_tiles_cover_every_element_once_whatever_their_size() -> None:
                 for tile in grid.tiles(max_elements):
                     tile.write(seen, tile.read(seen) + 1)
                 assert torch.equal(seen, torch.ones(shape)), (shape, block_size, max_elements)
+
+
+def strided(shape: tuple[int, ...], kind: str) -> torch.Tensor:
+    """A tensor of ``shape`` whose elements lie in memory in an unusual way, numbered in order."""
+    if kind == "reversed":
+        x = torch.empty(shape[::-1]).permute(*range(len(shape) - 1, -1, -1))
+    elif kind == "sliced":
+        x = torch.empty([2 * size + 1 for size in shape])[tuple(slice(1, None, 2) for _ in shape)]
+    else:
+        x = torch.empty(shape).to(memory_format=torch.channels_last)
+    return x.copy_(torch.arange(float(x.numel())).view(shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        *((shape, "reversed") for shape in [(2, 1001), (37, 2), (1, 3, 67), (3, 5, 7, 11)]),
+        *((shape, "sliced") for shape in [(), (131,), (5, 77), (9, 2), (1, 1, 50), (3, 5, 7, 11)]),
+        *((shape, "channels_last") for shape in [(3, 5, 7, 11), (4, 2, 3, 3), (1, 3, 1, 40)]),
+    ],
+    ids=str,
+)
+def test_tiles_of_any_strides_are_those_of_contiguous_tensors(
+    shape: tuple[int, ...], kind: str
+) -> None:
+    for block_size in (None, 8, 64):
+        for max_elements in (1, 30, 64, 300, 10**6):
+            x = strided(shape, kind)
+            same = x.contiguous()
+            for tile in BlockGrid.of(shape, block_size).tiles(max_elements):
+                assert torch.equal(tile.read(x), tile.read(same))
+                tile.write(x, tile.read(x) * 3 + 1)
+                tile.write(same, tile.read(same) * 3 + 1)
+                assert torch.equal(x, same), (block_size, max_elements)
+
+
+class LargestTemporary(TorchDispatchMode):
+    """Remembers the largest storage, in elements of float32, that is not the one of ``of``."""
+
+    def __init__(self, of: torch.Tensor) -> None:
+        super().__init__()
+        self.of = of.untyped_storage().data_ptr()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for out in tree_leaves(result):
+            if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() != self.of:
+                self.elements = max(self.elements, out.untyped_storage().nbytes() // 4)
+        return result
+
+
+@pytest.mark.parametrize("shape", [(2, 50_000), (50_000, 2), (1, 2, 50_000), (2, 50, 10, 100)])
+def test_temporaries_of_a_transposed_tensor_are_bounded_by_the_tile(shape: tuple[int, ...]) -> None:
+    x = strided(shape, "reversed")
+    assert not x.is_contiguous()
+    with LargestTemporary(x) as largest:
+        for tile in BlockGrid.of(shape, 128).tiles(1024):
+            tile.write(x, tile.read(x))
+    assert 0 < largest.elements <= 1024 + 128
 
 
 def test_what_stays_in_float32_is_one_rule() -> None:

@@ -230,3 +230,42 @@ def test_a_tensor_of_more_than_two_to_the_31_elements() -> None:
     assert int((state["exp_avg.codes"] == 0).sum()) == 0
     assert int((state["exp_avg_sq.codes"] == 0).sum()) == 0
     assert state["exp_avg.exponent"][-1] == state["exp_avg.exponent"][0]
+
+
+def test_a_graph_survives_what_happens_after_its_capture() -> None:
+    """Uncaptured steps from other gradients rebuild the tables; the graph must keep its own."""
+    param = nn.Parameter(torch.ones(512, 512, device="cuda"))
+    lr = torch.tensor(1e-2, device="cuda")
+    optimizer = LUMA([param], lr, capturable=True, seed=1, weight_decay=0.0)
+    own = torch.ones_like(param)
+    param.grad = own
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        optimizer.step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    for _ in range(3):
+        param.grad = torch.ones_like(param)
+        optimizer.param_groups[0]["weight_decay"] = 0.0
+        optimizer.step()
+    junk = [torch.full((64, 1024), 7.0, device="cuda") for _ in range(64)]
+    before = param.detach().clone()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(bool((tensor == 7).all()) for tensor in junk)
+    torch.testing.assert_close(
+        before - param.detach(), torch.full_like(param, 1e-2), rtol=1e-2, atol=0
+    )
+
+
+def test_learning_rate_schedules_do_not_pile_up_memory() -> None:
+    param = nn.Parameter(torch.ones(64, 128, device="cuda"))
+    param.grad = torch.ones_like(param)
+    optimizer = LUMA([param], seed=1)
+    for step in range(50):
+        optimizer.param_groups[0]["lr"] = 1e-3 / (step + 1)
+        optimizer.step()
+    kept = [fused._plan._staging for fused in optimizer._stepper._fused.values() if fused._plan]
+    assert [len(tensors) for tensors in kept] == [0]

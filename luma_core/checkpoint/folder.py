@@ -5,7 +5,7 @@ from __future__ import annotations
 from luma_core.checkpoint.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from luma_core.checkpoint.names import INDEX_NAME, MANIFEST_NAME, shard_generation
 from luma_core.checkpoint.shard import written_by_us
-from luma_core.checkpoint.store import Store
+from luma_core.checkpoint.store import LocalStore, Store
 from luma_core.errors import (
     CheckpointError,
     CheckpointExistsError,
@@ -27,10 +27,7 @@ def read_manifest(store: Store) -> Manifest:
     """
     size = store.size(MANIFEST_NAME)
     if size is None:
-        raise CheckpointNotFoundError(
-            f"{store.url}: no checkpoint here: {MANIFEST_NAME} is missing.",
-            hint="A save writes it last, so an interrupted first save leaves none.",
-        )
+        raise _not_found(store)
     if size > MAX_MANIFEST_BYTES:
         raise CorruptCheckpointError(
             f"{store.url}/{MANIFEST_NAME}: {size} bytes; a manifest has at most "
@@ -38,6 +35,23 @@ def read_manifest(store: Store) -> Manifest:
         )
     data = store.read_range(MANIFEST_NAME, 0, size)
     return parse_manifest(data, where=f"{store.url}/{MANIFEST_NAME}")
+
+
+def _not_found(store: Store) -> CheckpointNotFoundError:
+    if isinstance(store, LocalStore) and not store.folder.exists():
+        return CheckpointNotFoundError(
+            f"no checkpoint here: there is no folder {store.url}.",
+            hint="Check the path; a relative one starts at the current folder.",
+        )
+    if isinstance(store, LocalStore) and not store.folder.is_dir():
+        return CheckpointNotFoundError(
+            f"{store.url}: no checkpoint here: it is a file, and a checkpoint is a folder.",
+            hint="`luma convert` reads a file that torch.save wrote.",
+        )
+    return CheckpointNotFoundError(
+        f"{store.url}: no checkpoint here: {MANIFEST_NAME} is missing.",
+        hint="A save writes it last, so an interrupted first save leaves none.",
+    )
 
 
 class CheckpointFolder:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, Self
 
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from luma_core.checkpoint.consistency import state_fields, tensor_name
 from luma_core.checkpoint.extra import restore_extra
@@ -21,7 +21,7 @@ from luma_core.checkpoint.names import MANIFEST_NAME
 from luma_core.checkpoint.shard import ShardReader
 from luma_core.checkpoint.store import Store, open_store, storage_errors
 from luma_core.codecs import codec_from_dict
-from luma_core.errors import CorruptCheckpointError, StateMismatchError
+from luma_core.errors import ConfigurationError, CorruptCheckpointError, StateMismatchError
 from luma_core.state import GroupOptions, ParameterState, StateSource
 
 Progress = Callable[[int, int], None]
@@ -306,12 +306,15 @@ def load(
         progress: called with checked bytes done and in total.
 
     Raises:
+        ConfigurationError: the optimizer is not one of LUMA.
         CheckpointNotFoundError: there is no checkpoint.
         CorruptCheckpointError: a file is missing, cut or altered.
         UnsupportedVersionError: a newer version wrote it.
         StateMismatchError: it does not fit the optimizer or the model; says where.
         StorageError: the store failed.
     """
+    if optimizer is not None:
+        check_optimizer(optimizer, hint="Convert the checkpoint with `luma convert` --to adamw.")
     checkpoint = open(url)
     kinds: list[FileKind] = ["extra"]
     states: list[ParameterState] = []
@@ -329,6 +332,18 @@ def load(
     if model is not None:
         load_model(model, entries, checkpoint.read_tensor)
     return LoadedCheckpoint(checkpoint.manifest, extra)
+
+
+def check_optimizer(optimizer: object, *, hint: str) -> None:
+    """Refuse an optimizer of another kind by name.
+
+    Raises:
+        ConfigurationError: it is one of PyTorch's or another library's.
+    """
+    if isinstance(optimizer, optim.Optimizer) and not hasattr(optimizer, "parameter_state"):
+        kind = type(optimizer)
+        name = f"{kind.__module__.partition('.')[0]} {kind.__name__}"
+        raise ConfigurationError(f"optimizer is a {name}; it must be a LUMA optimizer.", hint=hint)
 
 
 def _matched_states(checkpoint: Checkpoint, optimizer: LoadableState) -> list[ParameterState]:

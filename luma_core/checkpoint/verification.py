@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from luma_core.checkpoint.names import MANIFEST_NAME
 from luma_core.checkpoint.reader import MISSING, Checkpoint, counted
-from luma_core.checkpoint.store import open_store
+from luma_core.checkpoint.store import Store, open_store, storage_errors
 from luma_core.errors import CheckpointNotFoundError, LumaError, StorageError
 
 
@@ -32,8 +32,8 @@ class VerifyReport:
     Attributes:
         problems: what makes the checkpoint unusable in part or whole; empty where all is well.
         notes: what is amiss and does no harm: a missing index, which is derived.
-        files: number of files checked, with the manifest.
-        bytes: their size.
+        files: number of files checked, with the manifest; a missing file is not one.
+        bytes: their size, as found.
     """
 
     problems: tuple[Problem, ...]
@@ -60,21 +60,32 @@ def verify(
         CheckpointNotFoundError: there is no checkpoint.
         StorageError: the store failed.
     """
+    store = open_store(url)
     try:
-        checkpoint = Checkpoint(open_store(url))
+        checkpoint = Checkpoint(store)
     except (CheckpointNotFoundError, StorageError):
         raise
     except LumaError as error:
-        return VerifyReport((Problem(MANIFEST_NAME, str(error)),), (), 1, 0)
+        problem = Problem(MANIFEST_NAME, str(error))
+        return VerifyReport((problem,), (), 1, _size(store, MANIFEST_NAME))
     manifest_bytes = len(checkpoint.manifest.to_bytes())
     total = manifest_bytes + sum(file.bytes for file in checkpoint.manifest.files)
     tick = counted(total, progress)
     tick(manifest_bytes)
     problems: list[Problem] = []
     notes: list[Problem] = []
+    files, size = 1, manifest_bytes
     for file in checkpoint.manifest.files:
         found = checkpoint.file_problem(file, tick)
+        if found is not MISSING:
+            files += 1
+            size += _size(store, file.name)
         if found is not None:
             harmless = found is MISSING and file.kind == "index"
             (notes if harmless else problems).append(Problem(file.name, found))
-    return VerifyReport(tuple(problems), tuple(notes), 1 + len(checkpoint.manifest.files), total)
+    return VerifyReport(tuple(problems), tuple(notes), files, size)
+
+
+def _size(store: Store, name: str) -> int:
+    with storage_errors(f"{store.url}/{name}"):
+        return store.size(name) or 0

@@ -30,6 +30,7 @@ from luma_core.checkpoint.manifest import (
 )
 from luma_core.checkpoint.model import index_bytes, model_tensors
 from luma_core.checkpoint.names import INDEX_NAME, MANIFEST_NAME, ShardKind, shard_name
+from luma_core.checkpoint.reader import check_optimizer
 from luma_core.checkpoint.shard import PlannedTensor, ShardWriter, plan_shards
 from luma_core.checkpoint.store import open_store, storage_errors
 from luma_core.errors import ConfigurationError
@@ -102,6 +103,7 @@ def save(
     """
     _check_options(compression, max_shard_bytes)
     store = open_store(url)
+    check_optimizer(optimizer, hint="Save it with torch.save, or convert it with luma convert.")
     plan = _plan(optimizer, model, extra, max_shard_bytes)
     with storage_errors(store.url):
         folder = CheckpointFolder(store, overwrite=overwrite, with_model="model" in plan.shards)

@@ -32,7 +32,14 @@ from luma_core.errors import (
     ConversionError,
     UnsafePickleError,
 )
-from luma_core.optim.interchange import ADAMW_OPTIONS, adamw_group, shared_options
+from luma_core.optim.interchange import (
+    ADAMW_OPTIONS,
+    adamw_group,
+    check_moment_kind,
+    check_moment_values,
+    checked_step,
+    shared_options,
+)
 from luma_core.state import GroupOptions
 
 FORMAT = "adamw"
@@ -99,7 +106,14 @@ class TorchAdamWSource:
         return list(self._parameters.values())
 
     def read(self, name: str) -> AdamWState:
+        """Return one parameter's moments.
+
+        Raises:
+            ConversionError: a value is NaN or infinite, or a second moment is negative.
+        """
         exp_avg, exp_avg_sq = (self._entries[name][moment].float() for moment in MOMENTS)
+        for moment, value in zip(MOMENTS, (exp_avg, exp_avg_sq), strict=True):
+            check_moment_values(f"{self._where}: {name!r}", moment, value)
         return AdamWState(self._parameters[name], exp_avg, exp_avg_sq)
 
     def _group_options(self, index: int, group: Mapping[str, Any]) -> GroupOptions:
@@ -153,8 +167,8 @@ class TorchAdamWSource:
                 hint="Give the optimizer only parameters that get gradients, and take a step.",
             )
         _check_keys(place, entry)
-        step = _step(place, entry["step"])
-        shapes = [_moment_shape(place, moment, entry[moment]) for moment in MOMENTS]
+        step = checked_step(place, entry["step"])
+        shapes = [check_moment_kind(place, moment, entry[moment]) for moment in MOMENTS]
         if shapes[0] != shapes[1]:
             raise ConversionError(
                 f"{place}: exp_avg has shape {list(shapes[0])}, exp_avg_sq {list(shapes[1])}; "
@@ -267,31 +281,6 @@ def _check_keys(place: str, entry: Any) -> None:
             f"{place} has {', '.join(sorted(map(repr, entry)))}; AdamW's state is "
             f"{', '.join(sorted(map(repr, expected)))}."
         )
-
-
-def _step(place: str, value: Any) -> int:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not (math.isfinite(value) and value >= 0 and value == int(value))
-    ):
-        raise ConversionError(f"{place}: step is {value!r}; it must be a whole number, 0 or more.")
-    return int(value)
-
-
-def _moment_shape(place: str, moment: str, value: Any) -> tuple[int, ...]:
-    if (
-        not isinstance(value, Tensor)
-        or value.layout != torch.strided
-        or not value.is_floating_point()
-    ):
-        what = (
-            f"{value.dtype} {value.layout}" if isinstance(value, Tensor) else type(value).__name__
-        )
-        raise ConversionError(f"{place}: {moment} is {what}; it must be a dense float tensor.")
-    return tuple(value.shape)
 
 
 def write_torch_adamw(

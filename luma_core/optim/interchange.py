@@ -12,6 +12,7 @@ from luma_core import rounding
 from luma_core.codecs import moment_codecs
 from luma_core.errors import ConversionError, StateMismatchError
 from luma_core.optim.adamw import MOMENTS
+from luma_core.optim.loading import check_entry_kind, matched_parts
 from luma_core.optim.options import check_options
 from luma_core.state import GroupOptions, ParameterState, field_key
 
@@ -29,6 +30,7 @@ _TORCH_ONLY = {
     "fused": None,
     "decoupled_weight_decay": True,
 }
+_STEP_LIMIT = 1 << 63
 
 
 def adamw_group(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,28 +80,75 @@ def export_adamw_state(optimizer: CompressedOptimizer) -> dict[str, Any]:
 
 def import_adamw_state(optimizer: CompressedOptimizer, state_dict: Mapping[str, Any]) -> None:
     """Implement `LUMA.import_adamw_state`."""
-    saved_groups = state_dict["param_groups"]
-    if len(saved_groups) != len(optimizer.param_groups):
-        raise StateMismatchError(
-            f"the AdamW state has {len(saved_groups)} parameter groups; "
-            f"the optimizer has {len(optimizer.param_groups)}."
-        )
-    ids: list[Any] = []
-    groups: list[GroupOptions] = []
-    for index, (saved, group) in enumerate(zip(saved_groups, optimizer.param_groups, strict=True)):
-        if len(saved["params"]) != len(group["params"]):
-            raise StateMismatchError(
-                f"AdamW parameter group {index} has {len(saved['params'])} parameters; "
-                f"the optimizer's has {len(group['params'])}."
-            )
-        ids.extend(saved["params"])
-        groups.append(_merged(group, shared_options(saved)))
+    entries, saved_groups, ids = matched_parts(optimizer, state_dict, "AdamW state")
+    groups = [
+        _merged(group, shared_options(saved))
+        for saved, group in zip(saved_groups, optimizer.param_groups, strict=True)
+    ]
     heads = optimizer.parameter_states()
     for head, key in zip(heads, ids, strict=True):
-        _check_entry(head, state_dict["state"].get(key))
+        _check_entry(head, entries.get(key))
     devices = [param.device for group in optimizer.param_groups for param in group["params"]]
-    states = _encoded(heads, ids, state_dict["state"], groups, devices)
+    states = _encoded(heads, ids, entries, groups, devices)
     optimizer.load_parameter_states(groups, states)
+
+
+def checked_step(place: str, value: object) -> int:
+    """Return AdamW's step count, kept as a number or a tensor of one.
+
+    Raises:
+        ConversionError: it is not a whole number, or out of range; the message begins with
+            ``place``.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not (0 <= value < _STEP_LIMIT and value == int(value))
+    ):
+        raise ConversionError(
+            f"{place}: step is {value!r}; it must be a whole number from 0 to below 2**63."
+        )
+    return int(value)
+
+
+def check_moment_kind(place: str, moment: str, value: object) -> tuple[int, ...]:
+    """Check that one of AdamW's moments is a dense float tensor, and return its shape.
+
+    Raises:
+        ConversionError: it is something else; the message begins with ``place``.
+    """
+    if (
+        not isinstance(value, Tensor)
+        or value.layout != torch.strided
+        or not value.is_floating_point()
+    ):
+        what = (
+            f"{value.dtype} {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+        )
+        raise ConversionError(f"{place}: {moment} is {what}; it must be a dense float tensor.")
+    return tuple(value.shape)
+
+
+def check_moment_values(place: str, moment: str, value: Tensor) -> None:
+    """Check that one of AdamW's moments is finite in float32 and, if a square, not negative.
+
+    Raises:
+        ConversionError: saying how many values are not; the message begins with ``place``.
+    """
+    x = value.detach().float()
+    bad = int((~torch.isfinite(x)).sum())
+    if bad:
+        raise ConversionError(
+            f"{place}: {moment} holds {bad} values that are NaN or infinite.",
+            hint="Use state from before the training diverged.",
+        )
+    negative = int((x < 0).sum()) if moment == "exp_avg_sq" else 0
+    if negative:
+        raise ConversionError(
+            f"{place}: exp_avg_sq holds {negative} negative values; squares are 0 or more."
+        )
 
 
 def _merged(group: Mapping[str, Any], adopted: GroupOptions) -> GroupOptions:
@@ -108,7 +157,10 @@ def _merged(group: Mapping[str, Any], adopted: GroupOptions) -> GroupOptions:
     return {**options, **adopted}
 
 
-def _check_entry(head: ParameterState, entry: Mapping[str, Any] | None) -> None:
+def _check_entry(head: ParameterState, entry: Any) -> None:
+    if entry is None:
+        return
+    check_entry_kind(head.name, entry)
     if not entry:
         return
     for moment in ("step", *MOMENTS):
@@ -117,13 +169,16 @@ def _check_entry(head: ParameterState, entry: Mapping[str, Any] | None) -> None:
                 f"{head.name!r}: the AdamW state has no {moment!r}; it has "
                 f"{', '.join(map(repr, entry))}."
             )
+    place = repr(head.name)
+    checked_step(place, entry["step"])
     for moment in MOMENTS:
-        found = tuple(entry[moment].shape)
+        found = check_moment_kind(place, moment, entry[moment])
         if found != head.shape:
             raise StateMismatchError(
                 f"{head.name!r}: {moment} has shape {list(found)}; "
                 f"the parameter has {list(head.shape)}."
             )
+        check_moment_values(place, moment, entry[moment])
 
 
 def _encoded(
@@ -144,7 +199,7 @@ def _encoded(
             encode_state(
                 head,
                 options,
-                step=int(entry["step"]),
+                step=checked_step(repr(head.name), entry["step"]),
                 moments={moment: entry[moment].detach().to(device) for moment in MOMENTS},
             )
         )

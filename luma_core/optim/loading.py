@@ -5,72 +5,145 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from luma_core.codecs import Codec, moment_codecs
-from luma_core.errors import StateMismatchError, some_names
+from luma_core.errors import ConfigurationError, StateMismatchError, some_names
+from luma_core.optim.options import check_codecs, check_options
 from luma_core.state import GroupOptions, ParameterState, field_key
+
+if TYPE_CHECKING:
+    from luma_core.optim.base import CompressedOptimizer
 
 _POSITIONAL = re.compile(r"param\.\d+")
 _SCALARS = {"step": torch.int64, "noise_key": torch.int64, "nonfinite": torch.int64}
 _GROUP_IDENTITY = ("params", "param_names")
+_REQUIRED_OPTIONS = ("codecs", "min_compress_elements")
 
 OwnParameter = tuple[str, Tensor, dict[str, Any]]
 """Name, parameter and parameter group."""
 
 
 def load_states(
-    optimizer: torch.optim.Optimizer,
+    optimizer: CompressedOptimizer,
     own: Sequence[OwnParameter],
     groups: Sequence[GroupOptions],
     states: Sequence[ParameterState],
 ) -> None:
-    """Implement `CompressedOptimizer.load_parameter_states`."""
+    """Implement `CompressedOptimizer.load_parameter_states`.
+
+    The old and the new state are both in memory for a moment: every field is read and copied
+    before the first is replaced, so that a failure to read one leaves the optimizer unchanged.
+    """
     matched = _match(own, states)
+    for index, saved in enumerate(groups):
+        _check_group_options(index, saved, optimizer.rule.moments)
     options = _group_options(optimizer, own, matched, groups)
-    for (name, param, group), state in zip(own, matched, strict=True):
-        _check_state(name, param, options[_index(optimizer, group)], state)
-    for group, chosen in zip(optimizer.param_groups, options, strict=True):
-        _adopt(group, chosen)
-    for (_, param, _), state in zip(own, matched, strict=True):
-        if not state.codecs:
-            optimizer.state.pop(param, None)
-            continue
-        scalars = {
-            "step": torch.tensor(state.step, device=param.device),
-            "noise_key": torch.tensor(state.noise_key),
-            "nonfinite": torch.tensor(state.nonfinite, device=param.device),
-        }
-        fields = {
-            key: state.fields[key].detach().to(param.device, copy=True) for key in state.fields
-        }
-        optimizer.state[param] = {**scalars, **fields}
+    chosen = [options[_index(optimizer, group)] for _, _, group in own]
+    for (name, param, _), wanted, state in zip(own, chosen, matched, strict=True):
+        _check_state(name, param, wanted, state)
+    loaded = [
+        _built_entry(name, param, wanted, state)
+        for (name, param, _), wanted, state in zip(own, chosen, matched, strict=True)
+    ]
+    _replace(optimizer, own, options, loaded)
 
 
 def load_torch_state_dict(
-    optimizer: torch.optim.Optimizer, own: Sequence[OwnParameter], state_dict: Mapping[str, Any]
+    optimizer: CompressedOptimizer, own: Sequence[OwnParameter], state_dict: Mapping[str, Any]
 ) -> None:
-    """Implement `CompressedOptimizer.load_state_dict`."""
-    saved_groups = state_dict["param_groups"]
+    """Implement `CompressedOptimizer.load_state_dict`.
+
+    As in `load_states`, the old and the new state are both in memory for a moment.
+    """
+    entries, saved_groups, ids = matched_parts(optimizer, state_dict, "state")
+    for index, (saved, group) in enumerate(zip(saved_groups, optimizer.param_groups, strict=True)):
+        _check_group_options(index, saved, optimizer.rule.moments)
+        _check_names(index, saved, group)
+    options_of = [saved for saved in saved_groups for _ in saved["params"]]
+    loaded = [
+        _checked_entry(name, param, options, entries.get(key))
+        for (name, param, _), options, key in zip(own, options_of, ids, strict=True)
+    ]
+    options = [
+        copy.deepcopy({k: v for k, v in saved.items() if k not in _GROUP_IDENTITY})
+        for saved in saved_groups
+    ]
+    _replace(optimizer, own, options, loaded)
+
+
+def matched_parts(
+    optimizer: CompressedOptimizer, state_dict: Mapping[str, Any], what: str
+) -> tuple[Mapping[Any, Any], Sequence[Mapping[str, Any]], list[Any]]:
+    """Return the entries, groups and parameter ids of a ``state_dict`` that fits the optimizer.
+
+    Args:
+        optimizer: gives the groups and how many parameters each has.
+        state_dict: of any optimizer of PyTorch's layout.
+        what: the kind of state, for messages.
+
+    Raises:
+        StateMismatchError: a part is missing, or groups or parameters do not fit.
+    """
+    for key, kind in (("state", Mapping), ("param_groups", list | tuple)):
+        if not isinstance(state_dict.get(key), kind):
+            found = f"is a {type(state_dict[key]).__name__}" if key in state_dict else "is missing"
+            raise StateMismatchError(
+                f"{key!r} of the {what} {found}; a state dict has a mapping 'state' and a list "
+                "'param_groups'.",
+                hint="Give what an optimizer's state_dict() returned.",
+            )
+    entries, saved_groups = state_dict["state"], state_dict["param_groups"]
     groups = optimizer.param_groups
     if len(saved_groups) != len(groups):
         raise StateMismatchError(
-            f"the state has {len(saved_groups)} parameter groups; the optimizer has {len(groups)}."
+            f"the {what} has {len(saved_groups)} parameter groups; the optimizer has {len(groups)}."
         )
+    ids: list[Any] = []
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
-        _check_group(index, saved, group)
-    ids = [key for saved in saved_groups for key in saved["params"]]
-    saved_states = [state_dict["state"].get(key) for key in ids]
-    options_of = [saved for saved in saved_groups for _ in saved["params"]]
-    loaded = [
-        _checked_entry(name, param, options, saved)
-        for (name, param, _), options, saved in zip(own, options_of, saved_states, strict=True)
-    ]
-    for group, saved in zip(groups, saved_groups, strict=True):
-        _adopt(group, copy.deepcopy({k: v for k, v in saved.items() if k not in _GROUP_IDENTITY}))
+        place = f"parameter group {index} of the {what}"
+        if not isinstance(saved, Mapping) or not isinstance(saved.get("params"), list | tuple):
+            raise StateMismatchError(f"{place} has no 'params', a list of its parameters' ids.")
+        if len(saved["params"]) != len(group["params"]):
+            raise StateMismatchError(
+                f"{place} has {len(saved['params'])} parameters; "
+                f"the optimizer's has {len(group['params'])}."
+            )
+        ids.extend(saved["params"])
+    listed = set(ids)
+    stray = [str(key) for key in entries if key not in listed]
+    if stray:
+        raise StateMismatchError(
+            f"the {what} has entries for {some_names(stray)}, which no parameter group lists."
+        )
+    return entries, saved_groups, ids
+
+
+def check_entry_kind(name: str, entry: object) -> None:
+    """Check that a parameter's entry of a ``state_dict`` is a mapping.
+
+    Raises:
+        StateMismatchError: naming the parameter and what it has.
+    """
+    if not isinstance(entry, Mapping):
+        raise StateMismatchError(
+            f"{name!r}: the state is a {type(entry).__name__}; it must be a mapping."
+        )
+
+
+def _replace(
+    optimizer: CompressedOptimizer,
+    own: Sequence[OwnParameter],
+    options: Sequence[GroupOptions],
+    loaded: Sequence[dict[str, Tensor] | None],
+) -> None:
+    """Put checked options and entries in place; nothing here fails."""
+    for group, adopted in zip(optimizer.param_groups, options, strict=True):
+        _adopt(group, adopted)
     for (_, param, _), entry in zip(own, loaded, strict=True):
         if entry is None:
             optimizer.state.pop(param, None)
@@ -97,12 +170,12 @@ def _match(own: Sequence[OwnParameter], states: Sequence[ParameterState]) -> lis
     )
 
 
-def _index(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> int:
+def _index(optimizer: CompressedOptimizer, group: dict[str, Any]) -> int:
     return next(i for i, other in enumerate(optimizer.param_groups) if other is group)
 
 
 def _group_options(
-    optimizer: torch.optim.Optimizer,
+    optimizer: CompressedOptimizer,
     own: Sequence[OwnParameter],
     matched: Sequence[ParameterState],
     groups: Sequence[GroupOptions],
@@ -110,6 +183,11 @@ def _group_options(
     """Return the saved options for each of the optimizer's groups."""
     sources: list[set[int]] = [set() for _ in optimizer.param_groups]
     for (_, _, group), state in zip(own, matched, strict=True):
+        if not 0 <= state.group < len(groups):
+            raise StateMismatchError(
+                f"{state.name!r} is of the saved group {state.group}; "
+                f"the state has {len(groups)} groups, counted from 0."
+            )
         sources[_index(optimizer, group)].add(state.group)
     options = []
     for index, found in enumerate(sources):
@@ -123,19 +201,25 @@ def _group_options(
     return options
 
 
-def _check_group(index: int, saved: Mapping[str, Any], group: Mapping[str, Any]) -> None:
-    if "codecs" not in saved:
+def _check_group_options(index: int, saved: Mapping[str, Any], moments: Sequence[str]) -> None:
+    for key in _REQUIRED_OPTIONS:
+        if key not in saved:
+            raise StateMismatchError(
+                f"saved parameter group {index} has no {key!r}: it is not state of this optimizer.",
+                hint="Load AdamW state with import_adamw_state().",
+            )
+    try:
+        check_options(saved)
+        check_codecs(saved["codecs"], moments)
+    except ConfigurationError as error:
         raise StateMismatchError(
-            f"saved parameter group {index} has no 'codecs': it is not state of this optimizer.",
-            hint="Load AdamW state with import_adamw_state().",
-        )
-    if len(saved["params"]) != len(group["params"]):
-        raise StateMismatchError(
-            f"saved parameter group {index} has {len(saved['params'])} parameters; "
-            f"the optimizer's has {len(group['params'])}."
-        )
+            f"saved parameter group {index}: {error.message}", hint=error.hint
+        ) from error
+
+
+def _check_names(index: int, saved: Mapping[str, Any], group: Mapping[str, Any]) -> None:
     if "param_names" in saved and "param_names" in group:
-        for name, expected in zip(saved["param_names"], group["param_names"], strict=True):
+        for name, expected in zip_longest(saved["param_names"], group["param_names"]):
             if name != expected:
                 raise StateMismatchError(
                     f"saved parameter group {index} has {name!r} where the optimizer has "
@@ -193,26 +277,60 @@ def _check_keys(name: str, found: Any, expected: Any) -> None:
         )
 
 
+def _built_entry(
+    name: str, param: Tensor, options: Mapping[str, Any], state: ParameterState
+) -> dict[str, Tensor] | None:
+    """Copy one parameter's state, known to fit by its keys, to the parameter's device."""
+    if not state.codecs:
+        return None
+    scalars = {
+        "step": torch.tensor(state.step, device=param.device),
+        "noise_key": torch.tensor(state.noise_key),
+        "nonfinite": torch.tensor(state.nonfinite, device=param.device),
+    }
+    _, fields = _expected(param, options)
+    copies = {
+        key: _copied(name, key, state.fields[key], dtype, shape, param.device)
+        for key, (dtype, shape) in fields.items()
+    }
+    return {**scalars, **copies}
+
+
 def _checked_entry(
-    name: str, param: Tensor, options: Mapping[str, Any], saved: Mapping[str, Any] | None
+    name: str, param: Tensor, options: Mapping[str, Any], saved: Any
 ) -> dict[str, Tensor] | None:
     """Check one parameter's entry of a ``state_dict`` and copy it to the parameter's device."""
+    if saved is None:
+        return None
+    check_entry_kind(name, saved)
     if not saved:
         return None
     _, fields = _expected(param, options)
     expected = {**{key: (dtype, ()) for key, dtype in _SCALARS.items()}, **fields}
     _check_keys(name, saved.keys(), expected.keys())
-    entry = {}
-    for key, (dtype, shape) in expected.items():
-        value = saved[key]
-        if not isinstance(value, Tensor) or value.dtype != dtype or tuple(value.shape) != shape:
-            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value)
-            raise StateMismatchError(
-                f"{name!r}: field {key!r} is {got}; it must be {dtype} {list(shape)}."
-            )
-        device = torch.device("cpu") if key == "noise_key" else param.device
-        entry[key] = value.detach().to(device, copy=True)
-    return entry
+    cpu = torch.device("cpu")
+    return {
+        key: _copied(
+            name, key, saved[key], dtype, shape, cpu if key == "noise_key" else param.device
+        )
+        for key, (dtype, shape) in expected.items()
+    }
+
+
+def _copied(
+    name: str,
+    key: str,
+    value: object,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    device: torch.device,
+) -> Tensor:
+    if not isinstance(value, Tensor) or value.dtype != dtype or tuple(value.shape) != shape:
+        got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value)
+        raise StateMismatchError(
+            f"{name!r}: field {key!r} is {got}; it must be {dtype} {list(shape)}."
+        )
+    return value.detach().to(device, copy=True)
 
 
 def _adopt(group: dict[str, Any], options: Mapping[str, Any]) -> None:

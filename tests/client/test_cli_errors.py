@@ -11,7 +11,7 @@ import torch
 
 from luma_client.cli.errors import EXIT_CODES, exit_code
 from luma_core import LUMA, checkpoint
-from luma_core.errors import LumaError
+from luma_core.errors import ConfigurationError, LumaError
 
 
 @pytest.fixture
@@ -155,3 +155,44 @@ def test_a_reader_that_goes_away(saved):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err == b""
+
+
+def test_what_is_not_there_is_told_apart(luma, tmp_path):
+    (tmp_path / "file.pt").write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    for name, told in (
+        ("nothing", "there is no folder"),
+        ("file.pt", "`luma convert` reads"),
+        ("empty", "luma.json is missing"),
+    ):
+        code, _, err = luma("verify", tmp_path / name)
+        assert code == 3
+        assert told in err
+
+
+def test_verify_counts_what_it_checked(luma, saved):
+    manifest = saved / checkpoint.MANIFEST_NAME
+    shard = next(saved.glob("optimizer-*"))
+    shard.unlink()
+    found = checkpoint.verify(saved)
+    assert (found.files, found.bytes) == (1, manifest.stat().st_size)
+    code, out, _ = luma("verify", saved)
+    assert code == 1
+    assert "1 problem in 1 file, " in out
+    manifest.write_bytes(b"{}")
+    assert checkpoint.verify(saved).bytes == 2
+
+
+def test_another_optimizer_is_refused_on_load(saved):
+    other = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(4, 64))])
+    with pytest.raises(ConfigurationError, match="a torch AdamW; it must be a LUMA optimizer"):
+        checkpoint.load(saved, optimizer=other)
+
+
+def test_equal_values_in_two_formats(luma, saved, tmp_path):
+    assert luma("convert", saved, tmp_path / "a.pt", "--to", "adamw")[0] == 0
+    assert "All values are equal; they are stored differently." in luma(
+        "diff", saved, tmp_path / "a.pt"
+    )[1].replace("\n", " ")
+    found = json.loads(luma("diff", saved, tmp_path / "a.pt", "--json")[1])
+    assert (found["identical"], found["values_equal"]) == (False, True)

@@ -61,6 +61,9 @@ def test_a_port_that_is_taken(tmp_path, capfd):
     out, err = capfd.readouterr()
     assert (code, out) == (8, "")
     assert "before it was ready" in err
+    assert err.count(f"cannot listen on 127.0.0.1:{port}: Address already in use.") == 1
+    assert err.count("error: ") == 1
+    assert "attempting" not in err
     assert "Traceback" not in err
 
 

@@ -83,6 +83,7 @@ def test_everything_is_measured_written_and_shown(finished):
     assert result.resume.parameters_identical
     assert result.resume.state_identical
     assert 0 < (result.conversion.update.relative_rms or 0) < 1e-3
+    assert result.conversion.continued[0][0] == result.setup.checkpoint_step == 11
 
     # The server's root layout, and a checkpoint anybody can verify.
     assert checkpoint.verify(folder / "demo" / "11").ok

@@ -21,8 +21,8 @@ HELP = (
     "m_hat / (sqrt(v_hat) + eps), and the share of stored codes that differ."
 )
 EPILOG = (
-    "Example: luma diff adamw.pt runs/gpt2/1000\n\nJSON keys: a, b, identical, total, parameters, "
-    "only_in_a, only_in_b"
+    "Example: luma diff adamw.pt runs/gpt2/1000\n\nJSON keys: a, b, identical, values_equal, "
+    "total, parameters, only_in_a, only_in_b"
 )
 
 _StateArgument = Annotated[
@@ -48,10 +48,22 @@ def command(
         with output.progress("comparing", unit="parameters") as progress:
             result = stats.diff(source_a, source_b, pattern=param, progress=progress)
     output.result(
-        {"a": a, "b": b, **asdict(result)},
+        {"a": a, "b": b, "values_equal": _values_equal(result), **asdict(result)},
         human=lambda: _view(a, b, result),
         quiet="identical" if result.identical else "different",
     )
+
+
+def _values_equal(result: StateDiff) -> bool:
+    """Whether both have the same parameters, with equal moments and updates."""
+    if result.identical:
+        return True
+    if result.only_in_a or result.only_in_b:
+        return False
+    if any(entry.not_compared is not None for entry in result.parameters):
+        return False
+    errors = [result.total.update, *(moment.error for moment in result.total.moments)]
+    return all(error.differing == 0 and error.nonfinite == 0 for error in errors)
 
 
 def _view(a: str, b: str, result: StateDiff) -> Group:
@@ -63,6 +75,9 @@ def _view(a: str, b: str, result: StateDiff) -> Group:
     for place, names in ((a, result.only_in_a), (b, result.only_in_b)):
         if names:
             parts.append(f"only in {place}: {', '.join(names)}")
+    if _values_equal(result) and not result.identical:
+        parts.append("All values are equal; they are stored differently.")
+        return Group(*parts)
     same = result.total.identical_parameters
     parts.append(
         f"{same:,} of {result.total.parameters:,} parameters are stored identically: codecs, "

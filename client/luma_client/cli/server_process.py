@@ -15,6 +15,8 @@ from typing import IO, Self
 from luma_core.errors import BackendUnavailableError, ServiceError
 
 _READY = re.compile(r"listening on (https?://\S+)")
+# Python adds this to the system's own words; the address is in the message already.
+_ATTEMPT = re.compile(r" \(while attempting to bind on address \(.*?\)\)")
 _STOP_SECONDS = 10.0
 _NEEDED_MODULES = ("luma_server", "fastapi", "uvicorn")
 
@@ -43,11 +45,18 @@ class ServerProcess:
         command += ["--host", host, "--port", str(port)]
         # Before the start, so that no signal can leave a server behind that nobody stops.
         self._restore = _exit_on_sigterm()
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        self._process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if log is None else log,
+            text=True,
+        )
+        self._messages = _Messages(self._process.stderr)
         self._forwarder = threading.Thread(target=self._forward, args=(log,), daemon=True)
         try:
             self.url = self._wait_until_ready(log)
             self._forwarder.start()
+            self._messages.show()
         except BaseException:
             self.stop()
             raise
@@ -78,10 +87,11 @@ class ServerProcess:
             if found:
                 return found.group(1)
         code = self._process.wait()
-        raise ServiceError(
-            f"the server ended with code {code} before it was ready.",
-            hint=f"Its messages {'above' if log is None else f'in {log.name}'} say why.",
-        )
+        told = f"the server ended with code {code} before it was ready"
+        if log is not None:
+            raise ServiceError(f"{told}.", hint=f"Its messages in {log.name} say why.")
+        said = _ATTEMPT.sub("", self._messages.take()).strip().removeprefix("error: ")
+        raise ServiceError(f"{told}: {said}" if said else f"{told}.")
 
     def _forward(self, log: IO[bytes] | None) -> None:
         """Pass on what else the server prints, so that its pipe never fills up."""
@@ -122,6 +132,7 @@ class ServerProcess:
                 self._process.wait()
         if self._forwarder.ident is not None:
             self._forwarder.join()
+        self._messages.end()
         if self._process.stdout is not None:
             self._process.stdout.close()
 
@@ -130,6 +141,49 @@ class ServerProcess:
 
     def __exit__(self, *_error: object) -> None:
         self.stop()
+
+
+class _Messages:
+    """What the server says on standard error: kept until it is ready, then passed on at once."""
+
+    def __init__(self, stream: IO[str] | None) -> None:
+        self._stream = stream
+        self._kept: list[str] = []
+        self._shown = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        for line in self._stream or ():
+            with self._lock:
+                if self._shown:
+                    sys.stderr.write(line)
+                else:
+                    self._kept.append(line)
+
+    def show(self) -> None:
+        """Pass on what was kept, and all that follows."""
+        with self._lock:
+            self._shown = True
+            sys.stderr.write(self._drain())
+
+    def take(self) -> str:
+        """Return what was kept, once the server has ended."""
+        self._thread.join()
+        return self._drain()
+
+    def _drain(self) -> str:
+        text = "".join(self._kept)
+        self._kept.clear()
+        return text
+
+    def end(self) -> None:
+        """Pass on the rest, once the server has ended."""
+        self._thread.join()
+        self.show()
+        if self._stream is not None:
+            self._stream.close()
 
 
 def _exit_on_sigterm() -> Callable[[], object]:

@@ -47,7 +47,7 @@ def _text(path: str, report: VerifyReport) -> Text:
         text.append("problem  ", "red").append(f"{problem.file}: {problem.message}\n")
     for note in report.notes:
         text.append("note     ", "yellow").append(f"{note.file}: {note.message}\n")
-    size = f"{report.files} files, {bytes_text(report.bytes)}"
+    size = f"{report.files} file{'s' * (report.files != 1)}, {bytes_text(report.bytes)}"
     if report.ok:
         return text.append("ok", "bold green").append(f"  {path}: {size} checked")
     count = len(report.problems)

@@ -104,7 +104,7 @@ class Conversion:
         round_trip_codes_share: share of codes that are equal after that. A block whose largest
             value is a power of two may be coded on a grid twice as fine, with equal values.
         continued_steps: steps that AdamW took from the converted state.
-        continued: the held-out loss on the way.
+        continued: the held-out loss on the way, beginning where AdamW took over.
     """
 
     m: ErrorStats

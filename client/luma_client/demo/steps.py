@@ -20,6 +20,7 @@ from luma_client.demo.train import (
     Run,
     TrainOptions,
     advance,
+    held_out_loss,
     parameter_groups,
     state_bytes,
 )
@@ -138,6 +139,7 @@ def convert_and_continue(shop: Workshop, on_step: OnStep) -> Conversion:
     optimizer = shop.adamw(model)
     optimizer.load_state_dict(torch.load(folder.converted_file, weights_only=True))
     run = Run("LUMA, then AdamW", model, optimizer, step=folder.step)
+    run.held_out.append((run.step, held_out_loss(model, shop.corpus)))
     shop.finish(run, on_step)
 
     convert.convert(

@@ -78,6 +78,7 @@ class View:
                 f"{run.optimizer_ms_per_step:.1f} ms",
             )
         self._output.show(table)
+        self._output.show("AdamW's step is PyTorch's default one, not its fused one.")
         self._output.show(
             f"LUMA's held-out loss is {signed_percent(gap)} from AdamW's (nats per byte)."
         )

@@ -119,6 +119,8 @@ def _group(content, **changes):
         (lambda c: _state(c, step=torch.tensor(-1.0)), "step is -1.0"),
         (lambda c: _state(c, step=torch.tensor(1.5)), "step is 1.5"),
         (lambda c: _state(c, step=torch.tensor(float("inf"))), "step is inf"),
+        (lambda c: _state(c, step=float("nan")), "step is nan"),
+        (lambda c: _state(c, step=2**63), "below 2**63"),
     ],
 )
 def test_state_that_is_not_adamws_is_refused_by_place(tmp_path, change, said):
@@ -129,6 +131,27 @@ def test_state_that_is_not_adamws_is_refused_by_place(tmp_path, change, said):
         convert.open_source(tmp_path / "a.pt")
     assert type(raised.value) is ConversionError
     assert str(tmp_path / "a.pt") in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("moment", "value", "said"),
+    [
+        ("exp_avg", float("nan"), "exp_avg holds 1 values that are NaN or infinite"),
+        ("exp_avg_sq", float("inf"), "exp_avg_sq holds 1 values that are NaN or infinite"),
+        ("exp_avg_sq", -1.0, "exp_avg_sq holds 1 negative values"),
+    ],
+)
+def test_moments_that_adamw_cannot_have_are_refused_when_read(tmp_path, moment, value, said):
+    content = state_dict()
+    content["state"][0][moment][0, 0] = value
+    torch.save(content, tmp_path / "a.pt")
+    source = convert.open_source(tmp_path / "a.pt")
+    source.read("bias")
+    with pytest.raises(ConversionError, match=re.escape(f"'weight': {said}")):
+        source.read("weight")
+    with pytest.raises(ConversionError, match="'weight'"):
+        convert.convert(tmp_path / "a.pt", tmp_path / "b.pt", to="adamw")
+    assert not (tmp_path / "b.pt").exists()
 
 
 def test_adam_without_weight_decay_is_the_same_as_adamw(tmp_path):

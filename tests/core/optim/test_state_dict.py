@@ -2,7 +2,9 @@
 
 import copy
 import io
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,6 +107,29 @@ def broken(optimizer: LUMA, how: str) -> dict[str, Any]:
         del group["codecs"]
     elif how == "codec":
         group["codecs"]["exp_avg"]["block_size"] = 32
+        group["codecs"]["exp_avg_sq"]["block_size"] = 32
+    elif how == "blocks":
+        group["codecs"]["exp_avg"]["block_size"] = 32
+    elif how == "codec name":
+        group["codecs"]["exp_avg"]["name"] = "other"
+    elif how == "codecs":
+        group["codecs"] = ["luma16_m", "luma16_v"]
+    elif how == "bound":
+        del group["min_compress_elements"]
+    elif how == "option":
+        group["betas"] = (0.9, 1.5)
+    elif how == "no params":
+        del group["params"]
+    elif how == "no state":
+        del state["state"]
+    elif how == "no groups":
+        del state["param_groups"]
+    elif how == "stray":
+        state["state"][77] = entry
+    elif how == "entry":
+        state["state"][1] = [1]
+    elif how == "fewer names":
+        group["param_names"].pop()
     return state
 
 
@@ -120,6 +145,17 @@ def broken(optimizer: LUMA, how: str) -> dict[str, Any]:
         ("count", "parameters; the optimizer's has 8"),
         ("adamw", "Load AdamW state with import_adamw_state()"),
         ("codec", "'exp_avg.exponent' is torch.uint8 [70, 3]; it must be torch.uint8 [70, 9]"),
+        ("blocks", "saved parameter group 0: codecs="),
+        ("codec name", "saved parameter group 0: codec 'other' is not known"),
+        ("codecs", "must map each of 'exp_avg', 'exp_avg_sq' to a codec"),
+        ("bound", "saved parameter group 0 has no 'min_compress_elements'"),
+        ("option", "saved parameter group 0: betas=(0.9, 1.5) must be two numbers"),
+        ("no params", "parameter group 0 of the state has no 'params'"),
+        ("no state", "'state' of the state is missing"),
+        ("no groups", "'param_groups' of the state is missing"),
+        ("stray", "entries for '77', which no parameter group lists"),
+        ("entry", "'conv.weight': the state is a list; it must be a mapping"),
+        ("fewer names", "has None where the optimizer has"),
     ],
 )
 def test_state_that_does_not_fit_is_refused_and_nothing_changes(
@@ -196,6 +232,43 @@ def test_import_from_trained_adamw_goes_on_like_it(make_model: Make, train: Trai
         ),
         (lambda sd: sd["param_groups"].append({}), StateMismatchError, "2 parameter groups"),
         (lambda sd: sd["param_groups"][0]["params"].pop(), StateMismatchError, "7 parameters"),
+        (lambda sd: sd.pop("state"), StateMismatchError, "'state' of the AdamW state is missing"),
+        (lambda sd: sd.pop("param_groups"), StateMismatchError, "'param_groups' of the AdamW"),
+        (
+            lambda sd: sd["state"].update({0: 3}),
+            StateMismatchError,
+            "'param.0': the state is a int",
+        ),
+        (
+            lambda sd: sd["state"][4].update(exp_avg=[0.0] * 6),
+            ConversionError,
+            "'param.4': exp_avg is list; it must be a dense float tensor",
+        ),
+        (
+            lambda sd: sd["state"][4]["exp_avg"].fill_(math.nan),
+            ConversionError,
+            "'param.4': exp_avg holds 6 values that are NaN or infinite",
+        ),
+        (
+            lambda sd: sd["state"][4]["exp_avg_sq"][:2].fill_(math.inf),
+            ConversionError,
+            "'param.4': exp_avg_sq holds 2 values that are NaN or infinite",
+        ),
+        (
+            lambda sd: sd["state"][4]["exp_avg_sq"].fill_(-1.0),
+            ConversionError,
+            "'param.4': exp_avg_sq holds 6 negative values",
+        ),
+        (
+            lambda sd: sd["state"][4]["step"].fill_(-1.0),
+            ConversionError,
+            "'param.4': step is -1.0; it must be a whole number",
+        ),
+        (
+            lambda sd: sd["state"][4].update(step=math.nan),
+            ConversionError,
+            "'param.4': step is nan",
+        ),
     ],
 )
 def test_import_of_unfit_adamw_state_changes_nothing(
@@ -237,3 +310,80 @@ def test_parameter_states_of_another_model_are_refused_by_name() -> None:
     theirs = LUMA([("b.weight", nn.Parameter(torch.ones(2, 64)))])
     with pytest.raises(StateMismatchError, match=r"missing 'a\.weight', unexpected 'b\.weight'"):
         ours.load_parameter_states(theirs.group_options(), theirs.parameter_states())
+
+
+class Failing(Mapping[str, torch.Tensor]):
+    """Fields on a disk that cannot be read."""
+
+    def __init__(self, fields: Mapping[str, torch.Tensor]) -> None:
+        self._fields = fields
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        raise OSError(5, "Input/output error")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+
+def test_fields_that_cannot_be_read_leave_the_optimizer_unchanged(
+    make_model: Make, train: Train
+) -> None:
+    model = make_model()
+    optimizer = LUMA(model.named_parameters(), lr=5e-3)
+    train(model, optimizer, 1)
+    states = optimizer.parameter_states()
+    states[-1] = replace(states[-1], fields=Failing(states[-1].fields))
+    twin = make_model()
+    other = LUMA(twin.named_parameters(), lr=1e-3)
+    train(twin, other, 2)
+    before = copy.deepcopy(codes(other))
+    with pytest.raises(OSError, match="Input/output error"):
+        other.load_parameter_states(optimizer.group_options(), states)
+    assert other.param_groups[0]["lr"] == 1e-3
+    for left, right in zip(codes(other), before, strict=True):
+        assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": -1.0}, "saved parameter group 0: lr=-1.0 must be"),
+        ({"nonfinite": "ignore"}, "saved parameter group 0: nonfinite='ignore' must be"),
+        ({"codecs": {}}, "saved parameter group 0: codecs={} must map"),
+    ],
+)
+def test_parameter_states_with_unfit_options_change_nothing(
+    make_model: Make, train: Train, change: dict[str, Any], message: str
+) -> None:
+    model = make_model()
+    optimizer = LUMA(model.named_parameters())
+    train(model, optimizer, 1)
+    groups = [{**group, **change} for group in optimizer.group_options()]
+    other = LUMA(copy.deepcopy(model).named_parameters())
+    options = other.group_options()
+    with pytest.raises(StateMismatchError) as caught:
+        other.load_parameter_states(groups, optimizer.parameter_states())
+    assert message in str(caught.value)
+    assert other.group_options() == options
+    assert not other.state
+
+
+def test_parameter_states_name_a_group_or_a_field_that_does_not_fit() -> None:
+    def make() -> LUMA:
+        optimizer = LUMA([("w", nn.Parameter(torch.ones(2, 64)))])
+        optimizer.init_state()
+        return optimizer
+
+    ours, theirs = make(), make()
+    (state,) = theirs.parameter_states()
+    with pytest.raises(StateMismatchError, match="'w' is of the saved group 3"):
+        ours.load_parameter_states(theirs.group_options(), [replace(state, group=3)])
+    fields = {key: tensor[:1] for key, tensor in state.fields.items()}
+    with pytest.raises(StateMismatchError, match="'w': field 'exp_avg"):
+        ours.load_parameter_states(theirs.group_options(), [replace(state, fields=fields)])
+    groups = [{k: v for k, v in theirs.group_options()[0].items() if k != "codecs"}]
+    with pytest.raises(StateMismatchError, match="saved parameter group 0 has no 'codecs'"):
+        ours.load_parameter_states(groups, [state])

@@ -105,16 +105,12 @@ def _checks(result: DemoResult) -> str:
 def _losses(result: DemoResult) -> str:
     adamw, luma = result.training
     window = max(result.setup.steps // 40, 1)
-    step = result.setup.checkpoint_step
-    # The curve that AdamW continues starts where LUMA's state was taken over.
-    continued = result.conversion.continued
-    begin = [point for point in luma.held_out if point[0] <= step][-1:]
     series = [
         Series("AdamW, training", smoothed(adamw.losses, window), "s1 faint"),
         Series("LUMA, training", smoothed(luma.losses, window), "s2 faint"),
         Series("AdamW, held out", adamw.held_out, "s1", markers=True),
         Series("LUMA, held out", luma.held_out, "s2 dashed", markers=True),
-        Series("LUMA, then AdamW", (*begin, *continued), "s3 hollow", markers=True),
+        Series("LUMA, then AdamW", result.conversion.continued, "s3 hollow", markers=True),
     ]
     values = [y for s in series for _, y in s.points]
     chart = line_chart(
@@ -254,7 +250,7 @@ def _table(result: DemoResult) -> str:
         "Bits per parameter in memory; zero and top: shares of codes at either end of the grid; "
         "entropy of the codes in bits, what a perfect entropy coder would need."
     )
-    return _card("Parameter by parameter", f'<div class="scroll">{table}</div>', note=note)
+    return _card("Parameter by parameter", f'<div class="scroll wide">{table}</div>', note=note)
 
 
 def _row(

@@ -61,6 +61,8 @@ th, td { padding: 5px 6px; text-align: right; border-bottom: 1px solid var(--rul
 th { color: var(--soft); font-weight: 600;
   white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
+.wide table { font-size: 12px; } .wide th, .wide td { padding: 5px 4px; }
+.wide td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 110px; }
 tr.total td { font-weight: 700; border-bottom: 0; } tbody tr:hover { background: var(--bg); }
 footer { color: var(--soft); font-size: 13px; margin-top: 22px; }
 @media (max-width: 560px) { main { padding: 22px 12px; } .card { padding: 14px; }

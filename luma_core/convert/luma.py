@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from luma_core import checkpoint
@@ -22,7 +21,7 @@ from luma_core.convert.base import (
     Source,
 )
 from luma_core.errors import ConversionError
-from luma_core.optim.interchange import encode_state
+from luma_core.optim.interchange import check_moment_values, encode_state
 from luma_core.optim.luma import LUMA, luma_codecs
 from luma_core.rounding import parameter_key
 from luma_core.state import GroupOptions, ParameterState, field_key
@@ -153,15 +152,7 @@ def check_finite(name: str, moments: Mapping[str, Tensor]) -> None:
         ConversionError: a value is NaN or infinite, or a second moment is negative.
     """
     for moment, x in moments.items():
-        bad = int((~torch.isfinite(x)).sum())
-        if bad:
-            raise ConversionError(
-                f"{name!r}: {moment} holds {bad} values that are NaN or infinite.",
-                hint="Convert state from before the training diverged.",
-            )
-    negative = int((moments["exp_avg_sq"] < 0).sum())
-    if negative:
-        raise ConversionError(f"{name!r}: exp_avg_sq holds {negative} negative values.")
+        check_moment_values(repr(name), moment, x)
 
 
 def write_luma(

@@ -118,7 +118,8 @@ class LUMA(CompressedOptimizer):
         Importing what `export_adamw_state` returned restores every value bit for bit.
 
         Raises:
-            StateMismatchError: groups, names or shapes do not fit; nothing was changed.
-            ConversionError: the state cannot be represented (``amsgrad``).
+            StateMismatchError: groups or shapes do not fit; nothing was changed.
+            ConversionError: the state cannot be represented (``amsgrad``), or a step or moment
+                has a value that no AdamW run could have; nothing was changed.
         """
         interchange.import_adamw_state(self, state_dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, overload
 
 import torch
@@ -212,8 +213,8 @@ class CompressedOptimizer(torch.optim.Optimizer):
         if not state:
             return head
         codecs = self.codecs(param, group)
-        return ParameterState(
-            **{key: getattr(head, key) for key in ("name", "shape", "dtype", "group")},
+        return replace(
+            head,
             step=int(state["step"]),
             noise_key=int(state["noise_key"]),
             nonfinite=int(state["nonfinite"]),

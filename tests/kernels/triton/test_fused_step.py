@@ -15,10 +15,15 @@ from luma_core import LUMA
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*FP_FUSION.*")
 
+from luma_kernels.triton import plan, tables  # noqa: E402
 from luma_kernels.triton.launcher import FusedStep  # noqa: E402
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 SHAPES = [(16, 256), (12, 300), (3000,), (3, 5, 70), (1, 32), (40, 3)]
+
+
+def test_host_and_kernels_agree_on_the_width_of_the_tables() -> None:
+    assert tables.WIDTH.value == plan.WIDTH == tables.BLOCKS_PER_ROW.value + 1
 
 
 class Pair:

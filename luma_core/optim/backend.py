@@ -16,10 +16,8 @@ from torch import Tensor
 from luma_core.codecs import Codec
 from luma_core.errors import BackendUnavailableError, ConfigurationError
 from luma_core.native import native_cpu
-from luma_core.optim import eager
-from luma_core.optim.adamw import AdamWRule
-from luma_core.optim.eager import ParameterStep
 from luma_core.optim.gpu import why_no_triton
+from luma_core.optim.rules import ParameterStep, Rule
 
 BACKENDS = ("auto", "pytorch", "triton", "native")
 
@@ -75,7 +73,7 @@ def check_device(backend: str, name: str, param: Tensor) -> None:
 
 
 def check_codecs_of_backend(
-    backend: str, rule: AdamWRule, name: str, codecs: Mapping[str, Codec]
+    backend: str, rule: Rule, name: str, codecs: Mapping[str, Codec]
 ) -> None:
     """Check that the native backend, asked for by name, has a kernel for the parameter ``name``.
 
@@ -92,7 +90,7 @@ def check_codecs_of_backend(
         )
 
 
-def choose(device: str, rule: AdamWRule, codecs: Mapping[str, Codec]) -> BackendChoice:
+def choose(device: str, rule: Rule, codecs: Mapping[str, Codec]) -> BackendChoice:
     """Return the backend that ``auto`` picks for contiguous tensors, and why.
 
     Args:
@@ -128,8 +126,8 @@ def _why_no_triton_kernel(codecs: Mapping[str, Codec]) -> str:
     return f"there is no Triton kernel of the codecs {names} with this block size"
 
 
-def step_parameter(backend: str, rule: AdamWRule, item: ParameterStep) -> Tensor:
-    """Take one parameter's step with the backend that suits it: see `eager.step_parameter`.
+def step_parameter(backend: str, rule: Rule, item: ParameterStep) -> Tensor:
+    """Take one parameter's step with the backend that suits it: see `Rule.step_parameter`.
 
     Tensors that a kernel cannot take, such as float64 gradients, take PyTorch's path under every
     backend.
@@ -139,4 +137,4 @@ def step_parameter(backend: str, rule: AdamWRule, item: ParameterStep) -> Tensor
         if cpu is not None and not cpu.unsupported_step(rule, item):
             bad: Tensor = cpu.step_parameter(item)
             return bad
-    return eager.step_parameter(rule, item)
+    return rule.step_parameter(item)

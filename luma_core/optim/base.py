@@ -15,9 +15,9 @@ from luma_core import rounding
 from luma_core.codecs import Codec, moment_codecs
 from luma_core.errors import ConfigurationError
 from luma_core.optim import loading
-from luma_core.optim.adamw import AdamWRule
 from luma_core.optim.backend import check_backend
 from luma_core.optim.options import check_codecs, check_options, check_parameter
+from luma_core.optim.rules import Rule
 from luma_core.optim.stepping import Stepper
 from luma_core.state import GroupOptions, ParameterState, field_key
 
@@ -41,7 +41,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
     """
 
     algorithm: ClassVar[str]
-    rule: ClassVar[AdamWRule] = AdamWRule()
+    rule: ClassVar[Rule]
 
     def __init__(
         self, params: ParamsT, defaults: dict[str, Any], *, backend: str, seed: int | None

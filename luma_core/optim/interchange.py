@@ -11,9 +11,9 @@ from torch import Tensor
 from luma_core import rounding
 from luma_core.codecs import moment_codecs
 from luma_core.errors import ConversionError, StateMismatchError
-from luma_core.optim.adamw import MOMENTS
 from luma_core.optim.loading import check_entry_kind, matched_parts
 from luma_core.optim.options import check_options
+from luma_core.optim.rules.adamw import MOMENTS
 from luma_core.state import GroupOptions, ParameterState, field_key
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 from luma_core.codecs import MIN_COMPRESS_ELEMENTS, Luma16M, Luma16V
 from luma_core.optim import interchange
 from luma_core.optim.base import CompressedOptimizer
+from luma_core.optim.rules import AdamWRule, Rule
 
 
 def luma_codecs(*, block_size: int | None = 128) -> dict[str, dict[str, Any]]:
@@ -64,6 +65,7 @@ class LUMA(CompressedOptimizer):
     """
 
     algorithm: ClassVar[str] = "luma"
+    rule: ClassVar[Rule] = AdamWRule()
 
     def __init__(
         self,

@@ -14,10 +14,10 @@ from luma_core import rounding
 from luma_core.codecs import Codec
 from luma_core.errors import BackendUnavailableError, StateMismatchError
 from luma_core.optim.backend import check_codecs_of_backend, check_device, step_parameter
-from luma_core.optim.eager import ParameterStep, StoredMoment
 from luma_core.optim.gpu import fused_step_class
 from luma_core.optim.nonfinite import raise_if_nonfinite
 from luma_core.optim.options import check_gradient
+from luma_core.optim.rules import ParameterStep, StoredMoment
 from luma_core.state import field_key
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from luma_core.codecs import Codec
-from luma_core.optim.adamw import MOMENTS, AdamWHyper, AdamWRule
-from luma_core.optim.eager import ParameterStep
+from luma_core.optim.rules import AdamWHyper, AdamWRule, ParameterStep, Rule
+from luma_core.optim.rules.adamw import MOMENTS
 from luma_kernels.cpu.coding import (
     DTYPES,
     describe_layout,
@@ -26,7 +26,7 @@ from luma_kernels.cpu.structs import LOG_ROOT, LOG_SIGNED, PLAIN, Step
 _KINDS = ((LOG_SIGNED, LOG_ROOT), (PLAIN, PLAIN))
 
 
-def unsupported_codecs(rule: AdamWRule, codecs: Mapping[str, Codec]) -> str:
+def unsupported_codecs(rule: Rule, codecs: Mapping[str, Codec]) -> str:
     """Return why the library cannot step moments stored by ``codecs``; empty if it can."""
     if type(rule) is not AdamWRule or tuple(codecs) != MOMENTS:
         return f"there is no native kernel of the rule {type(rule).__name__}"
@@ -37,7 +37,7 @@ def unsupported_codecs(rule: AdamWRule, codecs: Mapping[str, Codec]) -> str:
     return ""
 
 
-def unsupported_step(rule: AdamWRule, item: ParameterStep) -> str:
+def unsupported_step(rule: Rule, item: ParameterStep) -> str:
     """Return why the library cannot take a step; empty if it can."""
     for name, tensor in (("parameter", item.param), ("gradient", item.grad)):
         if tensor.dtype not in DTYPES:

@@ -21,6 +21,7 @@ class PlainAdamW(CompressedOptimizer):
     """The rule with float32 state: what remains is the rule alone."""
 
     algorithm = "adamw"
+    rule = AdamWRule()
 
     def group_codecs(self, group: object) -> dict[str, dict[str, object]]:
         return {moment: FP32().to_dict() for moment in AdamWRule.moments}

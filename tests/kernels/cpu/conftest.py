@@ -14,7 +14,7 @@ from torch import Tensor
 from luma_core import rounding
 from luma_core.codecs import FP32, Codec, Luma16M, Luma16V
 from luma_core.optim import AdamWRule
-from luma_core.optim.eager import ParameterStep, StoredMoment
+from luma_core.optim.rules import ParameterStep, StoredMoment
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
 

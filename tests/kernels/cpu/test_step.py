@@ -14,8 +14,8 @@ from torch import nn
 
 from luma_core import LUMA
 from luma_core.codecs import Luma16M
-from luma_core.optim import AdamWRule, backend, eager
-from luma_core.optim.eager import ParameterStep
+from luma_core.optim import AdamWRule, backend
+from luma_core.optim.rules import ParameterStep
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
 
@@ -42,7 +42,7 @@ def assert_like_eager(item: ParameterStep) -> int:
     Leaves the result in ``item`` and returns the number of bad blocks.
     """
     others = {name: clone(item) for name in native_library().instruction_sets}
-    bad = eager.step_parameter(SeparateRule(), item)
+    bad = SeparateRule().step_parameter(item)
     for name, other in others.items():
         found = cpu.step_parameter(other, instruction_set=name)
         assert found.dtype == torch.int64
@@ -188,7 +188,7 @@ def test_noise_of_elements_beyond_32_bits(
     expected = clone(item)
     cpu.step_parameter(item, first_index=first_index, instruction_set=instruction_set)
     bits_from(first_index)
-    eager.step_parameter(SeparateRule(), expected)
+    SeparateRule().step_parameter(expected)
     assert_same_bits(item, expected)
 
 
@@ -246,7 +246,7 @@ def test_optimizers_use_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("took the eager path")
 
-    monkeypatch.setattr(eager, "step_parameter", refuse)
+    monkeypatch.setattr(AdamWRule, "step_parameter", refuse)
     params = [nn.Parameter(torch.ones(shape)) for shape in ((64, 64), (5,))]
     optimizer = LUMA(params, backend=name, seed=0)
     for param in params:
@@ -270,7 +270,7 @@ def test_what_it_cannot_take_takes_the_eager_path() -> None:
     item = make_step((3, 200), luma_codecs(48))
     item = replace(item, grad=item.grad.double())
     expected = clone(item)
-    eager.step_parameter(AdamWRule(), expected)
+    AdamWRule().step_parameter(expected)
     backend.step_parameter("native", AdamWRule(), item)
     assert_same_bits(item, expected)
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from luma_core.optim.rules.elementwise import ElementwiseRule
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -38,8 +40,8 @@ class AdamWHyper:
     maximize: bool
 
 
-class AdamWRule:
-    """Updates a parameter from its gradient and its two moments; knows nothing of codecs."""
+class AdamWRule(ElementwiseRule):
+    """AdamW with decoupled weight decay."""
 
     moments = MOMENTS
 

@@ -1,87 +1,74 @@
-"""The eager backend: the definition of a step, in PyTorch operations on tiles of bounded size."""
+"""Rules that work element by element, in PyTorch operations on tiles of bounded size."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from luma_core import rounding
-from luma_core.codecs import Codec, Fields, Tile
-from luma_core.optim.adamw import AdamWHyper, AdamWRule
+from luma_core.codecs import Fields, Tile
+from luma_core.optim.rules.base import ParameterStep, Rule
 
 
-@dataclass(frozen=True)
-class StoredMoment:
-    """One moment as it is stored: its codec and its tensors, which a step updates in place."""
+class ElementwiseRule(Rule):
+    """A rule whose update of an element depends on nothing but that element.
 
-    codec: Codec
-    fields: Fields
-
-
-@dataclass(frozen=True)
-class ParameterStep:
-    """One parameter's step: all that a backend needs.
-
-    Attributes:
-        param: the parameter, float32, bfloat16 or float16, updated in place.
-        grad: its gradient, of the same shape and any floating dtype.
-        moments: its stored moments by name; all share one block size.
-        hyper: the rule's numbers for this step.
-        keys: the words that select this step's noise.
-        skip_nonfinite: leave a block untouched where its new moments would not be finite.
-        stochastic_rounding: whether a bfloat16 parameter is rounded stochastically.
+    Its moments' codecs share one block size.
     """
 
-    param: Tensor
-    grad: Tensor
-    moments: Mapping[str, StoredMoment]
-    hyper: AdamWHyper
-    keys: rounding.StepKeys
-    skip_nonfinite: bool
-    stochastic_rounding: bool
+    @abstractmethod
+    def update_moments(
+        self, grad: Tensor, moments: Mapping[str, Tensor], hyper: Any
+    ) -> dict[str, Tensor]:
+        """Return the new moments, float32 of the gradient's shape; the inputs stay unchanged."""
+
+    @abstractmethod
+    def update_parameter(self, param: Tensor, moments: Mapping[str, Tensor], hyper: Any) -> Tensor:
+        """Return the new parameter, float32; the inputs stay unchanged."""
+
+    def step_parameter(self, item: ParameterStep) -> Tensor:
+        """Take one parameter's step, tile by tile.
+
+        Memory: about 20 float32 temporaries of one tile (`TILE_ELEMENTS`).
+        """
+        codec = next(iter(item.moments.values())).codec
+        whole = codec.block_size is None
+        bad = torch.zeros((), dtype=torch.int64, device=item.param.device)
+        tensor_fit: dict[str, Fields] = {}
+        tensor_keep: Tensor | None = None
+        if whole:
+            tensor_fit, finite = _fit_tensor(self, item)
+            bad += ~finite
+            tensor_keep = finite.reshape(1, 1, 1) if item.skip_nonfinite else None
+
+        for tile, new in _new_moments(self, item):
+            keep = tensor_keep
+            if not whole:
+                blocks = _finite(new).all(dim=-1, keepdim=True)
+                bad += (~blocks).sum()
+                keep = blocks if item.skip_nonfinite else None
+            _write_tile(self, item, tile, new, tensor_fit, keep)
+
+        for name, fitted in tensor_fit.items():
+            fields = item.moments[name].fields
+            for key, value in fitted.items():
+                stored = fields[key]
+                value = value.reshape(stored.shape)
+                stored.copy_(
+                    value
+                    if tensor_keep is None
+                    else torch.where(tensor_keep.view(()), value, stored)
+                )
+        return bad
 
 
-def step_parameter(rule: AdamWRule, item: ParameterStep) -> Tensor:
-    """Update one parameter and its stored moments in place.
-
-    Memory: about 20 float32 temporaries of one tile (`TILE_ELEMENTS`), whatever the tensor's size.
-
-    Returns:
-        int64 0-d tensor on the parameter's device: blocks whose new moments were not all finite.
-    """
-    codec = next(iter(item.moments.values())).codec
-    whole = codec.block_size is None
-    bad = torch.zeros((), dtype=torch.int64, device=item.param.device)
-    tensor_fit: dict[str, Fields] = {}
-    tensor_keep: Tensor | None = None
-    if whole:
-        tensor_fit, finite = _fit_tensor(rule, item)
-        bad += ~finite
-        tensor_keep = finite.reshape(1, 1, 1) if item.skip_nonfinite else None
-
-    for tile, new in _new_moments(rule, item):
-        keep = tensor_keep
-        if not whole:
-            blocks = _finite(new).all(dim=-1, keepdim=True)
-            bad += (~blocks).sum()
-            keep = blocks if item.skip_nonfinite else None
-        _write_tile(rule, item, tile, new, tensor_fit, keep)
-
-    for name, fitted in tensor_fit.items():
-        fields = item.moments[name].fields
-        for key, value in fitted.items():
-            stored = fields[key]
-            value = value.reshape(stored.shape)
-            stored.copy_(
-                value if tensor_keep is None else torch.where(tensor_keep.view(()), value, stored)
-            )
-    return bad
-
-
-def _new_moments(rule: AdamWRule, item: ParameterStep) -> Iterator[tuple[Tile, dict[str, Tensor]]]:
+def _new_moments(
+    rule: ElementwiseRule, item: ParameterStep
+) -> Iterator[tuple[Tile, dict[str, Tensor]]]:
     some = next(iter(item.moments.values())).codec
     for tile in some.grid(item.param.shape).tiles():
         grad = tile.read(item.grad).float()
@@ -101,7 +88,7 @@ def _finite(moments: Mapping[str, Tensor]) -> Tensor:
     return finite
 
 
-def _fit_tensor(rule: AdamWRule, item: ParameterStep) -> tuple[dict[str, Fields], Tensor]:
+def _fit_tensor(rule: ElementwiseRule, item: ParameterStep) -> tuple[dict[str, Fields], Tensor]:
     """First pass of a step with one scale per tensor: the new scales, and whether all is finite."""
     fits: dict[str, Fields] = {}
     finite = torch.ones((), dtype=torch.bool, device=item.param.device)
@@ -115,7 +102,7 @@ def _fit_tensor(rule: AdamWRule, item: ParameterStep) -> tuple[dict[str, Fields]
 
 
 def _write_tile(
-    rule: AdamWRule,
+    rule: ElementwiseRule,
     item: ParameterStep,
     tile: Tile,
     new: Mapping[str, Tensor],

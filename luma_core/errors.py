@@ -12,6 +12,7 @@
     ├── CheckpointError
     │   ├── CheckpointNotFoundError (FileNotFoundError)
     │   ├── CheckpointExistsError (FileExistsError)
+    │   ├── ConcurrentSaveError                another saver is, or was, at work in the same place
     │   ├── CorruptCheckpointError             a checksum, size, header or manifest is wrong
     │   ├── UnsupportedVersionError            written by a newer version of the format
     │   ├── UnsafeNameError                    a name that could leave its folder
@@ -85,6 +86,10 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 class CheckpointExistsError(CheckpointError, FileExistsError):
     """There is a checkpoint at that place already."""
+
+
+class ConcurrentSaveError(CheckpointError):
+    """Another saver is at work in the same folder, or committed there in the meantime."""
 
 
 class CorruptCheckpointError(CheckpointError):

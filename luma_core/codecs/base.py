@@ -68,6 +68,10 @@ class Codec(ABC):
     rounds: ClassVar[bool] = True
     """Whether `encode` uses its random bits."""
 
+    tiled: ClassVar[bool] = True
+    """Whether tiles are coded on their own. Others take whole tensors, in `encode_tensor` and
+    `decode_tensor`, and have fields of any shape; `read_tile` with `decode` works for them too."""
+
     block_size: int | None = 128
 
     def __post_init__(self) -> None:
@@ -85,6 +89,13 @@ class Codec(ABC):
     def fit(self, x: Tensor) -> Fields:
         """Measure blocked float32 ``x``: the per-block fields, each ``[rows, blocks, entries]``."""
 
+    def refit(self, x: Tensor, previous: Fields) -> Fields:
+        """Measure blocks like `fit`, where ``previous`` holds the fields that store them now.
+
+        Codecs whose grid should stand still while a moment changes slowly look at them.
+        """
+        return self.fit(x)
+
     @abstractmethod
     def encode(self, x: Tensor, fitted: Fields, draw: Tensor | None) -> Fields:
         """Code blocked float32 ``x`` on the fitted grid: the per-element fields.
@@ -99,6 +110,10 @@ class Codec(ABC):
     @abstractmethod
     def decode(self, fields: Fields) -> Tensor:
         """Return the blocked float32 values of a tile's per-element and per-block fields."""
+
+    def takes(self, shape: tuple[int, ...] | torch.Size) -> bool:
+        """Return whether a moment of ``shape`` is worth coding; if not, it stays in float32."""
+        return True
 
     def magnitudes(self, codes: Tensor) -> Tensor:
         """Return the grid index of stored ``codes`` as int32, 0 or more (only with `top_code`)."""

@@ -76,13 +76,20 @@ class LogGrid:
             x: non-negative float32 ``[..., n]``.
             exponent: stored exponents, uint8 ``[..., 1]``.
             draw: random bits, int32 of the shape of ``x`` in ``[0, 65535]``, of which the highest
-                ``23 - mantissa_bits`` are used; ``None`` rounds to nearest.
+                ``23 - mantissa_bits`` are used; ``None`` rounds to nearest. Where that is more than
+                16, the bits below are those of one half, so that the mean is right.
         """
         cut = 23 - self.mantissa_bits
         per_unit = ((253 - exponent.to(torch.int32)).clamp_(min=0) << 23).view(torch.float32)
         units = x * per_unit
         bits = units.add_(units.clamp(min=1.0)).view(torch.int32)
-        bits = bits.sub_(_ONE).add_(1 << (cut - 1) if draw is None else draw >> (16 - cut))
+        if draw is None:
+            noise: Tensor | int = 1 << (cut - 1)
+        elif cut <= 16:
+            noise = draw >> (16 - cut)
+        else:
+            noise = (draw << (cut - 16)) + (1 << (cut - 17))
+        bits = bits.sub_(_ONE).add_(noise)
         return bits.bitwise_right_shift_(cut).clamp_(0, (self.octaves + 1) << self.mantissa_bits)
 
     def decode(self, code: Tensor, exponent: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ LARGEST_ROOT = 2.0**64 * (1 - 2.0**-10)
 """A value of every grid; the square of the next would not be finite in float32."""
 
 
-def _root(x: Tensor) -> Tensor:
+def correct_root(x: Tensor) -> Tensor:
     """Return the correctly rounded square roots of float32 ``x``.
 
     PyTorch's own may be one unit off, by backend and instruction set. Roots of 24-bit numbers lie
@@ -45,11 +45,13 @@ class Luma16V(LogGridCodec):
     def fit(self, x: Tensor) -> Fields:
         """Return the exponent of each block's largest square root."""
         # The root of -0.0 is -0.0, which the grid does not take.
-        return {"exponent": self.log_grid.fit(_root(x.amax(dim=-1, keepdim=True)).abs_())}
+        return {"exponent": self.log_grid.fit(correct_root(x.amax(dim=-1, keepdim=True)).abs_())}
 
     def encode(self, x: Tensor, fitted: Fields, draw: Tensor | None) -> Fields:
         """Return the codes of non-negative ``x``."""
-        code = self.log_grid.encode(_root(x).clamp_(max=LARGEST_ROOT), fitted["exponent"], draw)
+        code = self.log_grid.encode(
+            correct_root(x).clamp_(max=LARGEST_ROOT), fitted["exponent"], draw
+        )
         return {"codes": torch.where(code > 32767, code - 65536, code).to(torch.int16)}
 
     def decode(self, fields: Fields) -> Tensor:

@@ -7,12 +7,21 @@ from typing import Any
 
 from luma_core.codecs.base import Codec
 from luma_core.codecs.bf16 import BF16
+from luma_core.codecs.costate_m import CoStateM
+from luma_core.codecs.fp8_e4m3 import FP8E4M3
 from luma_core.codecs.fp32 import FP32
+from luma_core.codecs.log_v import LogV
 from luma_core.codecs.luma16_m import Luma16M
 from luma_core.codecs.luma16_v import Luma16V
+from luma_core.codecs.root_v import RootV
+from luma_core.codecs.segment_mean import SegmentMean
+from luma_core.codecs.table_m import TableM
 from luma_core.errors import ConfigurationError, UnknownCodecError
 
-_CODECS: dict[str, type[Codec]] = {cls.name: cls for cls in (FP32, BF16, Luma16M, Luma16V)}
+_CODECS: dict[str, type[Codec]] = {
+    cls.name: cls
+    for cls in (FP32, BF16, FP8E4M3, Luma16M, Luma16V, TableM, CoStateM, RootV, LogV, SegmentMean)
+}
 
 
 def codec_names() -> tuple[str, ...]:

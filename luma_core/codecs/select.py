@@ -38,15 +38,45 @@ def moment_codecs(
         ConfigurationError: a configuration cannot work.
     """
     return {
-        moment: _select(json.dumps(config, sort_keys=True), tuple(shape), min_compress_elements)
+        moment: _select(_text(config), tuple(shape), min_compress_elements)
         for moment, config in configs.items()
     }
 
 
+def parameter_codecs(
+    options: Mapping[str, Any], name: str, shape: tuple[int, ...] | torch.Size
+) -> dict[str, Codec]:
+    """Return the codec of each moment of the parameter ``name`` of a group.
+
+    Args:
+        options: the group's, with ``codecs`` and ``min_compress_elements``. Where it has
+            ``parameter_codecs``, that gives configurations by parameter name and moment, which
+            hold as they are: for codecs that belong to one parameter, such as its partition.
+        name: the parameter's name.
+        shape: its shape.
+
+    Raises:
+        UnknownCodecError: a configuration names no known codec.
+        ConfigurationError: a configuration cannot work.
+    """
+    codecs = moment_codecs(options["codecs"], shape, options["min_compress_elements"])
+    own = options.get("parameter_codecs", {}).get(name, {})
+    return {**codecs, **{moment: _exact(_text(config)) for moment, config in own.items()}}
+
+
+def _text(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True)
+
+
+@lru_cache(maxsize=4096)
+def _exact(config: str) -> Codec:
+    return codec_from_dict(json.loads(config))
+
+
 @lru_cache(maxsize=4096)
 def _select(config: str, shape: tuple[int, ...], min_compress_elements: int) -> Codec:
-    codec = codec_from_dict(json.loads(config))
+    codec = _exact(config)
     grid = BlockGrid.of(shape, codec.block_size)
-    if grid.flat and grid.numel < min_compress_elements:
+    if (grid.flat and grid.numel < min_compress_elements) or not codec.takes(shape):
         return FP32(block_size=codec.block_size)
     return codec

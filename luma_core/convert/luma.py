@@ -91,7 +91,7 @@ class EncodedState:
                 "stochastic_rounding": True,
                 "nonfinite": "skip",
                 "capturable": False,
-                **options,
+                **{key: value for key, value in options.items() if key != "parameter_codecs"},
                 "seed": seed,
                 "codecs": luma_codecs(block_size=block_size),
             }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from luma_core import checkpoint
-from luma_core.checkpoint.store import local_path
+from luma_core.checkpoint.local import local_path
 from luma_core.convert import luma, torch_adamw
 from luma_core.convert.base import Progress, Sink, SinkOptions, Source, total_elements
 from luma_core.errors import CheckpointNotFoundError, ConfigurationError

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luma_core.checkpoint.store import LocalWriter, local_path, make_folder, storage_errors
+from luma_core.checkpoint.local import LocalWriter, local_path, make_folder
+from luma_core.checkpoint.store import storage_errors
 from luma_core.convert.base import (
     MOMENTS,
     AdamWState,
@@ -58,11 +59,16 @@ _DROPPED_OPTIONS = {
 }
 _LUMA_OPTIONS = {
     "codecs",
+    "parameter_codecs",
     "min_compress_elements",
     "stochastic_rounding",
     "nonfinite",
     "capturable",
     "seed",
+    "max_grad_norm",
+    "trust_clip",
+    "always_adapt",
+    "bias_correction",
 }
 
 

@@ -1,7 +1,26 @@
 """Optimizers whose state is compressed: rules, their base and their backends."""
 
+from luma_core.optim.adam_mini import AdamMini
 from luma_core.optim.base import CompressedOptimizer
+from luma_core.optim.lamb import LAMB
 from luma_core.optim.luma import LUMA, luma_codecs
+from luma_core.optim.parity import ParityReport, ParityRow, parity_check
 from luma_core.optim.rules import AdamWHyper, AdamWRule
+from luma_core.optim.telemetry import ParameterTelemetry
+from luma_core.optim.turbo_adam import TurboAdam, turbo_codecs
 
-__all__ = ["LUMA", "AdamWHyper", "AdamWRule", "CompressedOptimizer", "luma_codecs"]
+__all__ = [
+    "LAMB",
+    "LUMA",
+    "AdamMini",
+    "AdamWHyper",
+    "AdamWRule",
+    "CompressedOptimizer",
+    "ParameterTelemetry",
+    "ParityReport",
+    "ParityRow",
+    "TurboAdam",
+    "luma_codecs",
+    "parity_check",
+    "turbo_codecs",
+]

@@ -107,20 +107,21 @@ def choose(device: str, rule: Rule, codecs: Mapping[str, Codec]) -> BackendChoic
         )
         fast = BackendChoice("native", "the native CPU library has a kernel for it")
     elif device == "cuda":
-        why_not = why_no_triton() or _why_no_triton_kernel(codecs)
+        why_not = why_no_triton() or _why_no_triton_kernel(rule, codecs)
         fast = BackendChoice("triton", "one launch steps all tensors of a kind")
     else:
         return BackendChoice("pytorch", f"there are no kernels for {device}")
     return BackendChoice("pytorch", why_not) if why_not else fast
 
 
-def _why_no_triton_kernel(codecs: Mapping[str, Codec]) -> str:
-    from luma_kernels.triton.plan import bucket_of
+def _why_no_triton_kernel(rule: Rule, codecs: Mapping[str, Codec]) -> str:
+    from luma_kernels.triton.registry import KERNELS
 
+    if type(rule) not in KERNELS:
+        return f"there is no Triton kernel of the rule {type(rule).__name__}"
     probe = torch.empty(0)
-    if bucket_of(
-        probe, probe, codecs, {"nonfinite": "skip", "stochastic_rounding": True, "maximize": False}
-    ):
+    options = {"nonfinite": "skip", "stochastic_rounding": True, "maximize": False}
+    if KERNELS[type(rule)].bucket(probe, probe, codecs, options):
         return ""
     names = " and ".join(codec.name for codec in codecs.values())
     return f"there is no Triton kernel of the codecs {names} with this block size"

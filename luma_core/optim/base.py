@@ -12,11 +12,16 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from luma_core import rounding
-from luma_core.codecs import Codec, moment_codecs
+from luma_core.codecs import Codec, moment_codecs, parameter_codecs
 from luma_core.errors import ConfigurationError
 from luma_core.optim import loading
 from luma_core.optim.backend import check_backend
-from luma_core.optim.options import check_codecs, check_options, check_parameter
+from luma_core.optim.options import (
+    check_codecs,
+    check_options,
+    check_parameter,
+    check_parameter_codecs,
+)
 from luma_core.optim.rules import Rule
 from luma_core.optim.stepping import Stepper
 from luma_core.state import GroupOptions, ParameterState, field_key
@@ -37,11 +42,14 @@ class CompressedOptimizer(torch.optim.Optimizer):
     - ``<moment>.<field>``: the stored moments, as the codecs lay them out.
 
     Group options are plain JSON values (``lr`` may be a tensor); ``codecs`` holds the
-    configuration of each moment's codec.
+    configuration of each moment's codec, and ``parameter_codecs``, in optimizers that need it,
+    those of single parameters by name.
     """
 
     algorithm: ClassVar[str]
     rule: ClassVar[Rule]
+    codec_options: ClassVar[tuple[str, ...]] = ("codec", "block_size")
+    """Options of a new group that choose its codecs, and are not kept beside those."""
 
     def __init__(
         self, params: ParamsT, defaults: dict[str, Any], *, backend: str, seed: int | None
@@ -49,6 +57,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self.backend = check_backend(backend)
         self._stepper = Stepper(self)
         self._by_name: dict[str, tuple[str, Tensor, dict[str, Any]]] = {}
+        self._names: dict[Tensor, str] = {}
         if seed is None:
             seed = int(torch.randint(1 << _SEED_BITS, (), dtype=torch.int64).item())
         defaults = {**defaults, "seed": seed}
@@ -62,6 +71,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._stepper = Stepper(self)
         self._by_name = {}
+        self._names = {}
 
     def group_codecs(self, group: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Return the codec configuration of each moment for a new group's options."""
@@ -70,7 +80,8 @@ class CompressedOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its options default to the optimizer's.
 
-        ``block_size`` in the group chooses its block size; ``codecs`` its codecs outright.
+        What chooses the codecs of new optimizers (``codec_options``) may stand in the group too;
+        ``codecs`` gives them outright.
 
         Raises:
             ConfigurationError: an option cannot work; the optimizer is unchanged.
@@ -85,6 +96,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         check_options(options)
         codecs = options.get("codecs") or self.group_codecs(options)
         check_codecs(codecs, self.rule.moments)
+        check_parameter_codecs(options.get("parameter_codecs", {}), self.rule.moments)
         taken = set(self.parameter_names())
         for index, item in enumerate(group["params"], start=len(taken)):
             name, param = item if isinstance(item, tuple) else (f"param.{index}", item)
@@ -98,9 +110,11 @@ class CompressedOptimizer(torch.optim.Optimizer):
                 check_parameter(name, param)
                 moment_codecs(codecs, param.shape, options["min_compress_elements"])
         group["codecs"] = codecs
-        group.pop("block_size", None)
+        for choice in self.codec_options:
+            group.pop(choice, None)
         super().add_param_group(group)
         self._by_name = {}
+        self._names = {}
         self._stepper.reset()
 
     @overload
@@ -153,7 +167,13 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     def codecs(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Codec]:
         """Return the codec of each moment of a parameter of a group."""
-        return moment_codecs(group["codecs"], param.shape, group["min_compress_elements"])
+        name = self._name_of(param) if "parameter_codecs" in group else ""
+        return parameter_codecs(group, name, param.shape)
+
+    def _name_of(self, param: Tensor) -> str:
+        if param not in self._names:
+            self._names = {item[1]: item[0] for item in self.parameters_by_name()}
+        return self._names[param]
 
     def state_of(self, name: str, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return a parameter's state, created if there is none yet."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from luma_core.optim.rules import Rule
     from luma_kernels.triton.launcher import FusedStep
 
 
@@ -22,10 +23,10 @@ def why_no_triton() -> str:
     return ""
 
 
-def fused_step_class(backend: str) -> type[FusedStep] | None:
-    """Return the fused step for GPUs, or ``None`` where ``backend`` or this machine has none."""
+def fused_step_class(backend: str, rule: Rule) -> type[FusedStep] | None:
+    """Return the fused step for GPUs; ``None`` where backend, machine or rule has none."""
     if backend not in ("auto", "triton") or why_no_triton():
         return None
     from luma_kernels.triton.launcher import FusedStep
 
-    return FusedStep
+    return FusedStep if FusedStep.supports(rule) else None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from luma_core import rounding
-from luma_core.codecs import moment_codecs
+from luma_core.codecs import parameter_codecs
 from luma_core.errors import ConversionError, StateMismatchError
 from luma_core.optim.loading import check_entry_kind, matched_parts
 from luma_core.optim.options import check_options
@@ -58,7 +58,7 @@ def shared_options(group: Mapping[str, Any]) -> GroupOptions:
 
 
 def export_adamw_state(optimizer: CompressedOptimizer) -> dict[str, Any]:
-    """Implement `LUMA.export_adamw_state`."""
+    """Implement `AdamWStateOptimizer.export_adamw_state`."""
     entries: dict[int, dict[str, Tensor]] = {}
     for index, state in enumerate(optimizer.parameter_states()):
         if state.codecs:
@@ -79,7 +79,7 @@ def export_adamw_state(optimizer: CompressedOptimizer) -> dict[str, Any]:
 
 
 def import_adamw_state(optimizer: CompressedOptimizer, state_dict: Mapping[str, Any]) -> None:
-    """Implement `LUMA.import_adamw_state`."""
+    """Implement `AdamWStateOptimizer.import_adamw_state`."""
     entries, saved_groups, ids = matched_parts(optimizer, state_dict, "AdamW state")
     groups = [
         _merged(group, shared_options(saved))
@@ -217,7 +217,7 @@ def encode_state(
         step: completed steps.
         moments: float tensors of the parameter's shape by moment name.
     """
-    codecs = moment_codecs(options["codecs"], head.shape, options["min_compress_elements"])
+    codecs = parameter_codecs(options, head.name, head.shape)
     fields = {
         field_key(moment, name): tensor
         for moment, codec in codecs.items()

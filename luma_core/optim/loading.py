@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from luma_core.codecs import Codec, moment_codecs
+from luma_core.codecs import Codec, parameter_codecs
 from luma_core.errors import ConfigurationError, StateMismatchError, some_names
-from luma_core.optim.options import check_codecs, check_options
+from luma_core.optim.options import check_codecs, check_options, check_parameter_codecs
 from luma_core.state import GroupOptions, ParameterState, field_key
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def load_states(
     """
     matched = _match(own, states)
     for index, saved in enumerate(groups):
-        _check_group_options(index, saved, optimizer.rule.moments)
+        _check_group_options(index, saved, optimizer)
     options = _group_options(optimizer, own, matched, groups)
     chosen = [options[_index(optimizer, group)] for _, _, group in own]
     for (name, param, _), wanted, state in zip(own, chosen, matched, strict=True):
@@ -62,8 +62,10 @@ def load_torch_state_dict(
     """
     entries, saved_groups, ids = matched_parts(optimizer, state_dict, "state")
     for index, (saved, group) in enumerate(zip(saved_groups, optimizer.param_groups, strict=True)):
-        _check_group_options(index, saved, optimizer.rule.moments)
+        _check_group_options(index, saved, optimizer)
         _check_names(index, saved, group)
+    names = dict(zip(_saved_names(saved_groups), (name for name, _, _ in own), strict=True))
+    saved_groups = [_under_own_names(saved, names) for saved in saved_groups]
     options_of = [saved for saved in saved_groups for _ in saved["params"]]
     loaded = [
         _checked_entry(name, param, options, entries.get(key))
@@ -189,6 +191,7 @@ def _group_options(
                 f"the state has {len(groups)} groups, counted from 0."
             )
         sources[_index(optimizer, group)].add(state.group)
+    names = {state.name: name for (name, _, _), state in zip(own, matched, strict=True)}
     options = []
     for index, found in enumerate(sources):
         if len(found) > 1:
@@ -197,12 +200,41 @@ def _group_options(
                 f"{', '.join(map(str, sorted(found)))}; it must hold those of one.",
                 hint="Group the parameters as they were grouped when the state was saved.",
             )
-        options.append(copy.deepcopy(groups[found.pop()]) if found else {})
+        saved = groups[found.pop()] if found else {}
+        options.append(copy.deepcopy(_under_own_names(saved, names)))
     return options
 
 
-def _check_group_options(index: int, saved: Mapping[str, Any], moments: Sequence[str]) -> None:
-    for key in _REQUIRED_OPTIONS:
+def _saved_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    names: list[str] = []
+    for group in groups:
+        first = len(names)
+        names += group.get("param_names") or [
+            f"param.{index}" for index in range(first, first + len(group["params"]))
+        ]
+    return names
+
+
+def _under_own_names(options: Mapping[str, Any], names: Mapping[str, str]) -> GroupOptions:
+    """Return a saved group's options with single parameters' under this optimizer's names."""
+    codecs = options.get("parameter_codecs")
+    if codecs is None:
+        return dict(options)
+    own = {names[name]: config for name, config in codecs.items() if name in names}
+    return {**options, "parameter_codecs": own}
+
+
+def _check_group_options(
+    index: int, saved: Mapping[str, Any], optimizer: CompressedOptimizer
+) -> None:
+    moments, single = optimizer.rule.moments, "parameter_codecs"
+    single_needed = single in optimizer.param_groups[0]
+    if single in saved and not single_needed:
+        raise StateMismatchError(
+            f"saved parameter group {index} has {single!r}, which only AdamMini has: it is not "
+            "state of this optimizer."
+        )
+    for key in (*_REQUIRED_OPTIONS, *[single] * single_needed):
         if key not in saved:
             raise StateMismatchError(
                 f"saved parameter group {index} has no {key!r}: it is not state of this optimizer.",
@@ -211,6 +243,7 @@ def _check_group_options(index: int, saved: Mapping[str, Any], moments: Sequence
     try:
         check_options(saved)
         check_codecs(saved["codecs"], moments)
+        check_parameter_codecs(saved.get(single, {}), moments)
     except ConfigurationError as error:
         raise StateMismatchError(
             f"saved parameter group {index}: {error.message}", hint=error.hint
@@ -229,14 +262,17 @@ def _check_names(index: int, saved: Mapping[str, Any], group: Mapping[str, Any])
 
 
 def _expected(
-    param: Tensor, options: Mapping[str, Any]
+    name: str, param: Tensor, options: Mapping[str, Any]
 ) -> tuple[dict[str, Codec], dict[str, tuple[torch.dtype, tuple[int, ...]]]]:
-    codecs = moment_codecs(options["codecs"], param.shape, options["min_compress_elements"])
-    fields = {
-        field_key(moment, key): (spec.dtype, spec.shape)
-        for moment, codec in codecs.items()
-        for key, spec in codec.layout(param.shape).items()
-    }
+    codecs = parameter_codecs(options, name, param.shape)
+    try:
+        fields = {
+            field_key(moment, key): (spec.dtype, spec.shape)
+            for moment, codec in codecs.items()
+            for key, spec in codec.layout(param.shape).items()
+        }
+    except ConfigurationError as error:
+        raise StateMismatchError(f"{name!r}: {error.message}", hint=error.hint) from error
     return codecs, fields
 
 
@@ -250,7 +286,7 @@ def _check_state(
         )
     if not state.codecs:
         return
-    codecs, fields = _expected(param, options)
+    codecs, fields = _expected(name, param, options)
     if dict(state.codecs) != codecs:
         raise StateMismatchError(
             f"{name!r}: the state is stored by {_describe(state.codecs)}; "
@@ -288,9 +324,11 @@ def _built_entry(
         "noise_key": torch.tensor(state.noise_key),
         "nonfinite": torch.tensor(state.nonfinite, device=param.device),
     }
-    _, fields = _expected(param, options)
+    _, fields = _expected(name, param, options)
+    # Tensors that were read for this call alone need no second copy.
+    fresh = bool(getattr(state.fields, "fresh", False))
     copies = {
-        key: _copied(name, key, state.fields[key], dtype, shape, param.device)
+        key: _copied(name, key, state.fields[key], dtype, shape, param.device, share=fresh)
         for key, (dtype, shape) in fields.items()
     }
     return {**scalars, **copies}
@@ -305,7 +343,7 @@ def _checked_entry(
     check_entry_kind(name, saved)
     if not saved:
         return None
-    _, fields = _expected(param, options)
+    _, fields = _expected(name, param, options)
     expected = {**{key: (dtype, ()) for key, dtype in _SCALARS.items()}, **fields}
     _check_keys(name, saved.keys(), expected.keys())
     cpu = torch.device("cpu")
@@ -324,13 +362,15 @@ def _copied(
     dtype: torch.dtype,
     shape: tuple[int, ...],
     device: torch.device,
+    *,
+    share: bool = False,
 ) -> Tensor:
     if not isinstance(value, Tensor) or value.dtype != dtype or tuple(value.shape) != shape:
         got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value)
         raise StateMismatchError(
             f"{name!r}: field {key!r} is {got}; it must be {dtype} {list(shape)}."
         )
-    return value.detach().to(device, copy=True)
+    return value.detach().to(device, copy=not share)
 
 
 def _adopt(group: dict[str, Any], options: Mapping[str, Any]) -> None:

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from luma_core.codecs import MIN_COMPRESS_ELEMENTS, Luma16M, Luma16V
-from luma_core.optim import interchange
-from luma_core.optim.base import CompressedOptimizer
+from luma_core.optim.adamw_state import AdamWStateOptimizer
 from luma_core.optim.rules import AdamWRule, Rule
 
 
@@ -26,7 +25,7 @@ def luma_codecs(*, block_size: int | None = 128) -> dict[str, dict[str, Any]]:
     }
 
 
-class LUMA(CompressedOptimizer):
+class LUMA(AdamWStateOptimizer):
     """AdamW with its state in about 4.02 bytes per parameter instead of 8.
 
     The first moment is kept on a signed logarithmic grid, the second on a logarithmic grid of its
@@ -104,24 +103,3 @@ class LUMA(CompressedOptimizer):
     def group_codecs(self, group: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Return the codec configuration of each moment for a new group's options."""
         return luma_codecs(block_size=group.get("block_size", self._block_size))
-
-    def export_adamw_state(self) -> dict[str, Any]:
-        """Return the state as ``torch.optim.AdamW.state_dict()`` would, in float32.
-
-        Takes 8 bytes per parameter on the parameters' devices. Note that AdamW's
-        ``load_state_dict`` casts moments to the parameters' dtype.
-        """
-        return interchange.export_adamw_state(self)
-
-    def import_adamw_state(self, state_dict: Mapping[str, Any]) -> None:
-        """Replace the state by an AdamW ``state_dict``, coded by rounding to nearest.
-
-        The groups' ``lr``, ``betas``, ``eps``, ``weight_decay`` and ``maximize`` are adopted.
-        Importing what `export_adamw_state` returned restores every value bit for bit.
-
-        Raises:
-            StateMismatchError: groups or shapes do not fit; nothing was changed.
-            ConversionError: the state cannot be represented (``amsgrad``), or a step or moment
-                has a value that no AdamW run could have; nothing was changed.
-        """
-        interchange.import_adamw_state(self, state_dict)

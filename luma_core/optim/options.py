@@ -46,6 +46,10 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _is_bound(value: object) -> bool:
+    return value is None or (_is_number(value) and float(value) > 0.0)  # type: ignore[arg-type]
+
+
 _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "lr": (
         _is_rate,
@@ -54,6 +58,10 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "betas": (_is_betas, "two numbers from 0 to below 1"),
     "eps": (_is_non_negative, "a finite number of 0 or more"),
     "weight_decay": (_is_non_negative, "a finite number of 0 or more"),
+    "max_grad_norm": (_is_bound, "a finite number above 0, or None"),
+    "trust_clip": (lambda value: isinstance(value, bool), "True or False"),
+    "always_adapt": (lambda value: isinstance(value, bool), "True or False"),
+    "bias_correction": (lambda value: isinstance(value, bool), "True or False"),
     "maximize": (lambda value: isinstance(value, bool), "True or False"),
     "capturable": (lambda value: isinstance(value, bool), "True or False"),
     "stochastic_rounding": (lambda value: isinstance(value, bool), "True or False"),
@@ -101,6 +109,31 @@ def check_codecs(configs: object, moments: Sequence[str]) -> None:
         raise ConfigurationError(
             f"codecs[{moments[0]!r}] is {codecs[moments[0]].name!r}, which stores no signs."
         )
+
+
+def check_parameter_codecs(configs: object, moments: Sequence[str]) -> None:
+    """Check the codec configurations of single parameters of a group.
+
+    Raises:
+        ConfigurationError: naming the parameter and what is required.
+    """
+    if not isinstance(configs, Mapping):
+        raise ConfigurationError(
+            f"parameter_codecs={configs!r} must map parameter names to codecs by moment."
+        )
+    for name, own in configs.items():
+        if not isinstance(own, Mapping) or not set(own) <= set(moments):
+            raise ConfigurationError(
+                f"parameter_codecs[{name!r}]={own!r} must map some of "
+                f"{', '.join(map(repr, moments))} to codecs."
+            )
+        for moment, config in own.items():
+            if not isinstance(config, Mapping):
+                raise ConfigurationError(
+                    f"parameter_codecs[{name!r}][{moment!r}]={config!r} must be a codec's "
+                    "configuration."
+                )
+            codec_from_dict(config)
 
 
 def check_parameter(name: str, param: Tensor) -> None:

@@ -14,10 +14,12 @@ from luma_core import rounding
 from luma_core.codecs import Codec
 from luma_core.errors import BackendUnavailableError, StateMismatchError
 from luma_core.optim.backend import check_codecs_of_backend, check_device, step_parameter
+from luma_core.optim.clipping import GradientClip, gradient_square_sum
 from luma_core.optim.gpu import fused_step_class
 from luma_core.optim.nonfinite import raise_if_nonfinite
 from luma_core.optim.options import check_gradient
 from luma_core.optim.rules import ParameterStep, StoredMoment
+from luma_core.optim.watch import Change, Watch
 from luma_core.state import field_key
 
 if TYPE_CHECKING:
@@ -47,8 +49,8 @@ class Work(NamedTuple):
 class Stepper:
     """Steps one optimizer, and remembers what need not be decided again at every step.
 
-    On a GPU, parameters go to a fused step whose device tables stay valid while `_signature` is
-    the same; all others are stepped one by one.
+    On a GPU, parameters go to a fused step whose device tables stay valid while `Watch` sees no
+    change; all others are stepped one by one.
     """
 
     def __init__(self, optimizer: CompressedOptimizer) -> None:
@@ -56,11 +58,11 @@ class Stepper:
         self._by_device: dict[torch.device, FusedStep] = {}
         self._fused: dict[torch.device, FusedStep] = {}
         self._single: list[Work] = []
-        self._signature: list[Any] | None = None
+        self._watch: Watch | None = None
 
     def reset(self) -> None:
         """Forget everything, since state or parameters were replaced."""
-        self._signature = None
+        self._watch = None
 
     @property
     def all_fused(self) -> bool:
@@ -85,36 +87,62 @@ class Stepper:
                 ]
             )
         self._prepare()
+        clip = None
+        if any(group.get("max_grad_norm") is not None for group in groups):
+            clip = self._clip()
         for fused in self._fused.values():
-            fused.launch(groups, grad_scale=grad_scale, found_inf=found_inf)
+            norm = None if clip is None else clip.norm
+            fused.launch(groups, grad_scale=grad_scale, found_inf=found_inf, grad_norm=norm)
         for work in self._single:
-            self._step_one(work)
+            self._step_one(work, clip)
+
+    def _clip(self) -> GradientClip:
+        """Return the bound on all gradients of the step."""
+        grads = [item.param.grad for item in self._single if item.param.grad is not None]
+        sums = [fused.square_sum() for fused in self._fused.values()]
+        return GradientClip([*sums, *map(gradient_square_sum, grads)])
 
     def _prepare(self) -> None:
         """Decide where each parameter goes, unless that was decided for the same tensors."""
-        fused_class = fused_step_class(self._optimizer.backend)
-        known = fused_class is not None and self._signature is not None
-        if known and self._signature == self._current_signature():
+        optimizer = self._optimizer
+        fused_class = fused_step_class(optimizer.backend, optimizer.rule)
+        if fused_class is not None and self._tables_hold():
             return
         work = self._collect()
-        self._fused, self._single, self._signature = {}, work, None
+        self._fused, self._single = {}, work
         if fused_class is None:
             return
         devices = {item.param.device for item in work if item.param.is_cuda}
         self._single = [item for item in work if not item.param.is_cuda]
         for device in sorted(devices, key=str):
             here = [item for item in work if item.param.device == device]
-            fused = self._by_device.setdefault(device, fused_class(device))
+            if device not in self._by_device:
+                self._by_device[device] = fused_class(device, optimizer.rule)
+            fused = self._by_device[device]
             taken = fused.build(
                 [(item.param, item.state, item.codecs, item.group_index) for item in here],
-                self._optimizer.param_groups,
+                optimizer.param_groups,
             )
             self._fused[device] = fused
             left = [item for item, ok in zip(here, taken, strict=True) if not ok]
             self._refuse_or_log(left)
             self._single += left
         if devices:
-            self._signature = self._current_signature()
+            self._watch = Watch(optimizer.param_groups, optimizer.state)
+
+    def _tables_hold(self) -> bool:
+        """Return whether all is decided already, after bringing gradients' addresses up to date."""
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return False
+        change = watch.change(self._optimizer.param_groups, self._optimizer.state)
+        moved = change is Change.GRADIENTS
+        if moved and all(fused.follow_gradients() for fused in self._fused.values()):
+            change = Change.NOTHING
+        if change is not Change.NOTHING:
+            return False
+        self._watch = watch
+        return True
 
     def _refuse_or_log(self, left: list[Work]) -> None:
         """Fail where the kernels were asked for by name and cannot take a parameter."""
@@ -130,22 +158,6 @@ class Stepper:
                     hint="Use backend='auto', which takes PyTorch's slower path for it.",
                 )
             _log_once(f"LUMA steps some parameters in PyTorch, slowly: {item.name!r}: {reason}.")
-
-    def _current_signature(self) -> list[Any]:
-        """Return everything that the device tables were built from."""
-        state = self._optimizer.state
-        signature: list[Any] = []
-        for group in self._optimizer.param_groups:
-            signature += (group["nonfinite"], group["stochastic_rounding"], group["maximize"])
-            for param in group["params"]:
-                grad = param.grad
-                if grad is None or grad.layout != torch.strided:
-                    signature.append(None if grad is None else grad.layout)
-                    continue
-                signature += (param.data_ptr(), param.dtype, param.shape, param.is_contiguous())
-                signature += (grad.data_ptr(), grad.dtype, grad.is_contiguous())
-                signature += [tensor.data_ptr() for tensor in state[param].values()]
-        return signature
 
     def _collect(self) -> list[Work]:
         optimizer = self._optimizer
@@ -164,7 +176,7 @@ class Stepper:
             work.append(Work(name, param, group, indices[id(group)], state, codecs))
         return work
 
-    def _step_one(self, work: Work) -> None:
+    def _step_one(self, work: Work, clip: GradientClip | None) -> None:
         param, state = work.param, work.state
         state["step"] += 1
         step = int(state["step"])
@@ -186,6 +198,9 @@ class Stepper:
                 keys=rounding.step_keys(int(state["noise_key"]), step),
                 skip_nonfinite=work.group["nonfinite"] != "propagate",
                 stochastic_rounding=work.group["stochastic_rounding"],
+                grad_factor=clip.factor(work.group["max_grad_norm"], param.device)
+                if clip is not None
+                else None,
             ),
         )
         state["nonfinite"] += bad

@@ -16,7 +16,7 @@ from luma_client.cli.app import app, main
 from luma_client.cli.output import Output
 from luma_core import LUMA, checkpoint, convert
 
-COMMANDS = ("convert", "demo", "diff", "doctor", "inspect", "serve", "stats", "verify")
+COMMANDS = ("convert", "demo", "diff", "doctor", "inspect", "partition", "serve", "stats", "verify")
 
 
 def trained(seed: int) -> LUMA:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from luma_client.cli import convert, demo, diff, doctor, inspect, serve, stats, verify
+from luma_client.cli import convert, demo, diff, doctor, inspect, partition, serve, stats, verify
 
 _EPILOG = (
     "Results go to standard output, everything else to standard error. Every command takes --json "
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in (demo, inspect, stats, verify, diff, convert, serve, doctor):
+for _module in (demo, inspect, stats, verify, diff, convert, partition, serve, doctor):
     _name = _module.__name__.rpartition(".")[2]
     app.command(_name, help=_module.HELP, epilog=_module.EPILOG)(_module.command)
 

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 from luma_client.cli.output import JsonOption, Output, QuietOption
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Group
+
+    from luma_core.codecs import Codec
+    from luma_core.optim.rules import Rule
 
 HELP = (
     "Show versions, devices, the native library, and which backend takes which step.\n\n"
-    "Exits 1 if some step on the CPU would take the slower PyTorch path."
+    "Exits 1 if some step of LUMA on the CPU would take the slower PyTorch path."
 )
 EPILOG = (
     "Example: luma doctor --json\n\nJSON keys: ok, versions, cpu, cuda, native and backends "
-    "(for each device, rule, codecs and block_size: the backend and the reason)"
+    "(for each device, optimizer, rule, codecs and block_size: the backend and the reason)"
 )
 
 PACKAGES = (
@@ -36,7 +41,7 @@ class Diagnosis:
         cpu: name, architecture, cores, PyTorch's threads, instruction sets with own kernels.
         cuda: the devices that PyTorch sees.
         native: whether the native library can be used, and why not.
-        backends: one entry per device, rule and pair of codecs: who takes a step, and why.
+        backends: one entry per device, optimizer and pair of codecs: who takes a step, and why.
     """
 
     ok: bool
@@ -64,7 +69,11 @@ def diagnose() -> Diagnosis:
     status = cpu.native_status()
     backends = _backends()
     return Diagnosis(
-        ok=all(entry["backend"] == "native" for entry in backends if entry["device"] == "cpu"),
+        ok=all(
+            entry["backend"] == "native"
+            for entry in backends
+            if entry["device"] == "cpu" and entry["optimizer"] == "LUMA"
+        ),
         versions=_versions(),
         cpu=_cpu(status.instruction_sets),
         cuda=_cuda(),
@@ -134,34 +143,48 @@ def _cuda() -> list[dict[str, Any]]:
 
 
 def _backends() -> list[dict[str, Any]]:
-    """Return who takes the steps of every optimizer's large and small parameters."""
-    from luma_core.codecs import FP32, Codec, codec_from_dict
-    from luma_core.optim import LUMA, backend, luma_codecs
+    """Return who takes the steps of every optimizer's parameters."""
+    from luma_core.optim import backend
 
-    rule = LUMA.rule
     entries = []
     for device in ("cpu", "cuda"):
-        for block_size in (128, None):
-            compressed = {
-                moment: codec_from_dict(config)
-                for moment, config in luma_codecs(block_size=block_size).items()
-            }
-            small: dict[str, Codec] = {
-                moment: FP32(block_size=block_size) for moment in rule.moments
-            }
-            for codecs in (compressed, small):
-                choice = backend.choose(device, rule, codecs)
-                entries.append(
-                    {
-                        "device": device,
-                        "rule": type(rule).__name__.removesuffix("Rule").lower(),
-                        "codecs": {moment: codec.name for moment, codec in codecs.items()},
-                        "block_size": block_size,
-                        "backend": choice.backend,
-                        "reason": choice.reason,
-                    }
-                )
+        for optimizer, rule, codecs in _choices():
+            choice = backend.choose(device, rule, codecs)
+            entries.append(
+                {
+                    "device": device,
+                    "optimizer": optimizer,
+                    "rule": type(rule).__name__.removesuffix("Rule").lower(),
+                    "codecs": {moment: codec.name for moment, codec in codecs.items()},
+                    "block_size": next(iter(codecs.values())).block_size,
+                    "backend": choice.backend,
+                    "reason": choice.reason,
+                }
+            )
     return entries
+
+
+def _choices() -> Iterator[tuple[str, Rule, dict[str, Codec]]]:
+    """Yield optimizers, their rules and codecs: LUMA's for large and for small parameters."""
+    from luma_core import LAMB, LUMA, AdamMini, TurboAdam
+    from luma_core.codecs import BF16, FP32, Partition, SegmentMean, codec_from_dict
+    from luma_core.optim import luma_codecs
+    from luma_core.optim.turbo_adam import TURBO_PRESETS, turbo_codecs
+
+    for block_size in (128, None):
+        configs = luma_codecs(block_size=block_size)
+        luma = {moment: codec_from_dict(config) for moment, config in configs.items()}
+        yield "LUMA", LUMA.rule, luma
+        yield "LUMA", LUMA.rule, {moment: FP32(block_size=block_size) for moment in configs}
+    for preset in TURBO_PRESETS:
+        configs = turbo_codecs(preset=preset)
+        turbo = {moment: codec_from_dict(config) for moment, config in configs.items()}
+        yield f"TurboAdam {preset}", TurboAdam.rule, turbo
+    by_row = SegmentMean(partition=Partition.rows((1024, 1024)))
+    yield "AdamMini", AdamMini.rule, {"exp_avg": BF16(), "exp_avg_sq": by_row}
+    configs = luma_codecs(block_size=128)
+    luma = {moment: codec_from_dict(config) for moment, config in configs.items()}
+    yield "LAMB", LAMB.rule, luma
 
 
 def _view(found: Diagnosis) -> Group:
@@ -194,12 +217,12 @@ def _view(found: Diagnosis) -> Group:
         ("native library", state),
         ("builds for this CPU", ", ".join(native["instruction_sets"]) or "-"),
     ]
-    columns = ["device", "rule", "codecs", "block", "backend", "reason"]
+    columns = ["device", "optimizer", "codecs", "block", "backend", "reason"]
     table = plain_table(columns, left=len(columns))
     for entry in found.backends:
         table.add_row(
             entry["device"],
-            entry["rule"],
+            entry["optimizer"],
             ", ".join(dict.fromkeys(entry["codecs"].values())),
             str(entry["block_size"] or "tensor"),
             entry["backend"],

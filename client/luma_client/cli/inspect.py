@@ -282,7 +282,13 @@ def _head_rows(found: Inspection) -> list[tuple[str, str]]:
 
 
 def _options_text(group: dict[str, Any]) -> str:
-    parts = [f"{key}={value}" for key, value in group.items() if key != "codecs"]
+    parts = [
+        f"{key}={value}"
+        for key, value in group.items()
+        if key not in ("codecs", "parameter_codecs")
+    ]
+    if group.get("parameter_codecs"):
+        parts.append(f"codecs of their own: {len(group['parameter_codecs']):,} parameters")
     for moment, config in group.get("codecs", {}).items():
         options = ", ".join(f"{k}={v}" for k, v in config.items() if k != "name")
         parts.append(f"{moment}={config['name']}({options})")

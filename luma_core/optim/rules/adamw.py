@@ -40,6 +40,17 @@ class AdamWHyper:
     maximize: bool
 
 
+def running_averages(
+    grad: Tensor, moments: Mapping[str, Tensor], beta1: float, beta2: float
+) -> dict[str, Tensor]:
+    """Return Adam's new moments, float32 of the gradient's shape; the inputs stay unchanged."""
+    exp_avg, exp_avg_sq = moments["exp_avg"], moments["exp_avg_sq"]
+    return {
+        "exp_avg": exp_avg.lerp(grad, 1.0 - beta1),
+        "exp_avg_sq": (exp_avg_sq * beta2).addcmul_(grad, grad, value=1.0 - beta2),
+    }
+
+
 class AdamWRule(ElementwiseRule):
     """AdamW with decoupled weight decay."""
 
@@ -63,13 +74,8 @@ class AdamWRule(ElementwiseRule):
         self, grad: Tensor, moments: Mapping[str, Tensor], hyper: AdamWHyper
     ) -> dict[str, Tensor]:
         """Return the new moments, float32 of the gradient's shape; the inputs stay unchanged."""
-        if hyper.maximize:
-            grad = -grad
-        exp_avg, exp_avg_sq = moments["exp_avg"], moments["exp_avg_sq"]
-        return {
-            "exp_avg": exp_avg.lerp(grad, 1.0 - hyper.beta1),
-            "exp_avg_sq": (exp_avg_sq * hyper.beta2).addcmul_(grad, grad, value=1.0 - hyper.beta2),
-        }
+        grad = -grad if hyper.maximize else grad
+        return running_averages(grad, moments, hyper.beta1, hyper.beta2)
 
     def update_parameter(
         self, param: Tensor, moments: Mapping[str, Tensor], hyper: AdamWHyper

@@ -33,6 +33,8 @@ class ParameterStep:
         keys: the words that select this step's noise.
         skip_nonfinite: leave a block untouched where its new moments would not be finite.
         stochastic_rounding: whether a bfloat16 parameter is rounded stochastically.
+        grad_factor: float32 0-d on the parameter's device: what the gradient is multiplied by;
+            ``None`` for 1.
     """
 
     param: Tensor
@@ -42,6 +44,7 @@ class ParameterStep:
     keys: rounding.StepKeys
     skip_nonfinite: bool
     stochastic_rounding: bool
+    grad_factor: Tensor | None = None
 
 
 class Rule(ABC):

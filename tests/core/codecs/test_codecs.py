@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 from luma_core import rounding
 from luma_core.codecs import (
     BF16,
+    FP8E4M3,
     FP32,
     BlockGrid,
     Codec,
@@ -22,6 +23,9 @@ from luma_core.errors import ConfigurationError, UnknownCodecError
 CODECS: list[Codec] = [
     FP32(),
     BF16(),
+    FP8E4M3(),
+    FP8E4M3(block_size=None),
+    FP8E4M3(block_size=40),
     Luma16M(),
     Luma16M(block_size=None),
     Luma16M(block_size=40),
@@ -29,6 +33,12 @@ CODECS: list[Codec] = [
     Luma16V(block_size=None),
     Luma16V(block_size=40),
 ]
+OTHERS = {"segment_mean", "table_m", "costate_m", "root_v", "log_v"}
+"""Codecs with tests of their own: test_segments.py, test_packed.py."""
+
+TOLERANCES = {"bf16": (2**-7, 1e-12), "fp8_e4m3": (2**-3, 1e-6)}
+"""Relative and absolute bounds on the error of values of about 1e-3, where they are not small."""
+
 SHAPES = [(), (0,), (1,), (127,), (129,), (3, 0), (0, 64), (5, 3), (7, 130), (64, 2, 33), (2, 1)]
 
 
@@ -58,8 +68,8 @@ def test_every_shape_round_trips(codec: Codec, shape: tuple[int, ...]) -> None:
         assert tuple(fields[name].shape) == spec.shape
     decoded = codec.decode_tensor(fields, shape)
     assert decoded.shape == x.shape
-    tolerance = 2**-7 if codec.name == "bf16" else 2e-3
-    torch.testing.assert_close(decoded, x, rtol=tolerance, atol=1e-12)
+    rtol, atol = TOLERANCES.get(codec.name, (2e-3, 1e-12))
+    torch.testing.assert_close(decoded, x, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=ids)
@@ -96,7 +106,8 @@ def test_constant_tensors_of_any_size_are_kept(codec: Codec, size: float) -> Non
     x = torch.full((4, 200), size)
     decoded = codec.decode_tensor(codec.encode_tensor(x, draws(x)), x.shape)
     assert torch.isfinite(decoded).all()
-    torch.testing.assert_close(decoded, x, rtol=2**-9, atol=2.0**-126)
+    rtol = TOLERANCES.get(codec.name, (2**-9, 0.0))[0]
+    torch.testing.assert_close(decoded, x, rtol=rtol, atol=2.0**-126)
 
 
 @pytest.mark.parametrize("codec", [c for c in CODECS if c.top_code and c.block_size], ids=ids)
@@ -106,10 +117,13 @@ def test_a_huge_element_costs_only_its_own_block(codec: Codec) -> None:
     decoded = codec.decode_tensor(codec.encode_tensor(x), x.shape)
     others = torch.ones(4, 400, dtype=torch.bool)
     others[1, : codec.block_size] = False
-    torch.testing.assert_close(decoded[others], x[others], rtol=1e-3, atol=1e-12)
+    rtol, atol = TOLERANCES.get(codec.name, (1e-3, 1e-12))
+    torch.testing.assert_close(decoded[others], x[others], rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("codec", [Luma16M(), Luma16V(), Luma16M(block_size=40)], ids=ids)
+@pytest.mark.parametrize(
+    "codec", [Luma16M(), Luma16V(), Luma16M(block_size=40), FP8E4M3()], ids=ids
+)
 @pytest.mark.parametrize("shape", [(12, 130), (12, 4, 33)], ids=str)
 def test_slicing_rows_of_the_fields_is_slicing_the_tensor(
     codec: Codec, shape: tuple[int, ...]
@@ -223,7 +237,7 @@ def test_what_stays_in_float32_is_one_rule() -> None:
 
 
 def test_configuration_round_trips_through_json_values() -> None:
-    assert codec_names() == ("bf16", "fp32", "luma16_m", "luma16_v")
+    assert {codec.name for codec in CODECS} | OTHERS == set(codec_names())
     for codec in CODECS:
         assert codec_from_dict(codec.to_dict()) == codec
 
@@ -245,3 +259,24 @@ def test_bad_configuration_is_a_clear_error(config: dict[str, object], message: 
     with pytest.raises(kind) as caught:
         codec_from_dict(config)
     assert message in str(caught.value)
+
+
+def test_fp8_codes_are_e4m3_numbers_scaled_by_a_power_of_two() -> None:
+    x = sample(FP8E4M3(), (5, 300), spread=3.0)
+    fields = FP8E4M3().encode_tensor(x, draws(x))
+    exponent = fields["exponent"].double().repeat_interleave(128, dim=1)[:, :300]
+    values = fields["codes"].view(torch.float8_e4m3fn).double() * torch.exp2(exponent - 120)
+    assert torch.equal(FP8E4M3().decode_tensor(fields, (5, 300)).double(), values)
+
+
+def test_fp8_rounds_to_nearest_like_the_dtype_and_at_random_without_bias() -> None:
+    x = torch.linspace(-256, 256, 4097).view(1, -1)
+    codec = FP8E4M3(block_size=None)
+    nearest = codec.decode_tensor(codec.encode_tensor(x), x.shape)
+    ties = (nearest - x).abs() == (x.to(torch.float8_e4m3fn).float() - x).abs()
+    assert ties.all()
+    one = torch.full((1, 65536), 0.3)
+    one[0, 0] = 1.0
+    noise = torch.arange(65536, dtype=torch.int32).view(1, -1)
+    mean = codec.decode_tensor(codec.encode_tensor(one, noise), one.shape)[0, 1:].double().mean()
+    assert float(mean) == pytest.approx(0.3, rel=1e-4)

@@ -1,0 +1,78 @@
+"""The n-bit codec of the second moment that floors it: an even grid of its square root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from luma_core.codecs.base import Fields, FieldSpec, is_number_in
+from luma_core.codecs.luma16_v import correct_root
+from luma_core.codecs.packed import PackedCodec, pack, unpack
+from luma_core.errors import ConfigurationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RootV(PackedCodec):
+    """``sqrt(v)`` on ``2**bits`` even steps between ``floor`` and 1 times the block's largest.
+
+    No element is taken for smaller than ``floor`` times the largest root of its block, so a step
+    is never divided by a tiny denominator. Rounding is stochastic and unbiased in ``sqrt(v)``
+    above the floor. The scale is bfloat16, rounded upwards: it stands still while the largest
+    element decays, and the codes follow it.
+
+    Attributes:
+        floor: the lowest level, as a share of the block's largest root, from 0 to below 1.
+    """
+
+    name: ClassVar[str] = "root_v"
+    signed: ClassVar[bool] = False
+
+    bits: int = 2
+    floor: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_number_in(self.floor, 0) or self.floor >= 1:
+            raise ConfigurationError(
+                f"floor={self.floor!r} of codec {self.name} must be from 0 to below 1."
+            )
+
+    @property
+    def step(self) -> float:
+        """Distance of two levels, as a share of the block's largest root."""
+        return (1.0 - self.floor) / ((1 << self.bits) - 1)
+
+    def layout(self, shape: tuple[int, ...] | torch.Size) -> dict[str, FieldSpec]:
+        """Return ``codes`` and ``scale``."""
+        return {
+            "codes": self.code_field(shape),
+            "scale": self.block_field(shape, torch.bfloat16),
+        }
+
+    def fit(self, x: Tensor) -> Fields:
+        """Return the root of each block's largest element, rounded upwards to bfloat16."""
+        root = correct_root(x.amax(dim=-1, keepdim=True)).abs_()
+        bits = root.contiguous().view(torch.int32)
+        upward = ((bits + 0xFFFF) & -65536).view(torch.float32)
+        return {"scale": torch.where(torch.isfinite(root), upward, torch.inf).to(torch.bfloat16)}
+
+    def encode(self, x: Tensor, fitted: Fields, draw: Tensor | None) -> Fields:
+        """Return the packed codes of non-negative ``x``."""
+        scale = fitted["scale"].float()
+        per_scale = torch.where(scale > 0, 1.0 / scale, 0.0)
+        place = (correct_root(x) * per_scale - self.floor) * (1.0 / self.step)
+        noise = 0.5 if draw is None else draw.float() * 2.0**-16
+        codes = place.clamp_(min=0.0).add_(noise).to(torch.int32)
+        return {"codes": pack(codes.clamp_(0, (1 << self.bits) - 1), self.bits)}
+
+    def decode(self, fields: Fields) -> Tensor:
+        """Return the values of codes, float32."""
+        share = unpack(fields["codes"], self.bits).float().mul_(self.step).add_(self.floor)
+        return share.mul_(fields["scale"].float()).square_()
+
+    def scales(self, fields: Fields) -> Tensor:
+        """Return the largest root of each block, float32."""
+        return fields["scale"].float()

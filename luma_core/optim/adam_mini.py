@@ -1,0 +1,284 @@
+"""Adam-mini: AdamW that keeps one second moment for each Hessian block."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+
+from luma_core.codecs import (
+    BF16,
+    FP8E4M3,
+    FP32,
+    MIN_COMPRESS_ELEMENTS,
+    Codec,
+    Luma16M,
+    SegmentMean,
+    codec_from_dict,
+)
+from luma_core.errors import ConfigurationError, UnknownCodecError
+from luma_core.optim.adamw_state import AdamWStateOptimizer
+from luma_core.optim.rules import AdamMiniRule, Rule
+from luma_core.optim.telemetry import ParameterTelemetry, measure
+from luma_core.partition import (
+    Overrides,
+    PartitionRow,
+    PartitionTable,
+    partition_model,
+    partition_names,
+)
+
+M_CODECS: dict[str, type[Codec]] = {
+    "fp32": FP32,
+    "bf16": BF16,
+    "fp8": FP8E4M3,
+    "luma16": Luma16M,
+}
+"""What ``m_dtype`` may name."""
+
+NamedParameters = Sequence[tuple[str, Tensor]]
+
+
+def first_moment_codec(m_dtype: str | Mapping[str, Any], *, block_size: int | None) -> Codec:
+    """Return the codec of the first moment.
+
+    Args:
+        m_dtype: one of ``M_CODECS``, or what a codec's `to_dict` returned.
+        block_size: elements per scale of a codec given by name.
+
+    Raises:
+        ConfigurationError: it is neither, or a codec that cannot store signed values tile by tile.
+    """
+    if isinstance(m_dtype, Mapping):
+        codec = codec_from_dict(m_dtype)
+        if not codec.signed or not codec.tiled:
+            raise ConfigurationError(
+                f"m_dtype={dict(m_dtype)!r} must be a codec of first moments; {codec.name!r} is "
+                "one of second moments."
+            )
+        return codec
+    if not isinstance(m_dtype, str) or m_dtype not in M_CODECS:
+        raise UnknownCodecError(
+            f"m_dtype={m_dtype!r} must be one of {', '.join(map(repr, M_CODECS))}.",
+            hint="Or what a codec's to_dict() returns.",
+        )
+    return M_CODECS[m_dtype](block_size=block_size)
+
+
+class AdamMini(AdamWStateOptimizer):
+    """Adam-mini (Zhang et al., 2024): the second moment is one float32 per Hessian block.
+
+    A Hessian block (segment) is a query or key head, an output row, an embedded token;
+    docs/adam-mini.md says what is cut how. With the first moment in bfloat16, state takes a little
+    over 2 bytes per parameter instead of 8.
+
+    Blocks follow from ``model`` where it is given, else from the parameters' names. ``partition``
+    holds the table; print it once for a new kind of model. Defaults are those of the official
+    implementation, but weight decay is not taken from biases and norms by their names: give them
+    a group of their own.
+
+    Options that are not listed here are those of `LUMA`.
+
+    Args:
+        params: ``model.named_parameters()``, or parameters or groups of them where ``model`` is
+            given. A group may set any option but ``backend`` and those of the partition.
+        lr: learning rate, a float or a floating-point tensor of one element.
+        betas: decay rates of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled weight decay.
+        model: the model whose modules tell what parameters are and how many heads they have.
+        n_heads: query heads; needed without ``model`` where there is attention.
+        n_kv_heads: key and value heads; needed without ``model`` where queries, keys and values
+            are one matrix and share heads.
+        head_dim: rows of one head, where it is not a query projection's rows over ``n_heads``.
+        partition: a table made before by `partition_model` or `partition_names`; excludes the four
+            options above and ``overrides``.
+        overrides: name patterns of parameters to be cut otherwise; see `partition_model`.
+        m_dtype: how the first moment is stored: ``"bf16"`` and ``"fp8"`` (E4M3 with a scale per
+            block), both rounded stochastically and so without bias; ``"fp32"``; ``"luma16"``; or a
+            codec's configuration. All work on every device.
+        block_size: elements per scale of a first moment that has scales.
+        nonfinite: as in `LUMA`, for Hessian blocks: ``"skip"`` leaves one with a NaN or infinite
+            gradient element, or one whose square overflows, as it was.
+
+    Raises:
+        ConfigurationError: an option cannot work, or a parameter holds heads and their number is
+            not known: the message names the parameter and the missing option.
+        UnsupportedParameterError: a parameter is not a dense float32, bfloat16 or float16 tensor.
+    """
+
+    algorithm: ClassVar[str] = "adam_mini"
+    rule: ClassVar[Rule] = AdamMiniRule()
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        model: nn.Module | None = None,
+        n_heads: int | None = None,
+        n_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        partition: PartitionTable | None = None,
+        overrides: Overrides | None = None,
+        m_dtype: str | Mapping[str, Any] = "bf16",
+        backend: str = "auto",
+        block_size: int | None = 128,
+        min_compress_elements: int = MIN_COMPRESS_ELEMENTS,
+        stochastic_rounding: bool = True,
+        nonfinite: str = "skip",
+        maximize: bool = False,
+        capturable: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        self._storage = {"m_dtype": m_dtype, "block_size": block_size}
+        self._geometry = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
+        self._overrides: Overrides = overrides or {}
+        self._rows: dict[str, PartitionRow] = {}
+        self._rows_of: dict[Tensor, PartitionRow] = {}
+        groups = _groups(params)
+        self._cut(groups, model, partition)
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "min_compress_elements": min_compress_elements,
+            "stochastic_rounding": stochastic_rounding,
+            "nonfinite": nonfinite,
+            "maximize": maximize,
+            "capturable": capturable,
+        }
+        super().__init__(groups, defaults, backend=backend, seed=seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_storage", "_geometry", "_overrides", "_rows")
+        return {**super().__getstate__(), **{key: getattr(self, key) for key in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._rows_of = {}
+
+    def _cut(
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        model: nn.Module | None,
+        partition: PartitionTable | None,
+    ) -> None:
+        """Find the partition of all parameters that are there from the start."""
+        told = [name for name, value in self._geometry.items() if value is not None]
+        told += ["model"] * (model is not None) + ["overrides"] * bool(self._overrides)
+        if partition is not None and told:
+            raise ConfigurationError(
+                f"partition=... excludes {told[0]}: the table says how every parameter is cut."
+            )
+        if model is not None:
+            partition = partition_model(model, **self._geometry, overrides=self._overrides)
+            self._rows_of = {param: partition[name] for name, param in model.named_parameters()}
+        if partition is not None:
+            self._rows = dict(partition.by_name)
+            return
+        named = [item for group in groups for item in group["params"] if isinstance(item, tuple)]
+        self._rows = dict(self._by_names(named, self._overrides).by_name)
+
+    def _by_names(self, named: NamedParameters, overrides: Overrides) -> PartitionTable:
+        return partition_names(named, **self._geometry, overrides=overrides)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; its options default to the optimizer's.
+
+        ``m_dtype`` and ``block_size`` may stand in the group too; ``codecs`` gives codecs outright.
+
+        Raises:
+            ConfigurationError: an option cannot work, or a parameter's partition is not known; the
+                optimizer is unchanged.
+            UnsupportedParameterError: a parameter's dtype or layout is not supported.
+        """
+        group = dict(param_group)
+        if isinstance(group["params"], Tensor):
+            group["params"] = [group["params"]]
+        group["params"] = list(group["params"])
+        group.setdefault("codecs", self.group_codecs(group))
+        group.pop("m_dtype", None)
+        rows = self._rows_for(group["params"])
+        group["parameter_codecs"] = {
+            name: {"exp_avg_sq": SegmentMean(partition=row.partition).to_dict()}
+            for name, row in rows.items()
+            if not row.partition.elementwise
+        }
+        super().add_param_group(group)
+        self._rows.update(rows)
+
+    def _rows_for(self, params: Iterable[Tensor | tuple[str, Tensor]]) -> dict[str, PartitionRow]:
+        """Return the row of each parameter of a new group, by its name in this optimizer."""
+        start = len(self.parameter_names())
+        rows: dict[str, PartitionRow] = {}
+        unknown: list[tuple[str, Tensor]] = []
+        for index, item in enumerate(params, start=start):
+            name, param = item if isinstance(item, tuple) else (f"param.{index}", item)
+            row = self._rows_of.get(param) or self._rows.get(name)
+            if row is not None:
+                rows[name] = row
+            elif isinstance(item, tuple):
+                unknown.append(item)
+            else:
+                raise ConfigurationError(
+                    f"parameter {index} has no name, and no model tells what it is.",
+                    hint="Give model=model, or model.named_parameters() as params.",
+                )
+        # Only what concerns new parameters: a pattern that matches nothing is an error.
+        overrides = {
+            pattern: spec
+            for pattern, spec in self._overrides.items()
+            if any(fnmatch.fnmatchcase(name, pattern) for name, _ in unknown)
+        }
+        return {**rows, **self._by_names(unknown, overrides).by_name}
+
+    def group_codecs(self, group: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the codec configuration of each moment for a new group's options.
+
+        That of the second moment is for parameters cut by element; the others' are in
+        ``group["parameter_codecs"]``.
+        """
+        chosen = {**self._storage, **group}
+        first = first_moment_codec(chosen["m_dtype"], block_size=chosen["block_size"])
+        second = FP32(block_size=first.block_size)
+        return {"exp_avg": first.to_dict(), "exp_avg_sq": second.to_dict()}
+
+    @property
+    def partition(self) -> PartitionTable:
+        """How the optimizer's parameters are cut, in their order."""
+        return PartitionTable(tuple(self._rows[name] for name in self.parameter_names()))
+
+    def telemetry(self) -> list[ParameterTelemetry]:
+        """Return the sizes of the last step's updates and moments, by Hessian block.
+
+        Computed when it is called, from the stored state; a step does nothing for it. Results are
+        tensors on the parameters' devices, and nothing waits for a device until one is read.
+        Memory: 4 bytes per element of one parameter at a time.
+        """
+        return [
+            measure(name, param, self.state[param], self.codecs(param, group), group)
+            for name, param, group in self.parameters_by_name()
+            if self.state.get(param)
+        ]
+
+
+def _groups(params: ParamsT) -> list[dict[str, Any]]:
+    """Return parameters as groups whose ``params`` are lists, so that they can be read twice."""
+    items: list[Any] = [params] if isinstance(params, Tensor) else list(params)
+    if items and not isinstance(items[0], dict):
+        return [{"params": items}]
+    return [
+        {
+            **group,
+            "params": [found] if isinstance(found := group["params"], Tensor) else list(found),
+        }
+        for group in items
+    ]

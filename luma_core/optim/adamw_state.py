@@ -1,0 +1,35 @@
+"""Optimizers whose state means the same as AdamW's, so that it can be exchanged with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from luma_core.optim import interchange
+from luma_core.optim.base import CompressedOptimizer
+
+
+class AdamWStateOptimizer(CompressedOptimizer):
+    """An optimizer whose moments are AdamW's two, with the options that go with them."""
+
+    def export_adamw_state(self) -> dict[str, Any]:
+        """Return the state as ``torch.optim.AdamW.state_dict()`` would, in float32.
+
+        Takes 8 bytes per parameter on the parameters' devices. Note that AdamW's
+        ``load_state_dict`` casts moments to the parameters' dtype.
+        """
+        return interchange.export_adamw_state(self)
+
+    def import_adamw_state(self, state_dict: Mapping[str, Any]) -> None:
+        """Replace the state by an AdamW ``state_dict``, coded by rounding to nearest.
+
+        The groups' ``lr``, ``betas``, ``eps``, ``weight_decay`` and ``maximize`` are adopted.
+        Importing what `export_adamw_state` returned restores every value bit for bit; but codecs
+        of a few bits may code the second moment anew.
+
+        Raises:
+            StateMismatchError: groups or shapes do not fit; nothing was changed.
+            ConversionError: the state cannot be represented (``amsgrad``), or a step or moment
+                has a value that no AdamW run could have; nothing was changed.
+        """
+        interchange.import_adamw_state(self, state_dict)

@@ -1,0 +1,61 @@
+"""The bound on the norm of all gradients together, without a host synchronisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from luma_core.codecs import BlockGrid
+from luma_core.optim.rules.norms import square_sum
+
+
+class GradientClip:
+    """The norm of all gradients of a step together, and the factors that bound it.
+
+    Args:
+        square_sums: of every gradient or of several together, float64 0-d, on any devices; with
+            more than one device among them, adding up waits for those.
+
+    Attributes:
+        norm: float64 0-d, on the device of the first.
+    """
+
+    def __init__(self, square_sums: Iterable[Tensor]) -> None:
+        total: Tensor | None = None
+        for part in square_sums:
+            total = part if total is None else total + part.to(total.device)
+        self.norm = torch.zeros((), dtype=torch.float64) if total is None else total.sqrt()
+
+    def factor(self, max_grad_norm: float | None, device: torch.device) -> Tensor | None:
+        """Return what gradients are multiplied by: 1, or less where their norm is above the bound.
+
+        Args:
+            max_grad_norm: the bound; ``None`` for none.
+            device: where the result lives.
+
+        Returns:
+            float32 0-d, or ``None`` without a bound.
+        """
+        if max_grad_norm is None:
+            return None
+        return (max_grad_norm / self.norm).clamp(max=1.0).to(device, torch.float32)
+
+
+def gradient_square_sum(grad: Tensor) -> Tensor:
+    """Return the sum of a gradient's squares, tile by tile.
+
+    Elements whose square is not finite in float32 do not count: what becomes of them is for the
+    option ``nonfinite`` to say, and other gradients are not scaled by them.
+
+    Args:
+        grad: float tensor of any shape.
+
+    Returns:
+        float64 0-d tensor on its device.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=grad.device)
+    for tile in BlockGrid.of(grad.shape, 128).tiles():
+        total += square_sum(tile.read(grad).float())
+    return total

@@ -1,0 +1,82 @@
+"""The floored codec of the second moment: unbiased between levels, never below its floor."""
+
+import pytest
+import torch
+
+from luma_core.codecs import RootV
+from luma_core.codecs.packed import BITS, unpack
+
+DRAWS = torch.arange(65536, dtype=torch.int32)[torch.randperm(65536)].view(512, 128)
+
+
+def averaged(codec: RootV, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The decoded roots of a share of the largest root, over all draws of noise."""
+    roots = torch.full((512, 128), share)
+    roots[:, 0] = 1.0
+    decoded = codec.decode_tensor(codec.encode_tensor(roots.square(), DRAWS), (512, 128)).sqrt()
+    return decoded[:, 1:].double(), decoded[:, 0]
+
+
+@pytest.mark.parametrize("codec", [RootV(), RootV(bits=4), RootV(bits=3, floor=0.0)], ids=str)
+@pytest.mark.parametrize("share", [0.26, 0.41, 0.61, 0.875, 0.99])
+def test_roots_above_the_floor_are_unbiased(codec: RootV, share: float) -> None:
+    roots, top = averaged(codec, share)
+    standard_error = float(roots.std()) / roots.numel() ** 0.5
+    assert abs(float(roots.mean()) - share) <= 4 * standard_error + 1e-6
+    assert float(roots.std()) > 0
+    assert bool((top == 1.0).all())
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_nothing_decodes_below_the_floor_or_above_the_largest(bits: int) -> None:
+    codec = RootV(bits=bits, floor=0.25)
+    v = torch.rand(16, 256).mul(20).neg().exp()
+    decoded = codec.decode_tensor(codec.encode_tensor(v, DRAWS[:32].view(16, 256)), v.shape)
+    blocks, bound = decoded.view(-1, 128), v.view(-1, 128).amax(dim=1)
+    floor = bound * 0.25**2
+    assert bool((blocks >= floor.unsqueeze(1) * (1 - 1e-6)).all())
+    assert bool((blocks.amin(dim=1) <= floor * 1.02).all())
+    assert bool((blocks <= bound.unsqueeze(1) * (1 + 2**-6)).all())
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_without_noise_every_root_takes_the_nearest_level(bits: int) -> None:
+    codec = RootV(bits=bits, floor=0.25)
+    roots = torch.rand(8, 128) * 0.75 + 0.25
+    roots[:, 7] = 1.0
+    decoded = codec.decode_tensor(codec.encode_tensor(roots.square()), roots.shape).sqrt()
+    assert float((decoded - roots).abs().max()) <= codec.step / 2 * (1 + 1e-4)
+
+
+def test_the_scale_is_rounded_upwards_and_stands_still_while_the_largest_decays() -> None:
+    codec = RootV()
+    roots = torch.rand(4, 1024) + 1e-3
+    scale = codec.encode_tensor(roots.square())["scale"].float()
+    largest = roots.view(4, 8, 128).amax(dim=-1)
+    assert bool((scale >= largest).all())
+    assert bool((scale <= largest * (1 + 2**-7)).all())
+    fixed = codec.encode_tensor(scale.square().repeat_interleave(128, dim=1))["scale"]
+    assert torch.equal(fixed.float(), scale)
+    decayed = codec.encode_tensor((scale * (1 - 2**-10)).square().repeat_interleave(128, dim=1))
+    assert torch.equal(decayed["scale"], fixed)
+
+
+def test_a_block_that_decays_slowly_follows_in_the_mean() -> None:
+    codec, v = RootV(), torch.full((64, 128), 1.0)
+    truth = v.clone()
+    fields = codec.encode_tensor(v)
+    for step in range(400):
+        truth *= 0.999
+        noise = DRAWS.view(-1)[(torch.arange(64 * 128) * 7 + step * 911) % 65536].view(64, 128)
+        fields = codec.encode_tensor(codec.decode_tensor(fields, v.shape) * 0.999, noise)
+    found = codec.decode_tensor(fields, v.shape).sqrt().mean()
+    assert float(found) == pytest.approx(float(truth.sqrt().mean()), rel=0.03)
+
+
+def test_codes_of_the_default_are_quarters_of_the_largest_root() -> None:
+    roots = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.1, 0.0, 0.99, 0.63])
+    codec = RootV(block_size=8)
+    fields = codec.encode_tensor(roots.square())
+    assert unpack(fields["codes"], 2).tolist() == [3, 2, 1, 0, 0, 0, 3, 2]
+    decoded = codec.decode_tensor(fields, (8,)).sqrt().tolist()
+    assert decoded == [1.0, 0.75, 0.5, 0.25, 0.25, 0.25, 1.0, 0.75]

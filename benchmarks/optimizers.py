@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luma_core import LUMA
+from luma_core import LAMB, LUMA
 
 OPTIONS: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 
@@ -43,6 +43,8 @@ OPTIMIZERS: dict[str, tuple[str, Build]] = {
     "torch AdamW foreach": ("torch", lambda p: torch.optim.AdamW(p, foreach=True, **OPTIONS)),
     "LUMA": ("luma-state", lambda p: LUMA(p, seed=0, **OPTIONS)),
     "LUMA block_size=None": ("luma-state", lambda p: LUMA(p, seed=0, block_size=None, **OPTIONS)),
+    "LAMB": ("luma-state", lambda p: LAMB(p, seed=0, **OPTIONS)),
+    "LAMB max_grad_norm": ("luma-state", lambda p: LAMB(p, seed=0, max_grad_norm=1.0, **OPTIONS)),
     "bitsandbytes AdamW8bit": ("bitsandbytes", _peer("bitsandbytes.optim", "AdamW8bit")),
     "torchao AdamW8bit": ("torchao", _peer("torchao.optim", "AdamW8bit")),
     "torchao AdamW4bit": ("torchao", _peer("torchao.optim", "AdamW4bit")),

@@ -3,7 +3,7 @@
 ``python -m benchmarks.step_time [--device cpu|cuda] [--sets gpt2,llama1b] [--json F]``. The
 optimizers take turns, so that whatever disturbs the machine disturbs all of them; times are
 medians over turns, host overhead included. On a GPU a turn is 40 steps in a row, between two
-synchronisations.
+synchronisations; fewer of optimizers so slow that ``--budget-seconds`` would not last.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from benchmarks.shapes import SETS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WARM_UP_STEPS = 3
-LEAST_STEPS = 3
+LEAST_TURNS = 3
 
 
 @dataclass(frozen=True)
@@ -146,76 +146,108 @@ def make_parameters(name: str, dtype: torch.dtype, device: str) -> list[nn.Param
     return params
 
 
-def measure_set(
-    machine: Machine, name: str, dtype_name: str, options: argparse.Namespace
-) -> tuple[list[Row], list[Skipped]]:
-    params = make_parameters(name, DTYPES[dtype_name], machine.device)
-    ready: dict[str, torch.optim.Optimizer] = {}
-    extra: dict[str, int] = {}
-    versions: dict[str, str] = {}
-    skipped = []
+@dataclass
+class Runner:
+    """One optimizer under measurement.
+
+    Attributes:
+        budget_seconds: what warming up and timing may take together; one warm-up step and
+            ``LEAST_TURNS`` turns of one step are taken in any case.
+        used_seconds: what they took so far.
+        steps_per_turn: steps in a row, fewer where more would not fit into the budget.
+        times: time of a step, one for each turn.
+    """
+
+    optimizer: torch.optim.Optimizer
+    version: str
+    budget_seconds: float
+    used_seconds: float = 0.0
+    extra_bytes: int = 0
+    steps_per_turn: int = 1
+    times: list[float] = field(default_factory=list)
+
+    def warm_up(self, machine: Machine) -> None:
+        """Take the first steps, which compile kernels and allocate state."""
+        step_seconds = 0.0
+        for count in range(WARM_UP_STEPS):
+            if count and self.used_seconds + step_seconds > self.budget_seconds / 2:
+                break
+            step_seconds = machine.seconds(self.optimizer.step)
+            self.used_seconds += step_seconds
+        began = time.perf_counter()
+        self.extra_bytes = machine.extra_bytes(self.optimizer.step)
+        step_seconds = time.perf_counter() - began
+        left = (self.budget_seconds - self.used_seconds) / (LEAST_TURNS * step_seconds)
+        self.steps_per_turn = min(machine.steps_per_turn, max(1, int(left)))
+
+    def turn(self, machine: Machine) -> None:
+        """Time one turn, unless the budget is used up."""
+        if len(self.times) >= LEAST_TURNS and self.used_seconds >= self.budget_seconds:
+            return
+        self.times.append(machine.seconds(self.optimizer.step, self.steps_per_turn))
+        self.used_seconds += self.times[-1] * self.steps_per_turn
+
+
+def start(
+    machine: Machine, params: list[nn.Parameter], options: argparse.Namespace
+) -> tuple[dict[str, Runner], dict[str, str]]:
+    """Build and warm up the optimizers asked for; return them, and why others are missing."""
+    runners, missing = {}, {}
     for label, (distribution, build) in OPTIMIZERS.items():
         if options.only and not any(part in label for part in options.only.split(",")):
             continue
         try:
-            versions[label] = distribution_version(distribution)
-            optimizer = build(params)
-            for _ in range(WARM_UP_STEPS):
-                optimizer.step()
-            extra[label] = machine.extra_bytes(optimizer.step)
-            ready[label] = optimizer
+            version = distribution_version(distribution)
+            runner = Runner(build(params), version, options.budget_seconds)
+            runner.warm_up(machine)
+            runners[label] = runner
         except PackageNotFoundError:
-            skipped.append(Skipped(name, dtype_name, label, f"{distribution} is not installed"))
+            missing[label] = f"{distribution} is not installed"
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            skipped.append(Skipped(name, dtype_name, label, reason))
-    times = take_turns(machine, ready, options.repeats, options.budget_seconds)
+            text = str(error).splitlines()
+            missing[label] = f"{type(error).__name__}: {text[0] if text else ''}"
+    return runners, missing
+
+
+def measure_set(
+    machine: Machine, name: str, dtype_name: str, options: argparse.Namespace
+) -> tuple[list[Row], list[Skipped]]:
+    params = make_parameters(name, DTYPES[dtype_name], machine.device)
+    runners, missing = start(machine, params, options)
+    gc.disable()
+    for _ in range(options.repeats):
+        for runner in runners.values():
+            runner.turn(machine)
+    gc.enable()
     bandwidth = machine.copy_bytes_per_second()
     numel = sum(param.numel() for param in params)
     moved = numel * 3 * DTYPES[dtype_name].itemsize
-    baseline = statistics.median(times[BASELINE]) if BASELINE in times else None
+    medians = {label: statistics.median(runner.times) for label, runner in runners.items()}
+    baseline = medians.get(BASELINE)
     rows = []
-    for label, optimizer in ready.items():
-        median = statistics.median(times[label])
-        size = state_bytes(optimizer)
+    for label, runner in runners.items():
+        size = state_bytes(runner.optimizer)
         rows.append(
             Row(
                 set=name,
                 dtype=dtype_name,
                 optimizer=label,
-                version=versions[label],
-                step_ms=1e3 * median,
-                least_ms=1e3 * min(times[label]),
-                steps=len(times[label]) * machine.steps_per_turn,
-                ratio=median / baseline if baseline else None,
+                version=runner.version,
+                step_ms=1e3 * medians[label],
+                least_ms=1e3 * min(runner.times),
+                steps=len(runner.times) * runner.steps_per_turn,
+                ratio=medians[label] / baseline if baseline else None,
                 state_bytes_per_parameter=size / numel,
-                peak_extra_bytes=extra[label],
-                bandwidth_share=(moved + 2 * size) / median / bandwidth,
+                peak_extra_bytes=runner.extra_bytes,
+                bandwidth_share=(moved + 2 * size) / medians[label] / bandwidth,
             )
         )
+    skipped = [Skipped(name, dtype_name, label, reason) for label, reason in missing.items()]
     return rows, skipped
 
 
-def take_turns(
-    machine: Machine,
-    optimizers: dict[str, torch.optim.Optimizer],
-    repeats: int,
-    budget_seconds: float,
-) -> dict[str, list[float]]:
-    """Time steps in turns; one that used up its budget drops out."""
-    times: dict[str, list[float]] = {label: [] for label in optimizers}
-    gc.disable()
-    for _ in range(repeats):
-        for label, optimizer in optimizers.items():
-            taken = times[label]
-            if len(taken) < LEAST_STEPS or sum(taken) * machine.steps_per_turn < budget_seconds:
-                taken.append(machine.seconds(optimizer.step, machine.steps_per_turn))
-    gc.enable()
-    return times
-
-
 def print_rows(rows: list[Row], skipped: list[Skipped]) -> None:
-    heads = ("step ms", "ratio", "state B/p", "extra B/p", "bandwidth")
+    heads = ("step ms", "ratio", "state B/p", "extra B/p", "bandwidth", "steps")
     for name, dtype in dict.fromkeys((row.set, row.dtype) for row in [*rows, *skipped]):
         print(f"\n{name} {dtype:<24}" + "".join(f"{head:>11}" for head in heads))
         numel = sum(_numel(shape) for shape in SETS[name]())
@@ -226,6 +258,7 @@ def print_rows(rows: list[Row], skipped: list[Skipped]) -> None:
                     f"{row.optimizer:<29}{row.step_ms:>11.3f}{ratio:>11}"
                     f"{row.state_bytes_per_parameter:>11.3f}"
                     f"{row.peak_extra_bytes / numel:>11.3f}{row.bandwidth_share:>11.0%}"
+                    f"{row.steps:>11}"
                 )
         for item in skipped:
             if (item.set, item.dtype) == (name, dtype):
@@ -243,8 +276,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sets", default="gpt2,llama1b" if default == "cuda" else "flat50m,gpt2")
     parser.add_argument("--dtypes", default="fp32,bf16", help="of fp32, bf16, fp16")
     parser.add_argument("--only", default="", help="parts of optimizers' names, comma-separated")
-    parser.add_argument("--repeats", type=int, default=30, help="steps timed of each optimizer")
-    parser.add_argument("--budget-seconds", type=float, default=20.0, help="of each optimizer")
+    parser.add_argument("--repeats", type=int, default=30, help="turns of each optimizer")
+    parser.add_argument(
+        "--budget-seconds",
+        type=float,
+        default=20.0,
+        help="of each optimizer on each set; slow ones take fewer steps, but 3 at least",
+    )
     parser.add_argument("--json", type=Path, help="file to write the results to")
     return parser.parse_args(arguments)
 

@@ -1,6 +1,6 @@
 """The AdamW step as kernels: one program per run of tiles of one tensor, all tensors in one launch.
 
-`tables.py` says where everything is. A codec comes as device functions (`codecs.py`) and constants.
+`tables.py` says where everything is, and `moments.py` what the codecs ``M`` and ``V`` are.
 """
 
 import triton
@@ -8,6 +8,20 @@ import triton.language as tl
 
 from luma_kernels.triton.codecs import fit_exponent
 from luma_kernels.triton.fastmath import reciprocal, sqrt
+from luma_kernels.triton.moments import (
+    codes_pointer,
+    decode,
+    encode,
+    fit,
+    load,
+    load_codes,
+    load_scales,
+    moment_pointers,
+    scaled,
+    store,
+    store_codes,
+    store_scales,
+)
 from luma_kernels.triton.noise import random_bits, third_draw, to_bfloat16
 from luma_kernels.triton.tables import (
     BLOCKS_PER_ROW,
@@ -25,27 +39,11 @@ from luma_kernels.triton.tables import (
     ZERO,
     pointer_of,
     row_numbers,
-    tensor_pointers,
 )
 
 # Bits of 3.39e38. A larger second moment codes to infinity: its block counts as non-finite.
 LARGEST_SECOND = tl.constexpr(0x7F7F08F3)
 INFINITY = tl.constexpr(0x7F800000)
-
-
-@triton.jit
-def _load(pointer, mask, MASKED: tl.constexpr):
-    if MASKED:
-        return tl.load(pointer, mask=mask, other=0)
-    return tl.load(pointer)
-
-
-@triton.jit
-def _store(pointer, value, mask, MASKED: tl.constexpr):
-    if MASKED:
-        tl.store(pointer, value, mask=mask)
-    else:
-        tl.store(pointer, value)
 
 
 @triton.jit
@@ -78,6 +76,14 @@ def _indices(row, BLOCK: tl.constexpr, TILE_BLOCKS: tl.constexpr, LANE: tl.const
 
 
 @triton.jit
+def lane_numbers(row, BLOCK: tl.constexpr, TILE_BLOCKS: tl.constexpr, LANE: tl.constexpr):
+    """Return the numbers of a tile's lanes, ``[TILE_BLOCKS, BLOCK // LANE]``, hidden likewise."""
+    blocks = tl.arange(0, TILE_BLOCKS) ^ tl.load(row + ZERO)
+    lanes = tl.arange(0, BLOCK // LANE) ^ tl.load(row + ZERO)
+    return blocks[:, None] * (BLOCK // LANE) + lanes[None, :]
+
+
+@triton.jit
 def _step_tile(
     pointers,
     numbers,
@@ -85,19 +91,15 @@ def _step_tile(
     start,
     element,
     block,
+    group,
     leader,
     mask,
     low,
     high,
     MASKED: tl.constexpr,
     P: tl.constexpr,
-    M_DECODE: tl.constexpr,
-    M_ENCODE: tl.constexpr,
-    V_DECODE: tl.constexpr,
-    V_ENCODE: tl.constexpr,
-    M_BITS: tl.constexpr,
-    OCTAVES: tl.constexpr,
-    SCALED: tl.constexpr,
+    M: tl.constexpr,
+    V: tl.constexpr,
     WHOLE: tl.constexpr,
     SKIP: tl.constexpr,
     ROUND: tl.constexpr,
@@ -107,27 +109,20 @@ def _step_tile(
     """Update one tile.
 
     ``pointers`` are a tensor's base pointers and ``numbers`` its row. ``element`` [blocks, lanes,
-    LANE] and ``block`` [blocks, lanes] are offsets from ``start`` elements and from the tensor's
-    first block; ``low`` and ``high`` the words of the global element index.
+    LANE] are offsets from ``start`` elements; ``block`` and ``group`` [blocks, lanes] the numbers
+    of blocks and lanes within the tensor; ``low`` and ``high`` the words of the global element
+    index.
     """
     param_at = pointers[0] + start + element
-    first_at = pointers[2] + start + element
-    second_at = pointers[3] + start + element
-    first_exponent_at = pointers[4] + block
-    second_exponent_at = pointers[5] + block
+    grad = load(pointers[1] + start + element, mask, MASKED)
+    old_param = load(param_at, mask, MASKED)
+    raw_m = load_codes(pointers[2], start + element, group, mask, MASKED, M)
+    raw_v = load_codes(pointers[3], start + element, group, mask, MASKED, V)
+    scale_m, window_m = load_scales(pointers[4], pointers[4], block, M)
+    scale_v, window_v = load_scales(pointers[5], pointers[7], block, V)
 
-    grad = _load(pointers[1] + start + element, mask, MASKED)
-    old_param = _load(param_at, mask, MASKED)
-    raw_m = _load(first_at, mask, MASKED)
-    raw_v = _load(second_at, mask, MASKED)
-    old_em = tl.zeros_like(block).to(tl.int32)
-    old_ev = old_em
-    if SCALED:
-        old_em = tl.load(first_exponent_at).to(tl.int32)
-        old_ev = tl.load(second_exponent_at).to(tl.int32)
-
-    m = M_DECODE(raw_m, old_em[:, :, None], M_BITS, OCTAVES)
-    v = V_DECODE(raw_v, old_ev[:, :, None], M_BITS + 1, OCTAVES)
+    m = decode(raw_m, scale_m[:, :, None], window_m[:, :, None], M)
+    v = decode(raw_v, scale_v[:, :, None], window_v[:, :, None], V)
     m, v = _new_moments(grad, m, v, numbers, FACTOR)
     # Bits of non-negative floats are ordered like the floats, and those of NaN come last; a warp
     # has one instruction for the maximum of integers.
@@ -138,21 +133,18 @@ def _step_tile(
         m_bits = tl.max(tl.max(tl.abs(m).to(tl.uint32, bitcast=True), axis=2), axis=1)[:, None]
         v_bits = tl.max(tl.max(v.to(tl.uint32, bitcast=True), axis=2), axis=1)[:, None]
     keep = v_bits <= LARGEST_SECOND
-    new_em = old_em
-    new_ev = old_ev
-    if SCALED:
-        new_em = fit_exponent(m_bits.to(tl.float32, bitcast=True), OCTAVES)
-        new_ev = fit_exponent(tl.sqrt(v_bits.to(tl.float32, bitcast=True)), OCTAVES)
-        if not SKIP:
-            new_em = tl.where(keep, new_em, 254)
-            new_ev = tl.where(keep, new_ev, 254)
+    root = sqrt(v, FAST)
+    scale_m, window_m = fit(m, root, m_bits, scale_m, window_m, keep, SKIP, FAST, M)
+    scale_v, window_v = fit(v, root, v_bits, scale_v, window_v, keep, SKIP, FAST, V)
 
     bits = random_bits(low, high, numbers[8], numbers[9])
-    root = sqrt(v, FAST)
+    if MASKED:
+        # What fills up a block is coded like the rest, without noise.
+        bits = tl.where(mask, bits, 0)
     update = m * reciprocal(root * numbers[4] + numbers[5], FAST)
     param = old_param.to(tl.float32) * numbers[6] + update * numbers[7]
-    coded_m = M_ENCODE(m, root, new_em[:, :, None], bits, M_BITS, OCTAVES)
-    coded_v = V_ENCODE(v, root, new_ev[:, :, None], bits, M_BITS + 1, OCTAVES)
+    coded_m = encode(m, root, scale_m[:, :, None], window_m[:, :, None], bits, FAST, M)
+    coded_v = encode(v, root, scale_v[:, :, None], window_v[:, :, None], bits, FAST, V)
     if tl.bfloat16 == P:
         draw = 0x7FFF + ((param.to(tl.uint32, bitcast=True) >> 16) & 1)
         if ROUND:
@@ -169,19 +161,20 @@ def _step_tile(
             sem="relaxed",
         )
     write_block = leader
+    write_lane = block >= 0
     write = mask
     if SKIP:
         write_block = write_block & keep
+        write_lane = keep | (block < 0)
         write = keep[:, :, None]
         if MASKED:
             write = write & mask
-    _store(param_at, stored, write, MASKED or SKIP)
-    _store(first_at, coded_m, write, MASKED or SKIP)
-    _store(second_at, coded_v, write, MASKED or SKIP)
-    if SCALED:
-        if not WHOLE:
-            tl.store(first_exponent_at, new_em.to(tl.uint8), mask=write_block)
-            tl.store(second_exponent_at, new_ev.to(tl.uint8), mask=write_block)
+    store(param_at, stored, write, MASKED or SKIP)
+    store_codes(pointers[2], start + element, group, coded_m, write_lane, write, MASKED or SKIP, M)
+    store_codes(pointers[3], start + element, group, coded_v, write_lane, write, MASKED or SKIP, V)
+    if not WHOLE:
+        store_scales(pointers[4], pointers[4], block, scale_m, window_m, write_block, M)
+        store_scales(pointers[5], pointers[7], block, scale_v, window_v, write_block, V)
 
 
 @triton.jit
@@ -192,14 +185,8 @@ def step_kernel(
     maxima,
     P: tl.constexpr,
     G: tl.constexpr,
-    STATE: tl.constexpr,
-    M_DECODE: tl.constexpr,
-    M_ENCODE: tl.constexpr,
-    V_DECODE: tl.constexpr,
-    V_ENCODE: tl.constexpr,
-    M_BITS: tl.constexpr,
-    OCTAVES: tl.constexpr,
-    SCALED: tl.constexpr,
+    M: tl.constexpr,
+    V: tl.constexpr,
     WHOLE: tl.constexpr,
     SKIP: tl.constexpr,
     ROUND: tl.constexpr,
@@ -223,9 +210,10 @@ def step_kernel(
         if tl.load(row + 10) == 0:
             return
     numel = tl.load(entry + NUMEL)
-    pointers = tensor_pointers(entry, P, G, STATE, ALIGNED)
+    pointers = moment_pointers(entry, P, G, ALIGNED, M, V)
     numbers = row_numbers(row)
     TILE: tl.constexpr = BLOCK * TILE_BLOCKS
+    LANES: tl.constexpr = BLOCK // LANE
     first_tile = (pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM)) * TILES
     cols = numel
     per_row = tl.cdiv(numel, BLOCK)
@@ -238,28 +226,30 @@ def step_kernel(
     else:
         last_tile = tl.minimum(first_tile + TILES, numel // TILE)
         element, block, leader = _indices(row, BLOCK, TILE_BLOCKS, LANE)
+        group = lane_numbers(row, BLOCK, TILE_BLOCKS, LANE)
         for tile in range(first_tile, last_tile):
             start = tl.multiple_of(tile * TILE, TILE)
             _step_tile(
                 pointers, numbers, maximum, start, element,
-                tl.zeros_like(block) if WHOLE else tile * TILE_BLOCKS + block, leader, None,
+                tl.zeros_like(block) if WHOLE else tile * TILE_BLOCKS + block,
+                tile * (TILE_BLOCKS * LANES) + group, leader, None,
                 start.to(tl.uint32) + element.to(tl.uint32), (start >> 32).to(tl.uint32),
-                False, P, M_DECODE, M_ENCODE, V_DECODE, V_ENCODE, M_BITS, OCTAVES,
-                SCALED, WHOLE, SKIP, ROUND, FACTOR, FAST,
+                False, P, M, V, WHOLE, SKIP, ROUND, FACTOR, FAST,
             )  # fmt: skip
         last_tile = tl.maximum(last_tile, first_tile)
     # What is left is stepped block by block: ends of tensors, and of rows that blocks do not fit.
     element, block, leader = _indices(row, BLOCK, 1, LANE)
+    group = lane_numbers(row, BLOCK, 1, LANE)
     last_block = tl.minimum((first_tile + TILES) * TILE_BLOCKS, blocks)
     for index in range(last_tile * TILE_BLOCKS, last_block):
         inside = (index % per_row) * BLOCK
         start = index // per_row * cols + inside
         _step_tile(
             pointers, numbers, maximum, start, element,
-            tl.zeros_like(block) if WHOLE else index + block, leader, inside + element < cols,
+            tl.zeros_like(block) if WHOLE else index + block,
+            index * LANES + group, leader, inside + element < cols,
             (start + element).to(tl.uint32), ((start + element) >> 32).to(tl.uint32),
-            True, P, M_DECODE, M_ENCODE, V_DECODE, V_ENCODE, M_BITS, OCTAVES,
-            SCALED, WHOLE, SKIP, ROUND, FACTOR, FAST,
+            True, P, M, V, WHOLE, SKIP, ROUND, FACTOR, FAST,
         )  # fmt: skip
 
 
@@ -270,12 +260,8 @@ def maxima_kernel(
     owner,
     maxima,
     G: tl.constexpr,
-    STATE: tl.constexpr,
-    M_DECODE: tl.constexpr,
-    V_DECODE: tl.constexpr,
-    M_BITS: tl.constexpr,
-    OCTAVES: tl.constexpr,
-    SCALED: tl.constexpr,
+    M: tl.constexpr,
+    V: tl.constexpr,
     FACTOR: tl.constexpr,
     HAS_SCALER: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -295,8 +281,9 @@ def maxima_kernel(
     numel = tl.load(entry + NUMEL)
     exponent_m = 0
     exponent_v = 0
-    if SCALED:
+    if scaled(M):
         exponent_m = tl.load(pointer_of(entry, FIRST_EXPONENT, tl.uint8, False)).to(tl.int32)
+    if scaled(V):
         exponent_v = tl.load(pointer_of(entry, SECOND_EXPONENT, tl.uint8, False)).to(tl.int32)
     TILE: tl.constexpr = BLOCK * TILE_BLOCKS
     element = tl.arange(0, TILE)
@@ -307,10 +294,10 @@ def maxima_kernel(
         start = tl.multiple_of(tile * TILE, TILE)
         mask = start + element < numel
         grad = tl.load(pointer_of(entry, GRAD, G, ALIGNED) + start + element, mask=mask, other=0)
-        first = pointer_of(entry, FIRST, STATE, ALIGNED) + start + element
-        second = pointer_of(entry, SECOND, STATE, ALIGNED) + start + element
-        m = M_DECODE(tl.load(first, mask=mask, other=0), exponent_m, M_BITS, OCTAVES)
-        v = V_DECODE(tl.load(second, mask=mask, other=0), exponent_v, M_BITS + 1, OCTAVES)
+        first = codes_pointer(entry, FIRST, ALIGNED, M) + start + element
+        second = codes_pointer(entry, SECOND, ALIGNED, V) + start + element
+        m = decode(tl.load(first, mask=mask, other=0), exponent_m, 0, M)
+        v = decode(tl.load(second, mask=mask, other=0), exponent_v, 0, V)
         m, v = _new_moments(grad, m, v, numbers, FACTOR)
         largest_m = tl.maximum(largest_m, tl.abs(m))
         largest_v = tl.maximum(largest_v, v.to(tl.uint32, bitcast=True))
@@ -319,15 +306,14 @@ def maxima_kernel(
     tl.atomic_max(maximum + 1, tl.minimum(tl.max(largest_v, axis=0), INFINITY).to(tl.int32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tensors", "first_tensor"])
 def finish_kernel(
     table,
     rows,
     maxima,
     tensors,
     first_tensor,
-    OCTAVES: tl.constexpr,
-    SCALED: tl.constexpr,
+    M: tl.constexpr,
     SKIP: tl.constexpr,
     LANES: tl.constexpr,
 ):
@@ -340,15 +326,15 @@ def finish_kernel(
     largest_bits = tl.load(maximum + 1, mask=mask, other=0)
     finite = largest_bits <= LARGEST_SECOND
     largest_root = tl.sqrt(largest_bits.to(tl.float32, bitcast=True))
-    new_m = tl.where(finite, fit_exponent(largest_m, OCTAVES), 254)
-    new_v = tl.where(finite, fit_exponent(largest_root, OCTAVES), 254)
     mask = mask & (tl.load(rows + tensor * ROW + 10, mask=mask, other=0) != 0)
     bad = tl.load(entry + NONFINITE, mask=mask, other=0).to(tl.pointer_type(tl.int64))
     tl.store(bad, tl.load(bad, mask=mask, other=0) + 1, mask=mask & (finite == 0))
     if SKIP:
         mask = mask & finite
-    if not SCALED:
+    if not scaled(M):
         return
+    new_m = tl.where(finite, fit_exponent(largest_m, M[2]), 254)
+    new_v = tl.where(finite, fit_exponent(largest_root, M[2]), 254)
     first = tl.load(entry + FIRST_EXPONENT, mask=mask, other=0).to(tl.pointer_type(tl.uint8))
     second = tl.load(entry + SECOND_EXPONENT, mask=mask, other=0).to(tl.pointer_type(tl.uint8))
     tl.store(first, new_m.to(tl.uint8), mask=mask)

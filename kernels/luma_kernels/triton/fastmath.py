@@ -20,6 +20,23 @@ def sqrt(x, FAST: tl.constexpr):
 
 
 @triton.jit
+def correct_sqrt(x, FAST: tl.constexpr):
+    """Return the correctly rounded square root of float32 ``x``, of normal numbers if ``FAST``.
+
+    One step of Newton's method from the approximate root.
+    """
+    if FAST:
+        near = sqrt(x, FAST)
+        half = 0.5 * reciprocal(near, FAST)
+        # Zero and infinity make NaN here, and are their own roots.
+        better = tl.fma(tl.fma(-near, near, x), half, near)
+        root = tl.where(better == better, better, x)
+    else:
+        root = tl.sqrt_rn(x)
+    return root
+
+
+@triton.jit
 def reciprocal(x, FAST: tl.constexpr):
     """Return one over float32 ``x``."""
     if FAST:
@@ -27,3 +44,20 @@ def reciprocal(x, FAST: tl.constexpr):
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
     return 1.0 / x
+
+
+@triton.jit
+def saturated(x, factor, addend, FAST: tl.constexpr):
+    """Return float32 ``x * factor + addend``, limited to 0 to 1; 0 where that is NaN."""
+    if FAST:
+        addend = tl.zeros_like(x) + addend
+        return tl.inline_asm_elementwise(
+            "fma.rn.sat.ftz.f32 $0, $1, $2, $3;",
+            "=f,f,f,f",
+            [x, factor, addend],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    value = x * factor + addend
+    return tl.where(value > 0, tl.minimum(value, 1.0), 0.0)

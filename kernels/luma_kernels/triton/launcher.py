@@ -8,34 +8,23 @@ from functools import cache
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from luma_core.codecs import BlockGrid, Codec
-from luma_core.codecs.loggrid import LogGridCodec
-from luma_kernels.triton import codecs as device_codecs
-from luma_kernels.triton.adamw import finish_kernel, maxima_kernel, step_kernel
+from luma_core.optim.rules import Rule
+from luma_kernels.triton.clip import FusedClip
+from luma_kernels.triton.launch import KernelLaunch
+from luma_kernels.triton.passes import Pass
 from luma_kernels.triton.plan import (
-    LANE,
+    TENSORS_PER_PROGRAM,
     Bucket,
     FusedTensor,
     Launch,
     Plan,
-    bucket_of,
     is_capturing,
     lr_pointer,
-    option_row,
 )
-from luma_kernels.triton.tables import prepare_kernel
-
-_LANES = 128
-_WARPS = 1
-_TYPES = {
-    torch.float32: tl.float32,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
+from luma_kernels.triton.registry import KERNELS
 
 Item = tuple[Tensor, Mapping[str, Tensor], Mapping[str, Codec], int]
 """Parameter, its state, its codecs, and the index of its group."""
@@ -45,15 +34,26 @@ class FusedStep:
     """The fused step of one optimizer on one device.
 
     Its tables name tensors by address: whoever calls `launch` has made sure that the tensors
-    given to `build` are still the ones to step.
+    given to `build` are still the ones to step, and that `follow_gradients` was called where only
+    gradients lie elsewhere.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, rule: Rule) -> None:
         self.device = device
+        self._rule = KERNELS[type(rule)]
         self._plan: Plan | None = None
         self._option_rows: list[list[float]] = []
-        self._lr_pointers: list[int] = []
+        self._pointers: list[list[int]] = []
+        self._clip = FusedClip()
         self._captured: list[Any] = []
+        self._prepare: dict[bool, KernelLaunch] = {}
+        self._passes: dict[tuple[Bucket, bool], list[Pass]] = {}
+        self._sequence: dict[bool, list[tuple[Launch, Pass]]] = {}
+
+    @staticmethod
+    def supports(rule: Rule) -> bool:
+        """Return whether there are kernels of a rule."""
+        return type(rule) in KERNELS
 
     def build(self, items: Sequence[Item], groups: Sequence[Mapping[str, Any]]) -> list[bool]:
         """Build the tables over ``items``; return which of them the kernels take."""
@@ -61,15 +61,30 @@ class FusedStep:
         taken = []
         for param, state, codecs, group in items:
             assert param.grad is not None
-            bucket = bucket_of(param, param.grad, codecs, groups[group])
+            bucket = self._rule.bucket(param, param.grad, codecs, groups[group])
             taken.append(bucket is not None)
             if bucket is not None:
                 grid = BlockGrid.of(param.shape, codecs["exp_avg"].block_size)
-                tensors.append(FusedTensor(param, param.grad, state, group, grid, bucket))
+                tensors.append(FusedTensor(param, state, group, grid, bucket))
         with self._current():
-            self._plan = Plan(tensors, self.device)
+            self._plan = Plan(tensors, self.device, self._rule.scratch)
         self._option_rows = []
+        self._sequence = {}
         return taken
+
+    def follow_gradients(self) -> bool:
+        """Enter the gradients' new addresses; return ``False`` where that takes a new `build`."""
+        if self._plan is None:
+            return False
+        with self._current():
+            return self._plan.follow_gradients()
+
+    def square_sum(self) -> Tensor:
+        """Return the sum of the finite squares of all gradients in the tables, float64 0-d."""
+        if self._plan is None:
+            return torch.zeros((), dtype=torch.float64, device=self.device)
+        with self._current():
+            return self._clip.square_sum(self._plan)
 
     def launch(
         self,
@@ -77,21 +92,37 @@ class FusedStep:
         *,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
+        grad_norm: Tensor | None = None,
     ) -> None:
-        """Take the step of every tensor in the tables, on their device's current stream."""
+        """Take the step of every tensor in the tables, on their device's current stream.
+
+        Args:
+            groups: the optimizer's groups.
+            grad_scale: what gradients were multiplied by, given by a GradScaler.
+            found_inf: nonzero where the GradScaler asks to skip the step.
+            grad_norm: float64 0-d: the norm of all gradients, as they are, which the groups'
+                ``max_grad_norm`` bounds; ``None`` where no group has it.
+        """
         plan = self._plan
         if plan is None or not plan.tensors:
             return
         with self._current():
-            self._launch(plan, groups, self._here(grad_scale), self._here(found_inf))
+            scale = self._here(grad_scale)
+            if grad_norm is not None:
+                self._clip.update(plan, groups, grad_norm.to(self.device), scale)
+            self._launch(plan, groups, scale, self._here(found_inf))
         # Writing through pointers, unlike PyTorch's own operations, is not seen by autograd.
-        torch.autograd.graph.increment_version([tensor.param for tensor in plan.tensors])
+        torch.autograd.graph.increment_version(plan.params)
 
     def _current(self) -> AbstractContextManager[Any]:
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        if self.device.type != "cuda" or torch.cuda.current_device() == self.device.index:
+            return nullcontext()
+        return torch.cuda.device(self.device)
 
     def _here(self, scalar: Tensor | None) -> Tensor | None:
-        return None if scalar is None else scalar.to(self.device, non_blocking=True)
+        if scalar is None:
+            return None
+        return scalar.to(self.device, torch.float32, non_blocking=True)
 
     def _launch(
         self,
@@ -103,111 +134,54 @@ class FusedStep:
         self._upload_options(plan, groups)
         if is_capturing(self.device):
             # The graph may be replayed as long as the optimizer lives, and reads these.
-            self._captured.append((plan, self._options, self._lr_table))
+            tables = plan.table, self._options, self._pointer_table
+            self._captured.append((plan, *tables, self._clip.factors, self._clip.bounds))
         scaler = found_inf is not None
+        if scaler and grad_scale is None:
+            grad_scale = torch.ones((), device=self.device)
+        if scaler not in self._sequence:
+            self._sequence[scaler] = self._sequence_of(plan, scaler)
         count = len(plan.tensors)
-        one = torch.ones((), device=self.device) if scaler and grad_scale is None else grad_scale
-        prepare_kernel[(triton.cdiv(count, _LANES),)](
+        self._prepare[scaler](
+            -(-count // TENSORS_PER_PROGRAM),
             plan.table,
             plan.rows,
             self._options,
-            self._lr_table,
+            self._pointer_table,
             plan.maxima,
             found_inf if scaler else plan.rows,
-            one if scaler else plan.rows,
+            grad_scale if scaler else plan.rows,
             count,
-            HAS_SCALER=scaler,
-            LANES=_LANES,
         )
-        for launch in plan.launches:
-            if launch.owner.numel():
-                _launch_bucket(plan, launch, scaler)
+        for part, (kernel, arguments) in self._sequence[scaler]:
+            kernel(*arguments(plan, part))
+
+    def _sequence_of(self, plan: Plan, scaler: bool) -> list[tuple[Launch, Pass]]:
+        """Return what follows the preparation; kernels are kept from plan to plan."""
+        fast = _has_fast_math(self.device)
+        if scaler not in self._prepare:
+            self._prepare[scaler] = self._rule.prepare(scaler)
+        sequence = []
+        for part in plan.launches:
+            key = part.bucket, scaler
+            if key not in self._passes:
+                self._passes[key] = self._rule.passes(part.bucket, scaler, fast)
+            if part.programs:
+                sequence += [(part, one) for one in self._passes[key]]
+        return sequence
 
     def _upload_options(self, plan: Plan, groups: Sequence[Mapping[str, Any]]) -> None:
-        rows = [option_row(group) for group in groups]
-        pointers = [lr_pointer(group) for group in groups]
-        if rows != self._option_rows or pointers != self._lr_pointers:
-            self._option_rows, self._lr_pointers = rows, pointers
+        rows = [self._rule.options(group) for group in groups]
+        pointers = [
+            [lr_pointer(group), self._clip.pointer(index, group)]
+            for index, group in enumerate(groups)
+        ]
+        if rows != self._option_rows or pointers != self._pointers:
+            self._option_rows, self._pointers = rows, pointers
             self._options = plan.upload(torch.tensor(rows, dtype=torch.float64))
-            self._lr_table = plan.upload(torch.tensor(pointers, dtype=torch.int64))
+            self._pointer_table = plan.upload(torch.tensor(pointers, dtype=torch.int64))
 
 
 @cache
 def _has_fast_math(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None
-
-
-def codec_constants(bucket: Bucket) -> dict[str, Any]:
-    """Return the compile-time parameters that a bucket's codecs give to the kernels."""
-    first = bucket.first
-    if isinstance(first, LogGridCodec):
-        return {
-            "STATE": tl.int16,
-            "M_DECODE": device_codecs.luma16_m_decode,
-            "M_ENCODE": device_codecs.luma16_m_encode,
-            "V_DECODE": device_codecs.luma16_v_decode,
-            "V_ENCODE": device_codecs.luma16_v_encode,
-            "M_BITS": first.log_grid.mantissa_bits,
-            "OCTAVES": first.log_grid.octaves,
-            "SCALED": True,
-        }
-    return {
-        "STATE": tl.float32,
-        "M_DECODE": device_codecs.plain_decode,
-        "M_ENCODE": device_codecs.plain_encode,
-        "V_DECODE": device_codecs.plain_decode,
-        "V_ENCODE": device_codecs.plain_encode,
-        "M_BITS": 10,
-        "OCTAVES": 29,
-        "SCALED": False,
-    }
-
-
-def step_constants(bucket: Bucket, *, scaler: bool, fast: bool) -> dict[str, Any]:
-    """Return all compile-time parameters of `step_kernel` for a bucket."""
-    return {
-        **codec_constants(bucket),
-        "P": _TYPES[bucket.param_dtype],
-        "G": _TYPES[bucket.grad_dtype],
-        "WHOLE": bucket.whole,
-        "SKIP": bucket.skip,
-        "ROUND": bucket.round,
-        "FACTOR": scaler or bucket.maximize,
-        "FAST": fast,
-        "HAS_SCALER": scaler,
-        "RAGGED": bucket.ragged,
-        "ALIGNED": bucket.aligned,
-        "BLOCK": bucket.block,
-        "TILE_BLOCKS": bucket.tile_blocks,
-        "TILES": bucket.tuning.tiles,
-        "LANE": LANE,
-    }
-
-
-_MAXIMA_CONSTANTS = (
-    *("G", "STATE", "M_DECODE", "V_DECODE", "M_BITS", "OCTAVES"),
-    *("SCALED", "FACTOR", "HAS_SCALER", "ALIGNED", "BLOCK", "TILE_BLOCKS", "TILES"),
-)
-
-
-def _launch_bucket(plan: Plan, launch: Launch, scaler: bool) -> None:
-    constants = step_constants(launch.bucket, scaler=scaler, fast=_has_fast_math(plan.device))
-    tables = (plan.table, plan.rows, launch.owner, plan.maxima)
-    grid = (launch.owner.numel(),)
-    if launch.bucket.whole:
-        first_pass = {key: constants[key] for key in _MAXIMA_CONSTANTS}
-        maxima_kernel[grid](*tables, **first_pass, num_warps=_WARPS)
-    limits = {"maxnreg": launch.bucket.tuning.registers} if constants["FAST"] else {}
-    step_kernel[grid](*tables, **constants, num_warps=_WARPS, **limits)
-    if launch.bucket.whole:
-        finish_kernel[(triton.cdiv(launch.tensors, _LANES),)](
-            plan.table,
-            plan.rows,
-            plan.maxima,
-            launch.tensors,
-            launch.first_tensor,
-            OCTAVES=constants["OCTAVES"],
-            SCALED=launch.bucket.scaled,
-            SKIP=launch.bucket.skip,
-            LANES=_LANES,
-        )

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from luma_core.codecs import FP32, BlockGrid, Codec, Luma16M, Luma16V
+from luma_core.codecs import BlockGrid, Codec
 from luma_core.codecs.loggrid import LogGridCodec
+from luma_core.codecs.packed import PackedCodec
+from luma_kernels.triton.configuration import first_moment, is_equal_pair, second_moment
 
-WIDTH = 14
+WIDTH = 15
 """Columns of the pointer table; `tables.py` names them."""
 
-LANE = 8
-"""Neighbouring elements per thread: 16 bytes of codes."""
+GRAD = 1
+"""The column of the gradients' addresses."""
+
+TENSORS_PER_PROGRAM = 128
+"""Tensors that a program of a kernel that works tensor by tensor takes."""
 
 ALIGNMENT_BYTES = 16
 _LARGEST_BLOCK = 1024
@@ -34,15 +39,20 @@ class Tuning:
         tile_elements: elements stepped at once.
         tiles: tiles that a program steps one after the other, to amortise reading its tables.
         registers: bound on registers per thread, which sets how many warps share a processor.
+        lane: neighbouring elements per thread.
+        warps: per program.
     """
 
     tile_elements: int
     tiles: int
     registers: int
+    lane: int = 8
+    warps: int = 1
 
 
 _WIDE = Tuning(tile_elements=512, tiles=4, registers=128)
 _NARROW = Tuning(tile_elements=256, tiles=32, registers=64)
+_PACKED = Tuning(tile_elements=256, tiles=16, registers=96)
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,8 @@ class Bucket:
     @property
     def tuning(self) -> Tuning:
         """The launch configuration measured fastest for these types."""
+        if any(isinstance(codec, PackedCodec) for codec in (self.first, self.second)):
+            return _PACKED
         return _WIDE if self.param_dtype == torch.float32 else _NARROW
 
     def programs(self, grid: BlockGrid) -> int:
@@ -105,10 +117,9 @@ class Bucket:
 
 @dataclass(frozen=True)
 class FusedTensor:
-    """One parameter of a fused step with all its tensors."""
+    """One parameter of a fused step. Its gradient is held by nobody but the parameter."""
 
     param: Tensor
-    grad: Tensor
     state: StateTensors
     group: int
     grid: BlockGrid
@@ -120,31 +131,34 @@ def bucket_of(
 ) -> Bucket | None:
     """Return the bucket of a parameter, or ``None`` where the kernels cannot take it."""
     first, second = codecs["exp_avg"], codecs["exp_avg_sq"]
-    supported = (
-        (isinstance(first, Luma16M) and isinstance(second, Luma16V))
-        or (isinstance(first, FP32) and isinstance(second, FP32))
-    ) and first.block_size == second.block_size
-    if isinstance(first, LogGridCodec) and isinstance(second, LogGridCodec):
-        supported = supported and first.octaves == second.octaves
     block = first.block_size
+    supported = block == second.block_size
+    supported = supported and first_moment(first) is not None and second_moment(second) is not None
+    if block is None:
+        supported = supported and is_equal_pair(first, second)
     if block is not None:
         in_range = _SMALLEST_BLOCK <= block <= _LARGEST_BLOCK
         supported = supported and in_range and block & (block - 1) == 0
     if not supported or not param.is_contiguous() or not grad.is_contiguous():
         return None
+    if param.device != grad.device:
+        return None
     grid = BlockGrid.of(param.shape, block)
-    pointers = (param.data_ptr(), grad.data_ptr())
     return Bucket(
         param_dtype=param.dtype,
         grad_dtype=grad.dtype,
         first=first,
         second=second,
         ragged=block is not None and not grid.flat and grid.cols % block != 0,
-        aligned=all(pointer % ALIGNMENT_BYTES == 0 for pointer in pointers),
+        aligned=_is_aligned(param.data_ptr()) and _is_aligned(grad.data_ptr()),
         skip=options["nonfinite"] != "propagate",
         round=options["stochastic_rounding"],
         maximize=options["maximize"],
     )
+
+
+def _is_aligned(address: int) -> bool:
+    return address % ALIGNMENT_BYTES == 0
 
 
 @dataclass(frozen=True)
@@ -156,12 +170,16 @@ class Launch:
         first_tensor: its first row of the pointer table.
         tensors: its rows.
         owner: int32 ``[programs]``, the table row of each program.
+        programs: their number.
+        scratch: buffers of the rule's kernels.
     """
 
     bucket: Bucket
     first_tensor: int
     tensors: int
     owner: Tensor
+    programs: int
+    scratch: tuple[Tensor, ...]
 
 
 def is_capturing(device: torch.device) -> bool:
@@ -169,32 +187,73 @@ def is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-class Plan:
-    """The device tables of a fused step over a list of tensors."""
+def no_scratch(
+    tensors: Sequence[FusedTensor], programs: int, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Return the buffers of a rule whose kernels need none beside the tables."""
+    return ()
 
-    def __init__(self, tensors: Sequence[FusedTensor], device: torch.device) -> None:
+
+class Plan:
+    """The device tables of a fused step over a list of tensors.
+
+    Attributes:
+        tensors: in the order of the tables' rows, bucket by bucket.
+        launches: one for each bucket.
+        table: the pointer table: see `tables.py`.
+        rows: what each step's preparation writes for the tensors.
+        maxima: scratch of two-pass steps.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[FusedTensor],
+        device: torch.device,
+        scratch: Callable[[Sequence[FusedTensor], int, torch.device], tuple[Tensor, ...]],
+    ) -> None:
         order: dict[Bucket, list[FusedTensor]] = {}
         for tensor in tensors:
             order.setdefault(tensor.bucket, []).append(tensor)
         self.device = device
         self.tensors = [tensor for part in order.values() for tensor in part]
+        self.params = [tensor.param for tensor in self.tensors]
         self.launches: list[Launch] = []
         self._staging: list[Tensor] = []
         rows: list[list[int]] = []
         for bucket, part in order.items():
-            counts = [bucket.programs(tensor.grid) for tensor in part]
-            indices = torch.arange(len(rows), len(rows) + len(part), dtype=torch.int32)
-            owner = torch.repeat_interleave(indices, torch.tensor(counts))
-            self.launches.append(Launch(bucket, len(rows), len(part), self.upload(owner)))
+            counts = [tensor.bucket.programs(tensor.grid) for tensor in part]
+            total = sum(counts)
+            repeats = self.upload(torch.tensor(counts, dtype=torch.int32))
+            owner = torch.repeat_interleave(repeats, output_size=total).add_(len(rows))
+            buffers = scratch(part, total, device)
+            self.launches.append(Launch(bucket, len(rows), len(part), owner, total, buffers))
             first = 0
             for tensor, count in zip(part, counts, strict=True):
                 rows.append(_row(tensor, first))
                 first += count
-        self._table = torch.tensor(rows, dtype=torch.int64).view(-1, WIDTH)
-        self.table = self.upload(self._table)
+        self._host_table = torch.tensor(rows, dtype=torch.int64).view(-1, WIDTH)
+        self.table = self.upload(self._host_table)
         count = len(self.tensors)
         self.rows = torch.zeros(count, 16, dtype=torch.int32, device=device)
         self.maxima = torch.zeros(count, 2, dtype=torch.int32, device=device)
+
+    def follow_gradients(self) -> bool:
+        """Enter where the gradients are now; ``False`` where that takes a new plan.
+
+        Everything else about them is as it was when the plan was made.
+        """
+        addresses = []
+        for tensor in self.tensors:
+            grad = tensor.param.grad
+            if grad is None or grad.device != self.device:
+                return False
+            addresses.append(grad.data_ptr())
+            if tensor.bucket.aligned and not _is_aligned(addresses[-1]):
+                return False
+        self._host_table[:, GRAD] = torch.tensor(addresses, dtype=torch.int64)
+        # A captured graph may read the old table as long as it lives.
+        self.table = self.upload(self._host_table)
+        return True
 
     def upload(self, host: Tensor) -> Tensor:
         """Copy a host tensor to the device without waiting for it."""
@@ -208,15 +267,12 @@ class Plan:
 
 def _row(tensor: FusedTensor, first_program: int) -> list[int]:
     state = tensor.state
-    scaled = tensor.bucket.scaled
-    field = "codes" if scaled else "value"
+    assert tensor.param.grad is not None
     return [
         tensor.param.data_ptr(),
-        tensor.grad.data_ptr(),
-        state[f"exp_avg.{field}"].data_ptr(),
-        state["exp_avg.exponent"].data_ptr() if scaled else 0,
-        state[f"exp_avg_sq.{field}"].data_ptr(),
-        state["exp_avg_sq.exponent"].data_ptr() if scaled else 0,
+        tensor.param.grad.data_ptr(),
+        *_moment_pointers(state, "exp_avg"),
+        *_moment_pointers(state, "exp_avg_sq"),
         state["nonfinite"].data_ptr(),
         state["step"].data_ptr(),
         tensor.grid.numel,
@@ -225,7 +281,19 @@ def _row(tensor: FusedTensor, first_program: int) -> list[int]:
         tensor.group,
         max(tensor.grid.cols, 1),
         max(tensor.grid.blocks_per_row, 1),
+        _address(state, "exp_avg_sq.mantissa"),
     ]
+
+
+def _moment_pointers(state: StateTensors, moment: str) -> tuple[int, int]:
+    """Return the addresses of a moment's values, and of its exponents or scales or 0."""
+    values = _address(state, f"{moment}.codes", f"{moment}.value")
+    return values, _address(state, f"{moment}.exponent", f"{moment}.scale")
+
+
+def _address(state: StateTensors, *names: str) -> int:
+    """Return the address of the first of the fields that there is, or 0."""
+    return next((state[name].data_ptr() for name in names if name in state), 0)
 
 
 def option_row(options: Mapping[str, Any]) -> list[float]:
@@ -242,6 +310,7 @@ def option_row(options: Mapping[str, Any]) -> list[float]:
         float(options["eps"]),
         float(options["weight_decay"]),
         -1.0 if options["maximize"] else 1.0,
+        0.0,
     ]
 
 

@@ -24,24 +24,32 @@ NOISE_KEY = tl.constexpr(10)
 GROUP = tl.constexpr(11)
 COLS = tl.constexpr(12)
 BLOCKS_PER_ROW = tl.constexpr(13)
-WIDTH = tl.constexpr(14)
+SECOND_WINDOW = tl.constexpr(14)
+WIDTH = tl.constexpr(15)
 
 ROW = tl.constexpr(16)
-OPTIONS = tl.constexpr(8)
+OPTIONS = tl.constexpr(9)
 ZERO = tl.constexpr(11)
+INVERSE_CORRECTION = tl.constexpr(12)
+WEIGHT_DECAY = tl.constexpr(13)
+LR = tl.constexpr(14)
+EXTRA_OPTION = tl.constexpr(15)
 
 
 @triton.jit
-def _store_float(pointer, value, mask):
+def store_float(pointer, value, mask):
+    """Write a number into a row, as float32."""
     tl.store(pointer, value.to(tl.float32).to(tl.int32, bitcast=True), mask=mask)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["tensors"], do_not_specialize_on_alignment=["found_inf", "grad_scale"]
+)
 def prepare_kernel(
     table,
     rows,
     group_options,
-    lr_pointers,
+    group_pointers,
     maxima,
     found_inf,
     grad_scale,
@@ -52,8 +60,9 @@ def prepare_kernel(
     """Advance each tensor's step and write its row.
 
     ``group_options`` is float64 ``[groups, OPTIONS]``: lr, log(beta1), log(beta2), beta1, beta2,
-    eps, weight_decay, sign of the gradient. ``lr_pointers`` is int64 ``[groups]``: 0, or the
-    address of a float32 lr. ``maxima``, int32 ``[tensors, 2]``, is cleared for `maxima_kernel`.
+    eps, weight_decay, sign of the gradient, and one that is the rule's own. ``group_pointers``
+    is int64 ``[groups, 2]``: the addresses of a float32 lr and of a float32 factor of gradients, or
+    0 for none. ``maxima``, int32 ``[tensors, 2]``, is cleared for `maxima_kernel`.
     """
     tensor = tl.program_id(0) * LANES + tl.arange(0, LANES)
     mask = tensor < tensors
@@ -71,7 +80,7 @@ def prepare_kernel(
     group = tl.load(entry + GROUP, mask=mask, other=0)
     option = group_options + group * OPTIONS
     lr = tl.load(option, mask=mask, other=0.0)
-    lr_at = tl.load(lr_pointers + group, mask=mask, other=0)
+    lr_at = tl.load(group_pointers + group * 2, mask=mask, other=0)
     on_device = mask & (lr_at != 0)
     device_lr = tl.load(lr_at.to(tl.pointer_type(tl.float32)), mask=on_device, other=0.0)
     lr = tl.where(on_device, device_lr.to(tl.float64), lr)
@@ -80,17 +89,25 @@ def prepare_kernel(
     correction2 = 1.0 - tl.exp(t * tl.load(option + 2, mask=mask, other=-1.0))
     beta1 = tl.load(option + 3, mask=mask, other=0.0)
     beta2 = tl.load(option + 4, mask=mask, other=0.0)
-    factor = tl.load(option + 7, mask=mask, other=1.0) * inverse_scale
+    factor_at = tl.load(group_pointers + group * 2 + 1, mask=mask, other=0)
+    clip = tl.load(
+        factor_at.to(tl.pointer_type(tl.float32)), mask=mask & (factor_at != 0), other=1.0
+    )
+    factor = tl.load(option + 7, mask=mask, other=1.0) * inverse_scale * clip
 
     row = rows + tensor * ROW
-    _store_float(row + 0, 1.0 - beta1, mask)
-    _store_float(row + 1, factor, mask)
-    _store_float(row + 2, beta2, mask)
-    _store_float(row + 3, 1.0 - beta2, mask)
-    _store_float(row + 4, 1.0 / tl.sqrt(correction2), mask)
-    _store_float(row + 5, tl.load(option + 5, mask=mask, other=0.0), mask)
-    _store_float(row + 6, 1.0 - lr * tl.load(option + 6, mask=mask, other=0.0), mask)
-    _store_float(row + 7, -lr / correction1, mask)
+    store_float(row + 0, 1.0 - beta1, mask)
+    store_float(row + 1, factor, mask)
+    store_float(row + 2, beta2, mask)
+    store_float(row + 3, 1.0 - beta2, mask)
+    store_float(row + 4, 1.0 / tl.sqrt(correction2), mask)
+    store_float(row + 5, tl.load(option + 5, mask=mask, other=0.0), mask)
+    store_float(row + 6, 1.0 - lr * tl.load(option + 6, mask=mask, other=0.0), mask)
+    store_float(row + 7, -lr / correction1, mask)
+    store_float(row + INVERSE_CORRECTION, 1.0 / correction1, mask)
+    store_float(row + WEIGHT_DECAY, tl.load(option + 6, mask=mask, other=0.0), mask)
+    store_float(row + LR, lr, mask)
+    store_float(row + EXTRA_OPTION, tl.load(option + 8, mask=mask, other=0.0), mask)
 
     key = tl.load(entry + NOISE_KEY, mask=mask, other=0)
     mixed = mix(step.to(tl.uint32))
@@ -104,7 +121,8 @@ def prepare_kernel(
 
 
 @triton.jit
-def _row_float(row, INDEX: tl.constexpr):
+def row_float(row, INDEX: tl.constexpr):
+    """Return a number of a row."""
     return tl.load(row + INDEX).to(tl.float32, bitcast=True)
 
 
@@ -137,14 +155,14 @@ def tensor_pointers(
 def row_numbers(row):
     """Return a row as `prepare_kernel` wrote it: 8 floats and the 2 words of the noise."""
     return (
-        _row_float(row, 0),
-        _row_float(row, 1),
-        _row_float(row, 2),
-        _row_float(row, 3),
-        _row_float(row, 4),
-        _row_float(row, 5),
-        _row_float(row, 6),
-        _row_float(row, 7),
+        row_float(row, 0),
+        row_float(row, 1),
+        row_float(row, 2),
+        row_float(row, 3),
+        row_float(row, 4),
+        row_float(row, 5),
+        row_float(row, 6),
+        row_float(row, 7),
         tl.load(row + 8).to(tl.uint32, bitcast=True),
         tl.load(row + 9).to(tl.uint32, bitcast=True),
     )

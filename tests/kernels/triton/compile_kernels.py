@@ -1,4 +1,4 @@
-"""Compiles every kernel for three GPUs and prints what the compiler used, as JSON."""
+"""Compiles a rule's kernels for three GPUs and prints what the compiler used, as JSON."""
 
 import json
 import pathlib
@@ -11,8 +11,30 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from luma_core.codecs import FP32, Luma16M, Luma16V
-from luma_kernels.triton import adamw, launcher, plan
+from luma_core.codecs import (
+    BF16,
+    FP8E4M3,
+    FP32,
+    LogV,
+    Luma16M,
+    Luma16V,
+    Partition,
+    RootV,
+    SegmentMean,
+    TableM,
+)
+from luma_kernels.triton import (
+    adam_mini,
+    adam_mini_columns,
+    adamw,
+    lamb,
+    lamb_passes,
+    mini_columns,
+    mini_passes,
+    mini_rule,
+    passes,
+    plan,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -20,6 +42,9 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 TABLES = {"table": "*i64", "rows": "*i32", "owner": "*i32", "maxima": "*i32"}
+SCRATCH = {"sums": "*fp32", "skipped": "*u8"}
+RUNS = {"runs": "*i64", "first_tensor": "i32"}
+CUTS = {"cuts": "*i64", "partials": "*fp32", "rates": "*fp32", "first_tensor": "i32"}
 
 
 def bucket(dtype, block=128, ragged=False, plain=False):
@@ -27,6 +52,18 @@ def bucket(dtype, block=128, ragged=False, plain=False):
     if not plain:
         codecs = Luma16M(block_size=block), Luma16V(block_size=block)
     return plan.Bucket(dtype, dtype, *codecs, ragged, not ragged, True, True, False)
+
+
+def segments(dtype, first, partition):
+    shape = partition.outer * partition.reduce, partition.length * partition.inner
+    param = torch.empty(shape, dtype=dtype, device="meta")
+    codecs = {"exp_avg": first, "exp_avg_sq": SegmentMean(partition=partition)}
+    options = {"nonfinite": "skip", "stochastic_rounding": True, "maximize": False}
+    return mini_rule.segment_bucket_of(param, param, codecs, options)
+
+
+def packed(dtype, first, second, ragged=False):
+    return plan.Bucket(dtype, dtype, first, second, ragged, not ragged, True, True, False)
 
 
 def compiled(kernel, constants, signature, target, **options):
@@ -50,7 +87,39 @@ def usage(kernel, folder):
     return {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
 
 
+def adamw_kernels(case, fast):
+    constants = passes.step_constants(case, scaler=True, fast=fast)
+    yield "", adamw.step_kernel, constants, TABLES, case.tuning.registers
+
+
+def lamb_kernels(case, fast):
+    for last in (False, True):
+        constants = lamb_passes.lamb_constants(case, last=last, scaler=True, fast=fast)
+        registers = lamb_passes.lamb_registers(case, last=last)
+        name = "/last" if last else "/first"
+        yield name, lamb.lamb_kernel, constants, {**TABLES, **SCRATCH}, registers
+
+
+def adam_mini_kernels(case, fast):
+    if isinstance(case, mini_columns.ColumnBucket):
+        constants = mini_columns.column_constants(case, scaler=True, fast=fast)
+        for part in ("sums", "means", "update"):
+            function = getattr(adam_mini_columns, f"column_{part}_kernel")
+            signature = {key: kind for key, kind in {**TABLES, **CUTS}.items()
+                         if key in function.arg_names}  # fmt: skip
+            yield f"/{part}", function, mini_columns.of_kernel(function, constants), signature, 128
+        return
+    constants = mini_passes.mini_constants(case, scaler=True, fast=fast)
+    yield "", adam_mini.mini_kernel, constants, {**TABLES, **RUNS}, case.tuning.registers
+
+
 folder = pathlib.Path(sys.argv[1])
+kernels = {
+    "adamw": adamw_kernels,
+    "turbo": adamw_kernels,
+    "lamb": lamb_kernels,
+    "adam_mini": adam_mini_kernels,
+}[sys.argv[2]]
 cases = {
     "float32": bucket(torch.float32),
     "bfloat16": bucket(torch.bfloat16),
@@ -59,13 +128,39 @@ cases = {
     "whole": bucket(torch.bfloat16, block=None),
     "plain": bucket(torch.float32, plain=True),
 }
+if sys.argv[2] == "turbo":
+    five, eight = (TableM(bits=3), RootV(bits=2)), (TableM(bits=3), LogV(bits=5))
+    cases = {
+        "float32": packed(torch.float32, *five),
+        "bfloat16": packed(torch.bfloat16, *five),
+        "8 bits": packed(torch.float32, *eight),
+        "8 bits of bfloat16": packed(torch.bfloat16, *eight),
+        "4 and 4 bits": packed(torch.bfloat16, TableM(bits=4), RootV(bits=4)),
+        "second moment": packed(torch.float32, FP32(), RootV(bits=2)),
+        "ragged": packed(torch.float32, *five, ragged=True),
+    }
+if sys.argv[2] == "adam_mini":
+    rows = Partition.rows((64, 2048))
+    fused = Partition(1, 1, 2304, 768, ((12, 64), (12, 64), (768, 1)))
+    cases = {
+        "float32": segments(torch.float32, BF16(), rows),
+        "bfloat16": segments(torch.bfloat16, BF16(), rows),
+        "long": segments(torch.float32, BF16(), Partition.rows((64, 8192))),
+        "fused": segments(torch.float32, BF16(), fused),
+        "fp8": segments(torch.float32, FP8E4M3(), rows),
+        "ragged": segments(torch.float32, FP32(), Partition.rows((64, 300))),
+        "ragged columns": segments(torch.float32, BF16(), Partition.columns((768, 3072))),
+    }
 report = {}
 for target_name, target in TARGETS.items():
     nvidia = target.backend == "cuda"
-    for name, case in cases.items():
-        constants = launcher.step_constants(case, scaler=True, fast=nvidia)
-        limits = {"maxnreg": case.tuning.registers} if nvidia and not case.ragged else {}
-        kernel = compiled(adamw.step_kernel, constants, TABLES, target, num_warps=1, **limits)
+    jobs = [(name, case, job) for name, case in cases.items() for job in kernels(case, nvidia)]
+    for name, case, (part, function, constants, signature, registers) in jobs:
+        limits = {"maxnreg": registers} if nvidia and not case.ragged else {}
+        kernel = compiled(
+            function, constants, signature, target, num_warps=case.tuning.warps, **limits
+        )
+        name += part
         if not nvidia:
             report[f"{target_name}/{name}"] = {"size": len(kernel.asm["hsaco"])}
             continue

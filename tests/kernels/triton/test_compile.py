@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation: every kernel for three GPUs, without spills, with wide accesses."""
+"""Ahead-of-time compilation: step kernels for three GPUs, without spills, with wide accesses."""
 
 import json
 import os
@@ -13,11 +13,16 @@ pytest.importorskip("triton")
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 
 
-def test_kernels_compile_without_spills_and_with_wide_accesses(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rule", "count"), [("adamw", 18), ("turbo", 21), ("lamb", 36), ("adam_mini", 27)]
+)
+def test_kernels_compile_without_spills_and_with_wide_accesses(
+    tmp_path: Path, rule: str, count: int
+) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
     run = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path)],
+        [sys.executable, str(SCRIPT), str(tmp_path), rule],
         capture_output=True,
         text=True,
         env=environment,
@@ -26,13 +31,16 @@ def test_kernels_compile_without_spills_and_with_wide_accesses(tmp_path: Path) -
     assert run.returncode == 0, run.stderr[-3000:]
     line = next(line for line in run.stdout.splitlines() if line.startswith("REPORT "))
     report = json.loads(line.removeprefix("REPORT "))
-    assert len(report) == 18
+    assert len(report) == count
     for name, numbers in report.items():
         if name.startswith("gfx"):
             assert numbers["size"] > 0, name
             continue
         assert numbers["STACK"] == 0, (name, numbers)
         assert numbers["LOCAL"] == 0, (name, numbers)
-        if not name.endswith("ragged"):
-            assert numbers["loads"] >= 4, (name, numbers)
-            assert numbers["stores"] >= 3, (name, numbers)
+        if "ragged" not in name:
+            few = rule == "turbo"  # packed codes are few bytes: only the rest can be wide
+            last = name.endswith("/last")
+            assert numbers["loads"] >= (2 if few else 3 if last else 4), (name, numbers)
+            stores = 1 if few or last else 2 if rule == "lamb" else 3
+            assert numbers["stores"] >= stores, (name, numbers)

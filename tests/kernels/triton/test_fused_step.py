@@ -23,7 +23,7 @@ SHAPES = [(16, 256), (12, 300), (3000,), (3, 5, 70), (1, 32), (40, 3)]
 
 
 def test_host_and_kernels_agree_on_the_width_of_the_tables() -> None:
-    assert tables.WIDTH.value == plan.WIDTH == tables.BLOCKS_PER_ROW.value + 1
+    assert tables.WIDTH.value == plan.WIDTH == tables.SECOND_WINDOW.value + 1
 
 
 class Pair:
@@ -52,15 +52,18 @@ class Pair:
         self.fuse(**scaler)
 
     def fuse(self, **scaler: torch.Tensor) -> None:
+        self.build().launch(self.fused_optimizer.param_groups, **scaler)
+
+    def build(self) -> FusedStep:
         optimizer = self.fused_optimizer
         items = [
             (param, optimizer.state[param], optimizer.codecs(param, group), index)
             for index, group in enumerate(optimizer.param_groups)
             for param in group["params"]
         ]
-        step = FusedStep(DEVICE)
+        step = FusedStep(DEVICE, optimizer.rule)
         assert all(step.build(items, optimizer.param_groups))
-        step.launch(optimizer.param_groups, **scaler)
+        return step
 
     def assert_equal(self) -> None:
         """Codes at most 1 apart on at most 1 in 1000 elements; parameters to float rounding."""
@@ -201,4 +204,34 @@ def test_unaligned_tensors() -> None:
     pair.eager_optimizer, pair.fused_optimizer = LUMA([eager], **options), LUMA([fused], **options)
     pair.fused_optimizer.init_state()
     pair.step()
+    pair.assert_equal()
+
+
+def test_gradients_elsewhere_are_followed_without_new_tables() -> None:
+    pair = Pair([(16, 128), (3, 300), (200,)])
+    pair.step()
+    step = pair.build()
+    old = [param.grad for param in pair.fused]
+    for a, b in zip(pair.eager, pair.fused, strict=True):
+        a.grad = torch.full_like(a, 0.5)
+        b.grad = a.grad.clone()
+    assert all(
+        grad is not None and param.grad is not None and grad.data_ptr() != param.grad.data_ptr()
+        for grad, param in zip(old, pair.fused, strict=True)
+    )
+    assert step.follow_gradients()
+    step.launch(pair.fused_optimizer.param_groups)
+    pair.eager_optimizer.step()
+    pair.assert_equal()
+
+
+def test_an_unaligned_gradient_needs_new_tables() -> None:
+    pair = Pair([(16, 128)])
+    pair.step()
+    step = pair.build()
+    pair.fused[0].grad = torch.ones(16 * 128 + 1, device=DEVICE)[1:].view(16, 128)
+    assert not step.follow_gradients()
+    pair.eager[0].grad = pair.fused[0].grad.clone()
+    pair.fuse()
+    pair.eager_optimizer.step()
     pair.assert_equal()

@@ -269,3 +269,43 @@ def test_learning_rate_schedules_do_not_pile_up_memory() -> None:
         optimizer.step()
     kept = [fused._plan._staging for fused in optimizer._stepper._fused.values() if fused._plan]
     assert [len(tensors) for tensors in kept] == [0]
+
+
+def test_gradients_elsewhere_at_every_step() -> None:
+    """They are followed, are not kept alive, and the tables are otherwise those of the first."""
+    nets = [model() for _ in range(2)]
+    fused, eager = (
+        LUMA(net.parameters(), seed=1, backend=backend)
+        for net, backend in zip(nets, ("triton", "pytorch"), strict=True)
+    )
+    kept = []
+    plans = set()
+    for step in range(4):
+        for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+            p.grad = torch.full_like(p, 1e-2 * (step + 1))
+            q.grad = p.grad.clone()
+            kept.append(p.grad)
+        fused.step()
+        eager.step()
+        plans.update(id(item._plan) for item in fused._stepper._fused.values())
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+    assert len(plans) == 1
+    size = sum(grad.numel() * grad.element_size() for grad in kept)
+    before = torch.cuda.memory_allocated()
+    fused.zero_grad()
+    kept.clear()
+    assert before - torch.cuda.memory_allocated() >= size
+
+
+def test_a_scaler_of_any_alignment() -> None:
+    params = [nn.Parameter(torch.ones(64, 128, device="cuda")) for _ in range(2)]
+    optimizers = [LUMA([param], seed=1, backend="triton") for param in params]
+    numbers = torch.tensor([0.0, 0.0, 0.0, 4.0, 4.0], device="cuda")
+    for offset in (0, 1):
+        for param, optimizer, first in zip(params, optimizers, (0, offset), strict=True):
+            param.grad = torch.full_like(param, 4.0)
+            optimizer.found_inf = numbers[first]
+            optimizer.grad_scale = numbers[3 + first]
+            optimizer.step()
+    assert torch.equal(*params)

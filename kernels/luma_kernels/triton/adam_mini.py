@@ -1,0 +1,242 @@
+"""The Adam-mini step as a kernel: one program takes segments that lie in one piece each.
+
+A segment's gradient is read twice, first for the sum of its squares and then for the update; the
+second time it comes from registers where a tile holds the segment, else mostly from a cache. One
+program adds up a segment in a fixed order, so steps are deterministic.
+
+``runs``, int64 ``[tensors, 1 + RUNS, 4]``, says where segments are. The first row of a tensor holds
+programs, elements and segments of one index of ``outer``; each further row one run's first program,
+first element, first segment and the elements of one segment.
+"""
+
+import triton
+import triton.language as tl
+
+from luma_kernels.triton.adamw import _indices
+from luma_kernels.triton.codecs import fit_exponent
+from luma_kernels.triton.fastmath import reciprocal, sqrt
+from luma_kernels.triton.moments import load, store
+from luma_kernels.triton.noise import random_bits, third_draw, to_bfloat16
+from luma_kernels.triton.tables import (
+    FIRST_PROGRAM,
+    ROW,
+    WIDTH,
+    pointer_of,
+    row_numbers,
+    tensor_pointers,
+)
+from luma_kernels.triton.tables import SECOND as SECOND_COLUMN
+
+RUN_WIDTH = tl.constexpr(4)
+LARGEST = tl.constexpr(3.4028234663852886e38)
+
+
+@triton.jit
+def gradient(pointer, mask, numbers, MASKED: tl.constexpr, FACTOR: tl.constexpr):
+    """Return gradients as the rule sees them, float32."""
+    grad = load(pointer, mask, MASKED).to(tl.float32)
+    if FACTOR:
+        grad = grad * numbers[1]
+    return grad
+
+
+@triton.jit
+def _total(x):
+    """Return the sum of ``[blocks, lanes, LANE]``."""
+    return tl.sum(tl.sum(tl.sum(x, axis=2), axis=1), axis=0)
+
+
+@triton.jit
+def update_tile(
+    pointers,
+    numbers,
+    grad,
+    rate,
+    keep,
+    keep_block,
+    start,
+    element,
+    block,
+    leader,
+    mask,
+    MASKED: tl.constexpr,
+    P: tl.constexpr,
+    M_DECODE: tl.constexpr,
+    M_ENCODE: tl.constexpr,
+    M_BITS: tl.constexpr,
+    OCTAVES: tl.constexpr,
+    SCALED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SKIP: tl.constexpr,
+    ROUND: tl.constexpr,
+):
+    """Update the first moment and the parameter of one tile.
+
+    ``grad`` and ``element`` are ``[blocks, lanes, LANE]``; to them broadcast ``rate``, what the
+    first moment is multiplied by, and ``keep``, whether the segment's second moment is finite. That
+    is ``keep_block`` for a first moment with scales, ``[blocks, lanes]``.
+    """
+    param_at = pointers[0] + start + element
+    first_at = pointers[2] + start + element
+    exponent_at = pointers[4] + start // BLOCK + block
+    old_param = load(param_at, mask, MASKED)
+    raw = load(first_at, mask, MASKED)
+    exponent = tl.zeros_like(block).to(tl.int32)
+    if SCALED:
+        inside = (block * BLOCK >= 0) & leader
+        if MASKED:
+            inside = tl.max(mask.to(tl.int32), axis=2) > 0
+            exponent = tl.load(exponent_at, mask=inside, other=0).to(tl.int32)
+        else:
+            exponent = tl.load(exponent_at).to(tl.int32)
+    m = M_DECODE(raw, exponent[:, :, None], M_BITS, OCTAVES)
+    m = m + numbers[0] * (grad - m)
+    if SCALED:
+        largest = tl.max(tl.max(tl.abs(m).to(tl.uint32, bitcast=True), axis=2), axis=1)[:, None]
+        largest = largest + tl.zeros_like(block).to(tl.uint32)
+        exponent = fit_exponent(largest.to(tl.float32, bitcast=True), OCTAVES)
+    at = start + element
+    bits = random_bits(at.to(tl.uint32), (at >> 32).to(tl.uint32), numbers[8], numbers[9])
+    param = old_param.to(tl.float32) * numbers[6] + m * rate
+    coded = M_ENCODE(m, m, exponent[:, :, None], bits, M_BITS, OCTAVES)
+    if tl.bfloat16 == P:
+        draw = 0x7FFF + ((param.to(tl.uint32, bitcast=True) >> 16) & 1)
+        if ROUND:
+            draw = third_draw(bits)
+        stored = to_bfloat16(param, draw)
+    else:
+        stored = param.to(P)
+    write = mask
+    write_block = leader
+    if SCALED:
+        write_block = inside & leader
+    if SKIP:
+        write_block = write_block & keep_block
+        write = keep
+        if MASKED:
+            write = write & mask
+    store(param_at, stored, write, MASKED or SKIP)
+    store(first_at, coded, write, MASKED or SKIP)
+    if SCALED:
+        tl.store(exponent_at, exponent.to(tl.uint8), mask=write_block)
+
+
+@triton.jit(do_not_specialize=["first_tensor"])
+def mini_kernel(
+    table,
+    rows,
+    owner,
+    maxima,
+    runs,
+    first_tensor,
+    P: tl.constexpr,
+    G: tl.constexpr,
+    STATE: tl.constexpr,
+    M_DECODE: tl.constexpr,
+    M_ENCODE: tl.constexpr,
+    M_BITS: tl.constexpr,
+    OCTAVES: tl.constexpr,
+    SCALED: tl.constexpr,
+    SKIP: tl.constexpr,
+    ROUND: tl.constexpr,
+    FACTOR: tl.constexpr,
+    FAST: tl.constexpr,
+    HAS_SCALER: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    LANE: tl.constexpr,
+    RUNS: tl.constexpr,
+    SINGLE: tl.constexpr,
+    FULL: tl.constexpr,
+    EVEN: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """Take the step of some segments of one tensor.
+
+    ``SINGLE`` says that a tile holds any segment, ``FULL`` that tiles fill segments exactly,
+    ``EVEN`` that segments are multiples of 16 elements. A program takes as many segments as
+    ``SPAN`` elements hold, and one at least.
+    """
+    pid = tl.program_id(0)
+    tensor = tl.load(owner + pid)
+    entry = table + tensor.to(tl.int64) * WIDTH
+    row = rows + tensor * ROW
+    if HAS_SCALER:
+        if tl.load(row + 10) == 0:
+            return
+    pointers = tensor_pointers(entry, P, G, STATE, ALIGNED)
+    second = pointer_of(entry, SECOND_COLUMN, tl.float32, False)
+    numbers = row_numbers(row)
+    program = pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM)
+    runs += (tensor - first_tensor) * ((1 + RUNS) * RUN_WIDTH)
+    programs = tl.load(runs)
+    outer = program // programs
+    program = program % programs
+    number = tl.zeros_like(program) + 1
+    for index in tl.static_range(1, RUNS):
+        number += (program >= tl.load(runs + (1 + index) * RUN_WIDTH)).to(tl.int64)
+    run = runs + number * RUN_WIDTH
+    length = tl.load(run + 3)
+    if EVEN:
+        length = tl.multiple_of(length, 16)
+    each = tl.maximum(SPAN // length, 1)
+    first = (program - tl.load(run)) * each
+    segments_at = outer * tl.load(runs + 2) + tl.load(run + 2)
+    elements_at = outer * tl.load(runs + 1) + tl.load(run + 1)
+    # The run's end is the next one's first segment, or the end of all.
+    count = tl.load(runs + 2) - tl.load(run + 2)
+    for index in tl.static_range(1, RUNS):
+        ahead = tl.load(runs + (1 + index) * RUN_WIDTH + 2) - tl.load(run + 2)
+        count = tl.where(ahead > 0, tl.minimum(count, ahead), count)
+    last = tl.minimum(first + each, count)
+    element, block, leader = _indices(row, BLOCK, TILE_BLOCKS, LANE)
+    TILE: tl.constexpr = BLOCK * TILE_BLOCKS
+    for segment in range(first, last):
+        start = elements_at + segment * length
+        if EVEN:
+            start = tl.multiple_of(start, 16)
+        mask = element < length
+        if SINGLE:
+            grad = gradient(pointers[1] + start + element, mask, numbers, not FULL, FACTOR)
+            total = _total(grad * grad)
+        else:
+            squares = tl.zeros((TILE_BLOCKS, BLOCK // LANE, LANE), tl.float32)
+            for done in range(0, length, TILE):
+                at = start + done
+                if EVEN:
+                    at = tl.multiple_of(at, 16)
+                inside = element < length - done
+                part = gradient(pointers[1] + at + element, inside, numbers, not FULL, FACTOR)
+                squares += part * part
+            total = _total(squares)
+        second_at = second + segments_at + segment
+        mean = total / length.to(tl.float32)
+        v = tl.load(second_at) * numbers[2] + mean * numbers[3]
+        finite = v <= LARGEST
+        keep = tl.zeros_like(block).to(tl.float32) + v <= LARGEST
+        rate = numbers[7] * reciprocal(sqrt(v, FAST) * numbers[4] + numbers[5], FAST)
+        if SINGLE:
+            update_tile(
+                pointers, numbers, grad, rate, keep[:, :, None], keep,
+                start, element, block, leader, mask,
+                not FULL, P, M_DECODE, M_ENCODE, M_BITS, OCTAVES, SCALED, BLOCK, SKIP, ROUND,
+            )  # fmt: skip
+        else:
+            for done in range(0, length, TILE):
+                at = start + done
+                if EVEN:
+                    at = tl.multiple_of(at, 16)
+                inside = element < length - done
+                grad = gradient(pointers[1] + at + element, inside, numbers, not FULL, FACTOR)
+                update_tile(
+                    pointers, numbers, grad, rate, keep[:, :, None], keep,
+                    at, element, block, leader, inside,
+                    not FULL, P, M_DECODE, M_ENCODE, M_BITS, OCTAVES, SCALED, BLOCK, SKIP, ROUND,
+                )  # fmt: skip
+        if SKIP:
+            tl.store(second_at, v, mask=finite)
+        else:
+            tl.store(second_at, v)
+        one = tl.zeros_like(length) + 1
+        tl.atomic_add(pointers[6], one, mask=finite == 0, sem="relaxed")

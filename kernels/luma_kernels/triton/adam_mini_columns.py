@@ -1,0 +1,234 @@
+"""The Adam-mini step as kernels where segments are columns: transposed layers.
+
+A column's elements lie apart, so no program has a segment to itself. The first launch adds up
+squares by column over runs of rows, the second adds those up by segment, in a fixed order, and
+steps the second moments, and the third updates all else.
+
+``cuts``, int64 ``[tensors, HEAD + 3 * RUNS]``, describes the tensors: the columns named below, then
+for each run its first position, its first segment and the positions of one segment. ``partials``
+and ``rates``, float32, go from one launch to the next; a rate is what a first moment is multiplied
+by, and NaN where its segment is left as it was.
+"""
+
+import triton
+import triton.language as tl
+
+from luma_kernels.triton.adam_mini import LARGEST, gradient, update_tile
+from luma_kernels.triton.adamw import _indices
+from luma_kernels.triton.fastmath import reciprocal, sqrt
+from luma_kernels.triton.tables import (
+    FIRST_PROGRAM,
+    GRAD,
+    NONFINITE,
+    ROW,
+    SECOND,
+    WIDTH,
+    pointer_of,
+    row_numbers,
+    tensor_pointers,
+)
+
+LENGTH = tl.constexpr(0)
+REDUCE = tl.constexpr(1)
+CHUNKS = tl.constexpr(2)
+SEGMENTS = tl.constexpr(3)
+PARTIAL = tl.constexpr(4)
+RATE = tl.constexpr(5)
+FIRST_SEGMENT_PROGRAM = tl.constexpr(6)
+HEAD = tl.constexpr(7)
+
+
+@triton.jit
+def _place(program, cut, BLOCK: tl.constexpr):
+    """Return a program's index of ``outer``, its run of rows and its first column."""
+    length = tl.load(cut + LENGTH)
+    chunks = tl.load(cut + CHUNKS)
+    across = tl.cdiv(length, BLOCK)
+    outer = program // (across * chunks)
+    inside = program % (across * chunks)
+    return outer, inside // across, inside % across * BLOCK
+
+
+@triton.jit(do_not_specialize=["first_tensor"])
+def column_sums_kernel(
+    table,
+    rows,
+    owner,
+    cuts,
+    partials,
+    first_tensor,
+    G: tl.constexpr,
+    FACTOR: tl.constexpr,
+    HAS_SCALER: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    LANE: tl.constexpr,
+    RUNS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Add up the squares of ``CHUNK`` rows in ``BLOCK`` columns."""
+    pid = tl.program_id(0)
+    tensor = tl.load(owner + pid)
+    entry = table + tensor.to(tl.int64) * WIDTH
+    row = rows + tensor * ROW
+    if HAS_SCALER:
+        if tl.load(row + 10) == 0:
+            return
+    cut = cuts + (tensor - first_tensor) * (HEAD + 3 * RUNS)
+    outer, chunk, column = _place(pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM), cut, BLOCK)
+    length = tl.load(cut + LENGTH)
+    if EVEN:
+        length = tl.multiple_of(length, 16)
+    reduce = tl.load(cut + REDUCE)
+    numbers = row_numbers(row)
+    inside = column + tl.arange(0, BLOCK)
+    down = tl.arange(0, TILE_ROWS)
+    total = tl.zeros((TILE_ROWS, BLOCK), tl.float32)
+    grads = pointer_of(entry, GRAD, G, ALIGNED) + outer * reduce * length
+    for first in range(0, CHUNK, TILE_ROWS):
+        at = chunk * CHUNK + first + down
+        mask = (at < reduce)[:, None] & (inside < length)[None, :]
+        part = gradient(grads + at[:, None] * length + inside[None, :], mask, numbers, True, FACTOR)
+        total += part * part
+    to = partials + tl.load(cut + PARTIAL) + (outer * tl.load(cut + CHUNKS) + chunk) * length
+    tl.store(to + inside, tl.sum(total, axis=0), mask=inside < length)
+
+
+@triton.jit(do_not_specialize=["first_tensor"])
+def column_means_kernel(
+    table,
+    rows,
+    owner,
+    cuts,
+    partials,
+    rates,
+    first_tensor,
+    SKIP: tl.constexpr,
+    FAST: tl.constexpr,
+    HAS_SCALER: tl.constexpr,
+    RUNS: tl.constexpr,
+    TILE_CHUNKS: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
+):
+    """Step the second moment of one segment and write its rate.
+
+    ``owner`` counts tensors from the bucket's first.
+    """
+    pid = tl.program_id(0)
+    tensor = tl.load(owner + pid) + first_tensor
+    entry = table + tensor.to(tl.int64) * WIDTH
+    row = rows + tensor * ROW
+    if HAS_SCALER:
+        if tl.load(row + 10) == 0:
+            return
+    cut = cuts + (tensor - first_tensor) * (HEAD + 3 * RUNS)
+    number = pid.to(tl.int64) - tl.load(cut + FIRST_SEGMENT_PROGRAM)
+    outer = number // tl.load(cut + SEGMENTS)
+    segment = number % tl.load(cut + SEGMENTS)
+    position = tl.load(cut + HEAD) + segment * tl.load(cut + HEAD + 2)
+    size = tl.load(cut + HEAD + 2)
+    for run in tl.static_range(1, RUNS):
+        this = cut + HEAD + 3 * run
+        here = segment >= tl.load(this + 1)
+        later = tl.load(this) + (segment - tl.load(this + 1)) * tl.load(this + 2)
+        position = tl.where(here, later, position)
+        size = tl.where(here, tl.load(this + 2), size)
+    length = tl.load(cut + LENGTH)
+    chunks = tl.load(cut + CHUNKS)
+    source = partials + tl.load(cut + PARTIAL) + outer * chunks * length + position
+    total = tl.zeros((TILE_CHUNKS, TILE_COLUMNS), tl.float32)
+    for first_chunk in range(0, chunks, TILE_CHUNKS):
+        chunk = first_chunk + tl.arange(0, TILE_CHUNKS)
+        for first_column in range(0, size, TILE_COLUMNS):
+            column = first_column + tl.arange(0, TILE_COLUMNS)
+            mask = (chunk < chunks)[:, None] & (column < size)[None, :]
+            total += tl.load(source + chunk[:, None] * length + column[None, :], mask=mask, other=0)
+    numbers = row_numbers(row)
+    elements = size * tl.load(cut + REDUCE)
+    mean = tl.sum(tl.sum(total, axis=1), axis=0) / elements.to(tl.float32)
+    second_at = pointer_of(entry, SECOND, tl.float32, False) + number
+    v = tl.load(second_at) * numbers[2] + mean * numbers[3]
+    finite = v <= LARGEST
+    rate = numbers[7] * reciprocal(sqrt(v, FAST) * numbers[4] + numbers[5], FAST)
+    if SKIP:
+        rate = tl.where(finite, rate, float("nan"))
+        tl.store(second_at, v, mask=finite)
+    else:
+        tl.store(second_at, v)
+    tl.store(rates + tl.load(cut + RATE) + number, rate)
+    bad = pointer_of(entry, NONFINITE, tl.int64, False)
+    tl.atomic_add(bad, tl.zeros_like(number) + 1, mask=finite == 0, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["first_tensor"])
+def column_update_kernel(
+    table,
+    rows,
+    owner,
+    cuts,
+    rates,
+    first_tensor,
+    P: tl.constexpr,
+    G: tl.constexpr,
+    STATE: tl.constexpr,
+    M_DECODE: tl.constexpr,
+    M_ENCODE: tl.constexpr,
+    SKIP: tl.constexpr,
+    ROUND: tl.constexpr,
+    FACTOR: tl.constexpr,
+    HAS_SCALER: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    LANE: tl.constexpr,
+    RUNS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Update first moment and parameter in ``CHUNK`` rows of ``BLOCK`` columns."""
+    pid = tl.program_id(0)
+    tensor = tl.load(owner + pid)
+    entry = table + tensor.to(tl.int64) * WIDTH
+    row = rows + tensor * ROW
+    if HAS_SCALER:
+        if tl.load(row + 10) == 0:
+            return
+    cut = cuts + (tensor - first_tensor) * (HEAD + 3 * RUNS)
+    outer, chunk, column = _place(pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM), cut, BLOCK)
+    length = tl.load(cut + LENGTH)
+    if EVEN:
+        length = tl.multiple_of(length, 16)
+    reduce = tl.load(cut + REDUCE)
+    numbers = row_numbers(row)
+    pointers = tensor_pointers(entry, P, G, STATE, ALIGNED)
+    across, _, _ = _indices(row, BLOCK, 1, LANE)
+    inside = column + across
+    segment = tl.load(cut + HEAD + 1) + (inside - tl.load(cut + HEAD)) // tl.load(cut + HEAD + 2)
+    for run in tl.static_range(1, RUNS):
+        this = cut + HEAD + 3 * run
+        later = tl.load(this + 1) + (inside - tl.load(this)) // tl.load(this + 2)
+        segment = tl.where(inside >= tl.load(this), later, segment)
+    rate_at = rates + tl.load(cut + RATE) + outer * tl.load(cut + SEGMENTS) + segment
+    rate = tl.load(rate_at, mask=inside < length, other=0)
+    keep = rate == rate
+    block, leader = _rows_of(TILE_ROWS, BLOCK // LANE)
+    for first in range(0, CHUNK, TILE_ROWS):
+        down = chunk * CHUNK + first + tl.arange(0, TILE_ROWS)[:, None, None]
+        start = outer * reduce * length + column
+        element = down * length + across
+        mask = (down < reduce) & (inside < length)
+        grad = gradient(pointers[1] + start + element, mask, numbers, True, FACTOR)
+        update_tile(
+            pointers, numbers, grad, rate, keep, leader, start, element, block, leader, mask,
+            True, P, M_DECODE, M_ENCODE, 0, 0, False, BLOCK, SKIP, ROUND,
+        )  # fmt: skip
+
+
+@triton.jit
+def _rows_of(TILE_ROWS: tl.constexpr, LANES: tl.constexpr):
+    """Return the rows of a tile and whether a lane is a row's first, ``[TILE_ROWS, LANES]``."""
+    lanes = tl.arange(0, LANES)[None, :]
+    block = tl.arange(0, TILE_ROWS)[:, None] + tl.zeros_like(lanes)
+    return block, (lanes == 0) & (block >= 0)

@@ -1,0 +1,338 @@
+"""The LAMB step as kernels: moments and norms, a small reduction, then parameters.
+
+`tables.py` says where everything is; numbers of LAMB's own stand in the last columns of a row. Two
+buffers go from the first pass to the later ones, one row for each program: ``sums``, float32
+``[programs, 2]``, the squares of the parameter and of the update added up in a fixed order, and
+``skipped``, uint8 ``[programs, TILES * TILE_BLOCKS]``, 1 for blocks that were left untouched.
+"""
+
+import triton
+import triton.language as tl
+
+from luma_kernels.triton.adamw import LARGEST_SECOND, _indices, _new_moments, lane_numbers
+from luma_kernels.triton.fastmath import reciprocal, sqrt
+from luma_kernels.triton.moments import (
+    decode,
+    encode,
+    fit,
+    load,
+    load_codes,
+    load_scales,
+    moment_pointers,
+    store,
+    store_codes,
+    store_scales,
+)
+from luma_kernels.triton.noise import random_bits, third_draw, to_bfloat16
+from luma_kernels.triton.tables import (
+    BLOCKS_PER_ROW,
+    COLS,
+    EXTRA_OPTION,
+    FIRST_PROGRAM,
+    INVERSE_CORRECTION,
+    LR,
+    NUMEL,
+    ROW,
+    WEIGHT_DECAY,
+    WIDTH,
+    row_float,
+    row_numbers,
+    store_float,
+)
+
+ADAPT = tl.constexpr(1)
+TRUST_CLIP = tl.constexpr(2)
+RATE = EXTRA_OPTION
+"""The column of a row where `ratio_kernel` puts what the update is multiplied by."""
+
+
+@triton.jit
+def _finite_squares(x):
+    """Return the finite squares of ``[blocks, lanes, LANE]``, added up by lane."""
+    squares = x * x
+    return tl.sum(tl.where(squares < float("inf"), squares, 0.0), axis=2)
+
+
+@triton.jit
+def _update(param, m, v, numbers, own, FAST: tl.constexpr):
+    """Return the update before the ratio: `LAMBRule.update`."""
+    denominator = sqrt(v, FAST) * numbers[4] + numbers[5]
+    return m * (own[0] * reciprocal(denominator, FAST)) + own[1] * param
+
+
+@triton.jit
+def store_moments(
+    pointers,
+    numbers,
+    own,
+    maximum,
+    skipped,
+    start,
+    element,
+    block,
+    group,
+    leader,
+    mask,
+    low,
+    high,
+    MASKED: tl.constexpr,
+    P: tl.constexpr,
+    M: tl.constexpr,
+    V: tl.constexpr,
+    WHOLE: tl.constexpr,
+    SKIP: tl.constexpr,
+    ROUND: tl.constexpr,
+    FACTOR: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """First pass over one tile; return squares of parameter and update, ``[blocks, lanes]``.
+
+    Arguments are those of AdamW's `_step_tile`; ``skipped`` points to the tile's flags,
+    ``[blocks, lanes]``.
+    """
+    grad = load(pointers[1] + start + element, mask, MASKED)
+    raw_m = load_codes(pointers[2], start + element, group, mask, MASKED, M)
+    raw_v = load_codes(pointers[3], start + element, group, mask, MASKED, V)
+    scale_m, window_m = load_scales(pointers[4], pointers[4], block, M)
+    scale_v, window_v = load_scales(pointers[5], pointers[7], block, V)
+    m = decode(raw_m, scale_m[:, :, None], window_m[:, :, None], M)
+    v = decode(raw_v, scale_v[:, :, None], window_v[:, :, None], V)
+    m, v = _new_moments(grad, m, v, numbers, FACTOR)
+
+    if WHOLE:
+        m_bits = tl.load(maximum).to(tl.uint32) + tl.zeros_like(block).to(tl.uint32)
+        v_bits = tl.load(maximum + 1).to(tl.uint32) + tl.zeros_like(block).to(tl.uint32)
+    else:
+        m_bits = tl.max(tl.max(tl.abs(m).to(tl.uint32, bitcast=True), axis=2), axis=1)[:, None]
+        v_bits = tl.max(tl.max(v.to(tl.uint32, bitcast=True), axis=2), axis=1)[:, None]
+    keep = v_bits <= LARGEST_SECOND
+    root = sqrt(v, FAST)
+    scale_m, window_m = fit(m, root, m_bits, scale_m, window_m, keep, SKIP, FAST, M)
+    scale_v, window_v = fit(v, root, v_bits, scale_v, window_v, keep, SKIP, FAST, V)
+    bits = random_bits(low, high, numbers[8], numbers[9])
+    if MASKED:
+        bits = tl.where(mask, bits, 0)
+    coded_m = encode(m, root, scale_m[:, :, None], window_m[:, :, None], bits, FAST, M)
+    coded_v = encode(v, root, scale_v[:, :, None], window_v[:, :, None], bits, FAST, V)
+    write_block = leader
+    write_lane = block >= 0
+    write = mask
+    if SKIP:
+        write_block = write_block & keep
+        write_lane = keep | (block < 0)
+        write = keep[:, :, None]
+        if MASKED:
+            write = write & mask
+    store_codes(pointers[2], start + element, group, coded_m, write_lane, write, MASKED or SKIP, M)
+    store_codes(pointers[3], start + element, group, coded_v, write_lane, write, MASKED or SKIP, V)
+    if not WHOLE:
+        bad = leader & (v_bits > LARGEST_SECOND)
+        one = tl.zeros_like(block).to(tl.int64) + 1
+        tl.atomic_add(pointers[6] + tl.zeros_like(block), one, mask=bad, sem="relaxed")
+        if SKIP:
+            tl.store(skipped, bad.to(tl.uint8), mask=leader)
+        store_scales(pointers[4], pointers[4], block, scale_m, window_m, write_block, M)
+        store_scales(pointers[5], pointers[7], block, scale_v, window_v, write_block, V)
+
+    param = load(pointers[0] + start + element, mask, MASKED).to(tl.float32)
+    m = decode(coded_m, scale_m[:, :, None], window_m[:, :, None], M)
+    v = decode(coded_v, scale_v[:, :, None], window_v[:, :, None], V)
+    param_squares = _finite_squares(param)
+    update_squares = _finite_squares(_update(param, m, v, numbers, own, FAST))
+    if SKIP:
+        param_squares = tl.where(keep, param_squares, 0.0)
+        update_squares = tl.where(keep, update_squares, 0.0)
+    return param_squares, update_squares
+
+
+@triton.jit
+def step_parameter(
+    pointers,
+    numbers,
+    own,
+    maximum,
+    skipped,
+    start,
+    element,
+    block,
+    group,
+    leader,
+    mask,
+    low,
+    high,
+    MASKED: tl.constexpr,
+    P: tl.constexpr,
+    M: tl.constexpr,
+    V: tl.constexpr,
+    WHOLE: tl.constexpr,
+    SKIP: tl.constexpr,
+    ROUND: tl.constexpr,
+    FACTOR: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """Last pass over one tile; arguments are those of `store_moments`, and the results zeros."""
+    param_at = pointers[0] + start + element
+    param = load(param_at, mask, MASKED).to(tl.float32)
+    scale_m, window_m = load_scales(pointers[4], pointers[4], block, M)
+    scale_v, window_v = load_scales(pointers[5], pointers[7], block, V)
+    raw_m = load_codes(pointers[2], start + element, group, mask, MASKED, M)
+    raw_v = load_codes(pointers[3], start + element, group, mask, MASKED, V)
+    m = decode(raw_m, scale_m[:, :, None], window_m[:, :, None], M)
+    v = decode(raw_v, scale_v[:, :, None], window_v[:, :, None], V)
+    param = param + own[2] * _update(param, m, v, numbers, own, FAST)
+    if tl.bfloat16 == P:
+        draw = 0x7FFF + ((param.to(tl.uint32, bitcast=True) >> 16) & 1)
+        if ROUND:
+            draw = third_draw(random_bits(low, high, numbers[8], numbers[9]))
+        stored = to_bfloat16(param, draw)
+    else:
+        stored = param.to(P)
+    write = mask
+    if SKIP:
+        if WHOLE:
+            keep = tl.load(maximum + 1).to(tl.uint32) + tl.zeros_like(block).to(tl.uint32)
+            keep = keep <= LARGEST_SECOND
+        else:
+            keep = tl.load(skipped) == 0
+        write = keep[:, :, None]
+        if MASKED:
+            write = write & mask
+    store(param_at, stored, write, MASKED or SKIP)
+    zero = tl.zeros_like(block).to(tl.float32)
+    return zero, zero
+
+
+@triton.jit
+def lamb_kernel(
+    table,
+    rows,
+    owner,
+    maxima,
+    sums,
+    skipped,
+    STEP_TILE: tl.constexpr,
+    LAST: tl.constexpr,
+    P: tl.constexpr,
+    G: tl.constexpr,
+    M: tl.constexpr,
+    V: tl.constexpr,
+    WHOLE: tl.constexpr,
+    SKIP: tl.constexpr,
+    ROUND: tl.constexpr,
+    FACTOR: tl.constexpr,
+    FAST: tl.constexpr,
+    HAS_SCALER: tl.constexpr,
+    RAGGED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    TILES: tl.constexpr,
+    LANE: tl.constexpr,
+):
+    """Take the first pass, or with ``LAST`` the last, over ``TILES`` tiles of one tensor.
+
+    ``STEP_TILE`` is `store_moments`, or with ``LAST`` `step_parameter`.
+    """
+    pid = tl.program_id(0)
+    tensor = tl.load(owner + pid)
+    entry = table + tensor.to(tl.int64) * WIDTH
+    row = rows + tensor * ROW
+    maximum = maxima + tensor * 2
+    if HAS_SCALER:
+        if tl.load(row + 10) == 0:
+            return
+    numel = tl.load(entry + NUMEL)
+    pointers = moment_pointers(entry, P, G, ALIGNED, M, V)
+    numbers = row_numbers(row)
+    own = (row_float(row, INVERSE_CORRECTION), row_float(row, WEIGHT_DECAY), row_float(row, RATE))
+    TILE: tl.constexpr = BLOCK * TILE_BLOCKS
+    LANES: tl.constexpr = BLOCK // LANE
+    first_tile = (pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM)) * TILES
+    flags = skipped + pid.to(tl.int64) * (TILES * TILE_BLOCKS) - first_tile * TILE_BLOCKS
+    cols = numel
+    per_row = tl.cdiv(numel, BLOCK)
+    blocks = per_row
+    last_tile = first_tile
+    param_sum = 0.0
+    update_sum = 0.0
+    if RAGGED:
+        cols = tl.load(entry + COLS)
+        per_row = tl.load(entry + BLOCKS_PER_ROW)
+        blocks = numel // cols * per_row
+    else:
+        last_tile = tl.minimum(first_tile + TILES, numel // TILE)
+        element, block, leader = _indices(row, BLOCK, TILE_BLOCKS, LANE)
+        group = lane_numbers(row, BLOCK, TILE_BLOCKS, LANE)
+        param_squares = tl.zeros_like(block).to(tl.float32)
+        update_squares = param_squares
+        for tile in range(first_tile, last_tile):
+            start = tl.multiple_of(tile * TILE, TILE)
+            a, b = STEP_TILE(
+                pointers, numbers, own, maximum, flags + tile * TILE_BLOCKS + block, start, element,
+                tl.zeros_like(block) if WHOLE else tile * TILE_BLOCKS + block,
+                tile * (TILE_BLOCKS * LANES) + group, leader, None,
+                start.to(tl.uint32) + element.to(tl.uint32), (start >> 32).to(tl.uint32),
+                False, P, M, V, WHOLE, SKIP, ROUND, FACTOR, FAST,
+            )  # fmt: skip
+            param_squares += a
+            update_squares += b
+        last_tile = tl.maximum(last_tile, first_tile)
+        param_sum = tl.sum(tl.sum(param_squares, axis=1), axis=0)
+        update_sum = tl.sum(tl.sum(update_squares, axis=1), axis=0)
+    # What is left is stepped block by block: ends of tensors, and of rows that blocks do not fit.
+    element, block, leader = _indices(row, BLOCK, 1, LANE)
+    group = lane_numbers(row, BLOCK, 1, LANE)
+    last_block = tl.minimum((first_tile + TILES) * TILE_BLOCKS, blocks)
+    for index in range(last_tile * TILE_BLOCKS, last_block):
+        inside = (index % per_row) * BLOCK
+        start = index // per_row * cols + inside
+        a, b = STEP_TILE(
+            pointers, numbers, own, maximum, flags + index + block, start, element,
+            tl.zeros_like(block) if WHOLE else index + block,
+            index * LANES + group, leader, inside + element < cols,
+            (start + element).to(tl.uint32), ((start + element) >> 32).to(tl.uint32),
+            True, P, M, V, WHOLE, SKIP, ROUND, FACTOR, FAST,
+        )  # fmt: skip
+        param_sum += tl.sum(tl.sum(a, axis=1), axis=0)
+        update_sum += tl.sum(tl.sum(b, axis=1), axis=0)
+    if not LAST:
+        tl.store(sums + pid.to(tl.int64) * 2, param_sum)
+        tl.store(sums + pid.to(tl.int64) * 2 + 1, update_sum)
+
+
+@triton.jit(do_not_specialize=["first_tensor"])
+def ratio_kernel(
+    table,
+    rows,
+    sums,
+    first_tensor,
+    RAGGED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    TILES: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Add up the squares of one tensor and write what its update is multiplied by."""
+    tensor = first_tensor + tl.program_id(0)
+    entry = table + tensor.to(tl.int64) * WIDTH
+    row = rows + tensor * ROW
+    numel = tl.load(entry + NUMEL)
+    blocks = tl.cdiv(numel, BLOCK)
+    if RAGGED:
+        blocks = numel // tl.load(entry + COLS) * tl.load(entry + BLOCKS_PER_ROW)
+    programs = tl.cdiv(blocks, TILE_BLOCKS * TILES)
+    at = sums + tl.load(entry + FIRST_PROGRAM) * 2
+    params = tl.zeros((LANES,), tl.float64)
+    updates = tl.zeros((LANES,), tl.float64)
+    for first in range(0, programs, LANES):
+        program = first + tl.arange(0, LANES)
+        mask = program < programs
+        params += tl.load(at + program * 2, mask=mask, other=0.0).to(tl.float64)
+        updates += tl.load(at + program * 2 + 1, mask=mask, other=0.0).to(tl.float64)
+    param_norm = tl.sqrt(tl.sum(params, axis=0))
+    update_norm = tl.sqrt(tl.sum(updates, axis=0))
+    options = row_float(row, EXTRA_OPTION).to(tl.int32)
+    use = ((options & ADAPT) != 0) & (param_norm > 0) & (update_norm > 0)
+    ratio = tl.where(use, param_norm / tl.where(use, update_norm, 1.0), 1.0)
+    ratio = tl.where((options & TRUST_CLIP) != 0, tl.minimum(ratio, 1.0), ratio)
+    store_float(row + RATE, -row_float(row, LR) * ratio, None)

@@ -1,0 +1,230 @@
+"""Launches of the Adam-mini step where segments lie in one piece each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from luma_core.codecs import (
+    BF16,
+    FP8E4M3,
+    FP32,
+    BlockGrid,
+    Codec,
+    Luma16M,
+    Partition,
+    SegmentMean,
+)
+from luma_kernels.triton import codecs as device_codecs
+from luma_kernels.triton import mini_codecs
+from luma_kernels.triton.adam_mini import mini_kernel
+from luma_kernels.triton.launch import KernelLaunch
+from luma_kernels.triton.passes import (
+    TYPES,
+    Pass,
+    by_program,
+)
+from luma_kernels.triton.plan import (
+    ALIGNMENT_BYTES,
+    Bucket,
+    FusedTensor,
+    Launch,
+    Plan,
+    Tuning,
+)
+
+_MOST_RUNS = 8
+_LONGEST_SEGMENT = 1 << 22
+"""One program takes a segment alone, so a longer one would hold up the step."""
+
+_LARGEST_TILE = 2048
+_SMALLEST_TILE = 256
+_ELEMENTS_PER_WARP = 512
+_REGISTERS = 128
+_SPAN = 4096
+"""Elements that make it worth while for a program to read its tables."""
+
+_BLOCK = 128
+_EVEN = 16
+
+
+@dataclass(frozen=True)
+class MiniBucket(Bucket):
+    """A bucket of tensors that are cut into segments of neighbouring elements.
+
+    Attributes:
+        second: codec of the second moment, with the partition: each tensor has its own.
+        runs: number of runs of a partition.
+        tile: elements stepped at once.
+        single: whether a tile holds any segment.
+        full: whether tiles fill segments exactly.
+        even: whether segments are multiples of 16 elements.
+    """
+
+    second: Codec = field(compare=False)
+    runs: int
+    tile: int
+    single: bool
+    full: bool
+    even: bool
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the first moment has block exponents."""
+        return isinstance(self.first, Luma16M | FP8E4M3)
+
+    @property
+    def tuning(self) -> Tuning:
+        """The launch configuration."""
+        warps = max(1, self.tile // _ELEMENTS_PER_WARP)
+        return Tuning(tile_elements=self.tile, tiles=1, registers=_REGISTERS, warps=warps)
+
+    def programs(self, grid: BlockGrid) -> int:
+        """Return the number of programs of this bucket's own tensor."""
+        partition = _partition(self)
+        return partition.outer * sum(_programs_by_run(partition))
+
+
+def _partition(bucket: Bucket) -> Partition:
+    assert isinstance(bucket.second, SegmentMean)
+    return bucket.second.partition
+
+
+def _lengths(partition: Partition) -> list[int]:
+    """Return the elements of a segment, by run."""
+    return [size * partition.inner for _, size in partition.runs]
+
+
+def _programs_by_run(partition: Partition) -> list[int]:
+    """Return the programs of each run of one index of ``outer``."""
+    each = [max(_SPAN // length, 1) for length in _lengths(partition)]
+    return [-(-count // n) for (count, _), n in zip(partition.runs, each, strict=True)]
+
+
+def mini_bucket_of(
+    param: Tensor, grad: Tensor, codecs: Mapping[str, Codec], options: Mapping[str, Any]
+) -> MiniBucket | None:
+    """Return the bucket of a parameter, or ``None`` where the kernel cannot take it."""
+    first, second = codecs["exp_avg"], codecs["exp_avg_sq"]
+    if not isinstance(second, SegmentMean):
+        return None
+    partition = second.partition
+    lengths = _lengths(partition)
+    supported = (
+        isinstance(first, FP32 | BF16 | FP8E4M3 | Luma16M)
+        and partition.reduce == 1
+        and 0 < len(partition.runs) <= _MOST_RUNS
+        and all(0 < length <= _LONGEST_SEGMENT for length in lengths)
+        and param.is_contiguous()
+        and grad.is_contiguous()
+        and param.device == grad.device
+    )
+    if isinstance(first, FP8E4M3 | Luma16M):
+        cols = first.grid(param.shape).cols
+        supported = supported and first.block_size == _BLOCK
+        supported = supported and all(length % _BLOCK == 0 for length in (cols, *lengths))
+    if not supported:
+        return None
+    # As wide as the shortest segment, within bounds.
+    tile = min(max(1 << (min(lengths) - 1).bit_length(), _SMALLEST_TILE), _LARGEST_TILE)
+    return MiniBucket(
+        param_dtype=param.dtype,
+        grad_dtype=grad.dtype,
+        first=first,
+        second=second,
+        ragged=False,
+        aligned=all(tensor.data_ptr() % ALIGNMENT_BYTES == 0 for tensor in (param, grad)),
+        skip=options["nonfinite"] != "propagate",
+        round=options["stochastic_rounding"],
+        maximize=options["maximize"],
+        runs=len(lengths),
+        tile=tile,
+        single=max(lengths) <= tile,
+        full=all(length % tile == 0 for length in lengths),
+        even=all(length % _EVEN == 0 for length in lengths),
+    )
+
+
+def first_moment_constants(codec: Codec) -> dict[str, Any]:
+    """Return the compile-time parameters that the first moment's codec gives to the kernel."""
+    if isinstance(codec, Luma16M):
+        grid = codec.log_grid
+        functions = device_codecs.luma16_m_decode, device_codecs.luma16_m_encode
+        return _constants(tl.int16, *functions, grid.mantissa_bits, grid.octaves, True)
+    if isinstance(codec, FP8E4M3):
+        functions = mini_codecs.fp8_e4m3_decode, mini_codecs.fp8_e4m3_encode
+        return _constants(tl.uint8, *functions, 3, 14, True)
+    if isinstance(codec, BF16):
+        functions = mini_codecs.bf16_decode, mini_codecs.bf16_encode
+        return _constants(tl.bfloat16, *functions, 0, 0, False)
+    functions = device_codecs.plain_decode, device_codecs.plain_encode
+    return _constants(tl.float32, *functions, 0, 0, False)
+
+
+def _constants(
+    state: Any, decode: Any, encode: Any, bits: int, octaves: int, scaled: bool
+) -> dict[str, Any]:
+    return {
+        "STATE": state,
+        "M_DECODE": decode,
+        "M_ENCODE": encode,
+        "M_BITS": bits,
+        "OCTAVES": octaves,
+        "SCALED": scaled,
+    }
+
+
+def mini_constants(bucket: MiniBucket, *, scaler: bool, fast: bool) -> dict[str, Any]:
+    """Return all compile-time parameters of `mini_kernel` for a bucket."""
+    return {
+        **first_moment_constants(bucket.first),
+        "P": TYPES[bucket.param_dtype],
+        "G": TYPES[bucket.grad_dtype],
+        "SKIP": bucket.skip,
+        "ROUND": bucket.round,
+        "FACTOR": scaler or bucket.maximize,
+        "FAST": fast,
+        "HAS_SCALER": scaler,
+        "ALIGNED": bucket.aligned,
+        "BLOCK": _BLOCK,
+        "TILE_BLOCKS": bucket.tile // _BLOCK,
+        "LANE": bucket.tuning.lane,
+        "RUNS": bucket.runs,
+        "SINGLE": bucket.single,
+        "FULL": bucket.full,
+        "EVEN": bucket.even,
+        "SPAN": _SPAN,
+    }
+
+
+def mini_scratch(tensors: Sequence[FusedTensor], device: torch.device) -> tuple[Tensor, ...]:
+    """Return ``runs`` of `adam_mini.py` for the tensors of a bucket."""
+    table = [_runs(_partition(tensor.bucket)) for tensor in tensors]
+    return (torch.tensor(table, dtype=torch.int64).to(device),)
+
+
+def _runs(cut: Partition) -> list[list[int]]:
+    by_run = _programs_by_run(cut)
+    rows = [[sum(by_run), cut.length * cut.inner, cut.segments_per_outer, 0]]
+    program = element = segment = 0
+    for (count, _), length, own in zip(cut.runs, _lengths(cut), by_run, strict=True):
+        rows.append([program, element, segment, length])
+        program, element, segment = program + own, element + count * length, segment + count
+    return rows
+
+
+def mini_passes(bucket: MiniBucket, scaler: bool, fast: bool) -> list[Pass]:
+    """Return the one pass of a bucket."""
+    constants = mini_constants(bucket, scaler=scaler, fast=fast)
+    limits = {"maxnreg": bucket.tuning.registers} if fast else {}
+    launch = KernelLaunch(mini_kernel, constants, num_warps=bucket.tuning.warps, **limits)
+    return [Pass(launch, _by_program)]
+
+
+def _by_program(plan: Plan, part: Launch) -> tuple[Any, ...]:
+    return *by_program(plan, part), *part.scratch, part.first_tensor

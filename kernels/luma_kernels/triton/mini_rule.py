@@ -1,0 +1,54 @@
+"""The Adam-mini step's launches, by how a tensor is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luma_core.codecs import Codec, SegmentMean
+from luma_kernels.triton.mini_columns import (
+    ColumnBucket,
+    column_bucket_of,
+    column_passes,
+    column_scratch,
+)
+from luma_kernels.triton.mini_passes import MiniBucket, mini_bucket_of, mini_passes, mini_scratch
+from luma_kernels.triton.passes import Pass, RuleKernels, adamw_passes, adamw_prepare
+from luma_kernels.triton.plan import Bucket, FusedTensor, bucket_of, option_row
+
+
+def segment_bucket_of(
+    param: Tensor, grad: Tensor, codecs: Mapping[str, Codec], options: Mapping[str, Any]
+) -> Bucket | None:
+    """Return the bucket of a parameter: AdamW's where it is cut by element."""
+    arguments = param, grad, codecs, options
+    if not isinstance(codecs["exp_avg_sq"], SegmentMean):
+        return bucket_of(*arguments)
+    return mini_bucket_of(*arguments) or column_bucket_of(*arguments)
+
+
+def segment_scratch(
+    tensors: Sequence[FusedTensor], programs: int, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Return the buffers of a bucket's kernels."""
+    bucket = tensors[0].bucket
+    if isinstance(bucket, MiniBucket):
+        return mini_scratch(tensors, device)
+    return column_scratch(tensors, device) if isinstance(bucket, ColumnBucket) else ()
+
+
+def segment_passes(bucket: Bucket, scaler: bool, fast: bool) -> list[Pass]:
+    """Return a bucket's launches, in order."""
+    if isinstance(bucket, MiniBucket):
+        return mini_passes(bucket, scaler, fast)
+    if isinstance(bucket, ColumnBucket):
+        return column_passes(bucket, scaler, fast)
+    return adamw_passes(bucket, scaler, fast)
+
+
+ADAM_MINI = RuleKernels(
+    option_row, adamw_prepare, segment_passes, segment_scratch, segment_bucket_of
+)

@@ -1,0 +1,235 @@
+"""A tile of a moment in any codec: a few device functions that step kernels are written with.
+
+The codec ``C`` is a compile-time tuple that begins with the codec's name:
+
+- ``("fp32",)`` and ``("bf16",)``;
+- ``("luma16_m", mantissa bits, octaves)`` and ``("luma16_v", mantissa bits, octaves)``;
+- ``("table_m", bits, thresholds..., levels...)``;
+- ``("root_v", bits, floor)``;
+- ``("log_v", bits, windows..., wider windows..., narrower windows...)``, ``bits - 1`` of each.
+
+Stored values are ``[blocks, lanes, LANE]``, or ``[blocks, lanes]`` words where ``packed``. Two
+numbers for each block go with them, ``scale`` and ``window``: exponents, scales as float32 bits, or
+zeros where the codec has none.
+"""
+
+import triton
+import triton.language as tl
+
+from luma_kernels.triton.codecs import (
+    fit_exponent,
+    luma16_m_decode,
+    luma16_m_encode,
+    luma16_v_decode,
+    luma16_v_encode,
+)
+from luma_kernels.triton.noise import to_bfloat16
+from luma_kernels.triton.packed import (
+    load_words,
+    log_v_decode,
+    log_v_encode,
+    log_v_fit,
+    root_v_decode,
+    root_v_encode,
+    root_v_fit,
+    store_words,
+    table_m_decode,
+    table_m_encode,
+    table_m_fit,
+)
+from luma_kernels.triton.tables import (
+    FIRST,
+    FIRST_EXPONENT,
+    GRAD,
+    NONFINITE,
+    PARAM,
+    SECOND,
+    SECOND_EXPONENT,
+    SECOND_WINDOW,
+    pointer_of,
+)
+
+
+@triton.jit
+def load(pointer, mask, MASKED: tl.constexpr):
+    """Load, with the mask where there is one."""
+    if MASKED:
+        return tl.load(pointer, mask=mask, other=0)
+    return tl.load(pointer)
+
+
+@triton.jit
+def store(pointer, value, mask, MASKED: tl.constexpr):
+    """Store, with the mask where there is one."""
+    if MASKED:
+        tl.store(pointer, value, mask=mask)
+    else:
+        tl.store(pointer, value)
+
+
+@triton.constexpr_function
+def packed(C):
+    """Return whether codes are packed into words."""
+    return C[0] in ("table_m", "root_v", "log_v")
+
+
+@triton.constexpr_function
+def scaled(C):
+    """Return whether the codec keeps anything for a block."""
+    return C[0] not in ("fp32", "bf16")
+
+
+@triton.jit
+def codes_pointer(entry, FIELD: tl.constexpr, ALIGNED: tl.constexpr, C: tl.constexpr):
+    """Return a tensor's codes, or values."""
+    if C[0] == "fp32":
+        pointer = pointer_of(entry, FIELD, tl.float32, ALIGNED)
+    elif C[0] == "bf16":
+        pointer = pointer_of(entry, FIELD, tl.bfloat16, ALIGNED)
+    elif packed(C):
+        pointer = pointer_of(entry, FIELD, tl.uint8, ALIGNED)
+    else:
+        pointer = pointer_of(entry, FIELD, tl.int16, ALIGNED)
+    return pointer
+
+
+@triton.jit
+def moment_pointers(
+    entry, P: tl.constexpr, G: tl.constexpr, ALIGNED: tl.constexpr, M: tl.constexpr, V: tl.constexpr
+):
+    """Return a tensor's base pointers.
+
+    They are those of param, grad, both moments' codes, both moments' scales, the counter of
+    non-finite blocks, and the second moment's windows.
+    """
+    return (
+        pointer_of(entry, PARAM, P, ALIGNED),
+        pointer_of(entry, GRAD, G, ALIGNED),
+        codes_pointer(entry, FIRST, ALIGNED, M),
+        codes_pointer(entry, SECOND, ALIGNED, V),
+        pointer_of(entry, FIRST_EXPONENT, tl.uint8, False),
+        pointer_of(entry, SECOND_EXPONENT, tl.uint8, False),
+        pointer_of(entry, NONFINITE, tl.int64, False),
+        pointer_of(entry, SECOND_WINDOW, tl.uint8, False),
+    )
+
+
+@triton.jit
+def load_codes(codes, offset, group, mask, MASKED: tl.constexpr, C: tl.constexpr):
+    """Load stored values.
+
+    ``offset`` are element offsets, ``[blocks, lanes, LANE]``, and ``group`` numbers of lanes,
+    ``[blocks, lanes]``, counted in whole blocks. Packed codes fill whole blocks, so the mask is
+    not for them.
+    """
+    return load_words(codes, group, C[1]) if packed(C) else load(codes + offset, mask, MASKED)
+
+
+@triton.jit
+def store_codes(
+    codes, offset, group, coded, block_mask, mask, MASKED: tl.constexpr, C: tl.constexpr
+):
+    """Store what `encode` returned; ``block_mask`` is ``mask`` by lane, for packed codes."""
+    if packed(C):
+        store_words(codes, group, coded, block_mask, C[1])
+    else:
+        store(codes + offset, coded, mask, MASKED)
+
+
+@triton.jit
+def load_scales(scales, windows, block, C: tl.constexpr):
+    """Load ``scale`` and ``window`` of the blocks at the offsets ``block``."""
+    window = tl.zeros_like(block).to(tl.int32)
+    scale = window
+    if C[0] == "table_m" or C[0] == "root_v":
+        stored = tl.load(scales.to(tl.pointer_type(tl.uint16)) + block)
+        scale = stored.to(tl.uint32) << 16
+    elif scaled(C):
+        scale = tl.load(scales + block).to(tl.int32)
+        if C[0] == "log_v":
+            window = tl.load(windows + block).to(tl.int32)
+    return scale, window
+
+
+@triton.jit
+def store_scales(scales, windows, block, scale, window, mask, C: tl.constexpr):
+    """Store what `fit` returned."""
+    if C[0] == "table_m" or C[0] == "root_v":
+        at = scales.to(tl.pointer_type(tl.uint16)) + block
+        tl.store(at, (scale >> 16).to(tl.uint16), mask=mask)
+    elif scaled(C):
+        tl.store(scales + block, scale.to(tl.uint8), mask=mask)
+        if C[0] == "log_v":
+            tl.store(windows + block, window.to(tl.uint8), mask=mask)
+
+
+@triton.jit
+def decode(raw, scale, window, C: tl.constexpr):
+    """Return a moment, float32 ``[blocks, lanes, LANE]``; scales must broadcast to that."""
+    if C[0] == "luma16_m":
+        x = luma16_m_decode(raw, scale, C[1], C[2])
+    elif C[0] == "luma16_v":
+        x = luma16_v_decode(raw, scale, C[1], C[2])
+    elif C[0] == "table_m":
+        x = table_m_decode(raw, scale, C)
+    elif C[0] == "root_v":
+        x = root_v_decode(raw, scale, C)
+    elif C[0] == "log_v":
+        x = log_v_decode(raw, scale, window, C)
+    else:
+        x = raw.to(tl.float32)
+    return x
+
+
+@triton.jit
+def fit(
+    x,
+    root,
+    largest,
+    scale,
+    window,
+    finite,
+    SKIP: tl.constexpr,
+    FAST: tl.constexpr,
+    C: tl.constexpr,
+):
+    """Return the new ``scale`` and ``window`` of blocks from the old ones.
+
+    ``x`` is the new moment and ``root``, of a second moment, its square root; ``largest`` are the
+    bits of the blocks' largest magnitudes. ``finite`` says which blocks are finite; with ``SKIP``
+    the others are not stored and do not matter.
+    """
+    if C[0] == "luma16_m" or C[0] == "luma16_v":
+        size = largest.to(tl.float32, bitcast=True)
+        if C[0] == "luma16_v":
+            size = tl.sqrt(size)
+        scale = fit_exponent(size, C[2])
+        if not SKIP:
+            scale = tl.where(finite, scale, 254)
+    elif C[0] == "table_m":
+        scale = table_m_fit(x)
+    elif C[0] == "root_v":
+        scale = root_v_fit(largest, FAST)
+    elif C[0] == "log_v":
+        scale, window = log_v_fit(root, largest, scale, window, FAST, C)
+    return scale, window
+
+
+@triton.jit
+def encode(x, root, scale, window, bits, FAST: tl.constexpr, C: tl.constexpr):
+    """Return a moment's stored values; ``bits`` are 32 random bits per element, uint32."""
+    if C[0] == "luma16_m":
+        coded = luma16_m_encode(x, root, scale, bits, C[1], C[2])
+    elif C[0] == "luma16_v":
+        coded = luma16_v_encode(x, root, scale, bits, C[1], C[2])
+    elif C[0] == "table_m":
+        coded = table_m_encode(x, scale, FAST, C)
+    elif C[0] == "root_v":
+        coded = root_v_encode(root, scale, bits, FAST, C)
+    elif C[0] == "log_v":
+        coded = log_v_encode(root, scale, window, bits, C)
+    elif C[0] == "bf16":
+        coded = to_bfloat16(x, bits & 0xFFFF)
+    else:
+        coded = x
+    return coded

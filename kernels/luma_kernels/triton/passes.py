@@ -1,0 +1,142 @@
+"""What a rule's kernels are to the launcher, and those of AdamW; `registry.py` lists all rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from luma_core.codecs import Codec
+from luma_kernels.triton.adamw import finish_kernel, maxima_kernel, step_kernel
+from luma_kernels.triton.configuration import first_moment, second_moment
+from luma_kernels.triton.launch import KernelLaunch
+from luma_kernels.triton.plan import (
+    TENSORS_PER_PROGRAM,
+    Bucket,
+    FusedTensor,
+    Launch,
+    Plan,
+    bucket_of,
+    no_scratch,
+    option_row,
+)
+from luma_kernels.triton.tables import prepare_kernel
+
+TYPES = {
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+
+
+def by_program(plan: Plan, part: Launch) -> tuple[Any, ...]:
+    """Return what a kernel of ``(table, rows, owner, maxima)`` is launched with."""
+    return part.programs, plan.table, plan.rows, part.owner, plan.maxima
+
+
+def by_tensor(plan: Plan, part: Launch) -> tuple[Any, ...]:
+    """Return what a kernel of ``(table, rows, maxima, tensors, first_tensor)`` is launched with.
+
+    Its programs take ``TENSORS_PER_PROGRAM`` tensors each.
+    """
+    programs = -(-part.tensors // TENSORS_PER_PROGRAM)
+    return programs, plan.table, plan.rows, plan.maxima, part.tensors, part.first_tensor
+
+
+class Pass(NamedTuple):
+    """One launch of a bucket's step.
+
+    Attributes:
+        launch: the kernel.
+        arguments: returns its number of programs and its arguments.
+    """
+
+    launch: KernelLaunch
+    arguments: Callable[[Plan, Launch], tuple[Any, ...]] = by_program
+
+
+class RuleKernels(NamedTuple):
+    """How a rule steps.
+
+    Attributes:
+        options: the row of a group in the options table: floats, ``[OPTIONS]``.
+        prepare: given whether there is a gradient scaler, the kernel that advances the tensors'
+            steps and writes their rows, with the arguments of `prepare_kernel`.
+        passes: given a bucket, whether there is a gradient scaler and whether the GPU has
+            approximate units, the launches that follow, in order.
+        scratch: given the tensors of a bucket, its number of programs and the device, buffers for
+            its kernels.
+        bucket: given a parameter, its gradient, its codecs and its group's options, the bucket;
+            ``None`` where the kernels cannot take it.
+    """
+
+    options: Callable[[Mapping[str, Any]], list[float]]
+    prepare: Callable[[bool], KernelLaunch]
+    passes: Callable[[Bucket, bool, bool], list[Pass]]
+    scratch: Callable[[Sequence[FusedTensor], int, torch.device], tuple[Tensor, ...]] = no_scratch
+    bucket: Callable[[Tensor, Tensor, Mapping[str, Codec], Mapping[str, Any]], Bucket | None] = (
+        bucket_of
+    )
+
+
+def step_constants(bucket: Bucket, *, scaler: bool, fast: bool) -> dict[str, Any]:
+    """Return the compile-time parameters of step kernels for a bucket: all those of AdamW's."""
+    return {
+        "P": TYPES[bucket.param_dtype],
+        "G": TYPES[bucket.grad_dtype],
+        "M": first_moment(bucket.first),
+        "V": second_moment(bucket.second),
+        "WHOLE": bucket.whole,
+        "SKIP": bucket.skip,
+        "ROUND": bucket.round,
+        "FACTOR": scaler or bucket.maximize,
+        "FAST": fast,
+        "HAS_SCALER": scaler,
+        "RAGGED": bucket.ragged,
+        "ALIGNED": bucket.aligned,
+        "BLOCK": bucket.block,
+        "TILE_BLOCKS": bucket.tile_blocks,
+        "TILES": bucket.tuning.tiles,
+        "LANE": bucket.tuning.lane,
+    }
+
+
+def whole_passes(bucket: Bucket, constants: Mapping[str, Any]) -> tuple[Pass, Pass]:
+    """Return what goes before and after coding where one scale is for a whole tensor.
+
+    Args:
+        bucket: such a bucket.
+        constants: compile-time parameters, those of `step_constants` among them.
+    """
+    maxima = {name: constants[name] for name in maxima_kernel.arg_names if name in constants}
+    finish = {
+        "M": constants["M"],
+        "SKIP": bucket.skip,
+        "LANES": TENSORS_PER_PROGRAM,
+    }
+    return (
+        Pass(KernelLaunch(maxima_kernel, maxima, num_warps=bucket.tuning.warps)),
+        Pass(KernelLaunch(finish_kernel, finish), by_tensor),
+    )
+
+
+def adamw_passes(bucket: Bucket, scaler: bool, fast: bool) -> list[Pass]:
+    """Return one pass, or three where one scale is for a whole tensor."""
+    constants = step_constants(bucket, scaler=scaler, fast=fast)
+    limits = {"maxnreg": bucket.tuning.registers} if fast else {}
+    step = Pass(KernelLaunch(step_kernel, constants, num_warps=bucket.tuning.warps, **limits))
+    if not bucket.whole:
+        return [step]
+    maxima, finish = whole_passes(bucket, constants)
+    return [maxima, step, finish]
+
+
+def adamw_prepare(scaler: bool) -> KernelLaunch:
+    """Return the preparation of an AdamW step."""
+    return KernelLaunch(prepare_kernel, {"HAS_SCALER": scaler, "LANES": TENSORS_PER_PROGRAM})
+
+
+ADAMW = RuleKernels(option_row, adamw_prepare, adamw_passes)

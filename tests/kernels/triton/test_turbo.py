@@ -1,0 +1,246 @@
+"""The fused step of TurboAdam's n-bit codecs equals the eager one.
+
+On a GPU the kernels run compiled; elsewhere in the interpreter, on small tensors.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from luma_core import LAMB, TurboAdam
+from luma_core.codecs import FP32, LogV, Luma16M, Luma16V, RootV, TableM
+from luma_core.codecs.packed import unpack
+from luma_core.optim.turbo_adam import turbo_codecs
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*FP_FUSION.*")
+
+from luma_kernels.triton.launcher import FusedStep  # noqa: E402
+
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+SHAPES = [(8, 256), (6, 300), (1000,), (3, 5, 70), (1, 32), (40, 3)]
+
+
+class Pair:
+    """Parameters stepped by the eager backend, and their twins stepped by the kernels."""
+
+    def __init__(
+        self,
+        shapes: list[tuple[int, ...]],
+        dtype: torch.dtype = torch.float32,
+        *,
+        kind: Callable[..., Any] = TurboAdam,
+        **options: Any,
+    ) -> None:
+        self.generator = torch.Generator().manual_seed(3)
+        values = [self.random(shape).to(DEVICE, dtype) for shape in shapes]
+        self.eager = [nn.Parameter(value.clone()) for value in values]
+        self.fused = [nn.Parameter(value.clone()) for value in values]
+        options = {
+            "lr": 0.01,
+            "seed": 5,
+            "min_compress_elements": 0,
+            "backend": "pytorch",
+            **options,
+        }
+        if kind is TurboAdam:
+            options.setdefault("min_m_compress_elements", 0)
+        self.eager_optimizer = kind(self.eager, **options)
+        self.fused_optimizer = kind(self.fused, **options)
+        self.fused_optimizer.init_state()
+
+    def random(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
+        return torch.randn(shape, generator=self.generator)
+
+    def step(self) -> None:
+        """One step of both from equal gradients, whose scale differs from element to element."""
+        for a, b in zip(self.eager, self.fused, strict=True):
+            a.grad = (self.random(a.shape) * self.random(a.shape).exp() * 1e-2).to(DEVICE, a.dtype)
+            b.grad = a.grad.clone()
+        self.eager_optimizer.step()
+        self.fuse()
+
+    def fuse(self, **scaler: Tensor) -> None:
+        optimizer = self.fused_optimizer
+        items = [
+            (param, optimizer.state[param], optimizer.codecs(param, group), index)
+            for index, group in enumerate(optimizer.param_groups)
+            for param in group["params"]
+        ]
+        step = FusedStep(DEVICE, optimizer.rule)
+        assert all(step.build(items, optimizer.param_groups))
+        step.launch(optimizer.param_groups, **scaler)
+
+    def assert_equal(self) -> None:
+        """Scales equal, codes at most 1 apart on at most 1 in 1000, parameters to rounding."""
+        apart = count = 0
+        for a, b in zip(self.eager, self.fused, strict=True):
+            left, right = self.eager_optimizer.state[a], self.fused_optimizer.state[b]
+            codecs = self.eager_optimizer.codecs(a, self.eager_optimizer.param_groups[0])
+            for key in left:
+                moment, _, field = key.partition(".")
+                if field == "codes":
+                    codes = [_codes(state[key], codecs[moment]) for state in (left, right)]
+                    difference = (codes[0] - codes[1]).abs()
+                    assert int(difference.max()) <= 1, key
+                    apart, count = apart + int(difference.sum()), count + difference.numel()
+                elif field == "value":
+                    torch.testing.assert_close(left[key], right[key], rtol=1e-5, atol=1e-9)
+                else:
+                    assert torch.equal(left[key], right[key]), key
+            tolerance = 1e-5 if a.dtype == torch.float32 else 2**-7
+            torch.testing.assert_close(a.detach(), b.detach(), rtol=tolerance, atol=1e-6)
+            if a.dtype != torch.float32:
+                assert float((a != b).double().mean()) < 5e-3
+        assert apart <= max(1, count // 1000)
+
+
+def _codes(stored: Tensor, codec: Any) -> Tensor:
+    if isinstance(codec, TableM | RootV | LogV):
+        return unpack(stored, codec.bits)
+    return stored.int() & 0xFFFF
+
+
+@pytest.mark.parametrize("preset", ["5bit", "8bit"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_one_step_of_every_shape(dtype: torch.dtype, preset: str) -> None:
+    pair = Pair(SHAPES, dtype, preset=preset)
+    pair.step()
+    pair.assert_equal()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("floor", [0.25, 0.0, None])
+def test_every_size_of_code(bits: int, floor: float | None) -> None:
+    pair = Pair([(2, 256), (2, 150)], m_bits=bits, v_bits=bits, v_floor=floor)
+    pair.step()
+    pair.assert_equal()
+
+
+@pytest.mark.parametrize("preset", ["5bit", "8bit"])
+def test_a_second_step_looks_at_what_the_first_stored(preset: str) -> None:
+    """Steps start from equal state: what differs after one step may not differ more after two."""
+    pair = Pair([(4, 256), (2, 300)], preset=preset)
+    for _ in range(3):
+        pair.step()
+        pair.assert_equal()
+        for a, b in zip(pair.eager, pair.fused, strict=True):
+            b.data.copy_(a.data)
+            for key, value in pair.eager_optimizer.state[a].items():
+                pair.fused_optimizer.state[b][key].copy_(value)
+
+
+PAIRS = [
+    (TableM(bits=3), FP32()),
+    (FP32(), RootV(bits=2)),
+    (FP32(), LogV(bits=5)),
+    (Luma16M(), RootV(bits=4, floor=0.125)),
+    (TableM(bits=4), Luma16V()),
+    (TableM(bits=2, levels=(-0.3, 0.0, 0.4, 1.0)), LogV(bits=3)),
+    (TableM(bits=3, block_size=64), LogV(bits=5, block_size=64)),
+    (TableM(bits=3, block_size=512), RootV(bits=2, block_size=512)),
+]
+
+
+@pytest.mark.parametrize("codecs", PAIRS, ids=lambda pair: " ".join(c.name for c in pair))
+def test_codecs_pair_freely(codecs: tuple[Any, Any]) -> None:
+    chosen = dict(zip(("exp_avg", "exp_avg_sq"), (c.to_dict() for c in codecs), strict=True))
+    pair = Pair([(4, 256), (2, 150)], torch.bfloat16, codecs=chosen)
+    pair.step()
+    pair.assert_equal()
+
+
+@pytest.mark.parametrize("preset", ["5bit", "8bit"])
+def test_lamb_with_these_codecs(preset: str) -> None:
+    pair = Pair([(4, 256), (2, 150)], kind=LAMB, codec=turbo_codecs(preset=preset))
+    pair.step()
+    pair.assert_equal()
+
+
+@pytest.mark.parametrize("preset", ["5bit", "8bit"])
+def test_gradients_of_zero_and_of_every_magnitude(preset: str) -> None:
+    pair = Pair([(6, 128)], preset=preset)
+    scales = torch.tensor([0.0, 1e-15, 1e-8, 1.0, 1e8, 1e15], device=DEVICE)[:, None]
+    for a, b in zip(pair.eager, pair.fused, strict=True):
+        a.grad = pair.random(a.shape).to(DEVICE) * scales
+        b.grad = a.grad.clone()
+    pair.eager_optimizer.step()
+    pair.fuse()
+    pair.assert_equal()
+
+
+@pytest.mark.parametrize("preset", ["5bit", "8bit"])
+@pytest.mark.parametrize("policy", ["skip", "propagate"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nonfinite_gradients(value: float, policy: str, preset: str) -> None:
+    pair = Pair([(4, 300)], nonfinite=policy, preset=preset)
+    pair.step()
+    for param in (*pair.eager, *pair.fused):
+        assert param.grad is not None
+        param.grad[2, 140] = value
+    pair.eager_optimizer.step()
+    pair.fuse()
+    if policy == "skip":
+        pair.assert_equal()
+        return
+    assert torch.equal(pair.eager[0].isnan(), pair.fused[0].isnan())
+    left, right = pair.eager_optimizer.state, pair.fused_optimizer.state
+    for key, field in left[pair.eager[0]].items():
+        if not key.endswith(("codes", "noise_key")):
+            assert torch.equal(field, right[pair.fused[0]][key]), key
+
+
+def test_grad_scaler_tensors() -> None:
+    """A set flag leaves everything as it was; else gradients are divided by the scale."""
+    pair = Pair([(4, 256)])
+    pair.step()
+    before = [pair.fused[0].detach().clone()]
+    fields = {
+        key: field.clone() for key, field in pair.fused_optimizer.state[pair.fused[0]].items()
+    }
+    scale, flag = torch.tensor(64.0, device=DEVICE), torch.tensor(1.0, device=DEVICE)
+    assert pair.fused[0].grad is not None
+    pair.fused[0].grad.fill_(math.inf)
+    pair.fuse(grad_scale=scale, found_inf=flag)
+    assert torch.equal(pair.fused[0], before[0])
+    for key, field in pair.fused_optimizer.state[pair.fused[0]].items():
+        assert torch.equal(field, fields[key]), key
+    pair.eager[0].grad = torch.full_like(pair.eager[0], 0.25)
+    pair.fused[0].grad = pair.eager[0].grad * 64
+    pair.eager_optimizer.step()
+    pair.fuse(grad_scale=scale, found_inf=torch.zeros_like(flag))
+    pair.assert_equal()
+
+
+@pytest.mark.parametrize("preset", ["5bit", "8bit"])
+def test_bytes_beyond_the_fields_stay_untouched(preset: str) -> None:
+    """Each field is a window of a larger one whose margins are poisoned."""
+    pair = Pair([(3, 200)], preset=preset)
+    margin = 64
+    state = pair.fused_optimizer.state[pair.fused[0]]
+    wide = {}
+    for key, field in state.items():
+        if field.dim() and field.dtype in (torch.uint8, torch.bfloat16):
+            wide[key] = torch.full((field.numel() + 2 * margin,), 77, dtype=field.dtype).to(DEVICE)
+            wide[key][margin:-margin] = 0
+            state[key] = wide[key][margin:-margin].view(field.shape)
+    assert len(wide) >= 4
+    pair.step()
+    pair.assert_equal()
+    for key, field in wide.items():
+        assert bool((field[:margin] == 77).all()), key
+        assert bool((field[-margin:] == 77).all()), key
+
+
+def test_unaligned_tensors() -> None:
+    pair = Pair([(1000,)])
+    buffer = torch.zeros(1001, device=DEVICE)
+    buffer[1:] = pair.eager[0].detach()
+    pair.fused[0].data = buffer[1:]
+    assert pair.fused[0].data_ptr() % 16
+    pair.step()
+    pair.assert_equal()

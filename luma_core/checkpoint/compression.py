@@ -59,8 +59,10 @@ class Chunk(NamedTuple):
     raw: bool
 
 
-def encode_chunk(raw: Bytes, itemsize: int, compression: Compression) -> tuple[bytes, Chunk]:
-    """Return a chunk's stored bytes and their description.
+def encode_chunk(
+    raw: Bytes, itemsize: int, compression: Compression
+) -> tuple[bytes | memoryview, Chunk]:
+    """Return a chunk's stored bytes, which may be ``raw``'s own memory, and their description.
 
     Args:
         raw: 1-D bytes of whole elements.
@@ -72,8 +74,7 @@ def encode_chunk(raw: Bytes, itemsize: int, compression: Compression) -> tuple[b
         frame = _compressor().compress(planes.data)
         if len(frame) < raw.nbytes:
             return frame, Chunk(len(frame), zlib.crc32(frame), False)
-    data = raw.tobytes()
-    return data, Chunk(len(data), zlib.crc32(data), True)
+    return raw.data, Chunk(raw.nbytes, zlib.crc32(raw.data), True)
 
 
 def decode_chunk(data: bytes, chunk: Chunk, out: Bytes, itemsize: int, where: str) -> None:
@@ -134,15 +135,15 @@ def _decompress(frame: bytes, raw_bytes: int, where: str) -> bytes:
 
 
 class StoredChunk(NamedTuple):
-    """A chunk that was read and is to be decoded.
+    """A chunk that is to be read and decoded.
 
     Attributes:
-        data: its stored bytes.
+        read: returns its stored bytes.
         chunk: their description.
         out: where its raw bytes go, 1-D.
     """
 
-    data: bytes
+    read: Callable[[], bytes]
     chunk: Chunk
     out: Bytes
 
@@ -150,10 +151,10 @@ class StoredChunk(NamedTuple):
 def decode_chunks(
     chunks: Iterable[StoredChunk], count: int, *, chunk_bytes: int, itemsize: int, where: str
 ) -> None:
-    """Decode chunks on several threads; few are in memory at a time.
+    """Read and decode chunks on several threads; few are in memory at a time.
 
     Args:
-        chunks: what is read one after another, in the calling thread.
+        chunks: what is wanted.
         count: how many there are.
         chunk_bytes: raw bytes of the longest.
         itemsize: bytes of one element.
@@ -164,7 +165,7 @@ def decode_chunks(
     """
 
     def decode(item: StoredChunk) -> None:
-        decode_chunk(item.data, item.chunk, item.out, itemsize, where)
+        decode_chunk(item.read(), item.chunk, item.out, itemsize, where)
 
     workers = min(WORKERS, count, MAX_WAITING_BYTES // chunk_bytes)
     if workers < 2:
@@ -172,11 +173,11 @@ def decode_chunks(
             decode(item)
         return
     with ThreadPoolExecutor(workers) as pool:
-        for _ in _in_order(pool, decode, chunks, waiting=workers):
+        for _ in in_order(pool, decode, chunks, waiting=workers):
             pass
 
 
-def _in_order(
+def in_order(
     pool: ThreadPoolExecutor, work: Callable[[A], T], items: Iterable[A], *, waiting: int
 ) -> Iterator[T]:
     """Yield the results of ``work`` in the order of ``items``, at most ``waiting`` ahead."""
@@ -190,23 +191,31 @@ def _in_order(
 
 
 class ChunkEncoder:
-    """Encodes chunks on several threads (zstd releases the GIL) and returns them in order."""
+    """Encodes chunks on several threads (zstd releases the GIL) and returns them in order.
 
-    def __init__(self, compression: Compression) -> None:
+    Args:
+        compression: how they are stored.
+        workers: number of threads.
+    """
+
+    def __init__(self, compression: Compression, *, workers: int = WORKERS) -> None:
         self._compression = compression
-        self._pool = ThreadPoolExecutor(WORKERS) if compression == "zstd" else None
+        self._workers = workers
+        self._pool = ThreadPoolExecutor(workers) if compression == "zstd" else None
 
-    def encode(self, chunks: Iterable[Bytes], itemsize: int) -> Iterator[tuple[bytes, Chunk]]:
+    def encode(
+        self, chunks: Iterable[Bytes], itemsize: int
+    ) -> Iterator[tuple[bytes | memoryview, Chunk]]:
         """Yield stored bytes and description of each chunk; few are in memory at a time."""
         if self._pool is None:
             for raw in chunks:
                 yield encode_chunk(raw, itemsize, self._compression)
             return
-        yield from _in_order(
+        yield from in_order(
             self._pool,
             lambda raw: encode_chunk(raw, itemsize, self._compression),
             chunks,
-            waiting=WORKERS,
+            waiting=self._workers,
         )
 
     def __enter__(self) -> Self:

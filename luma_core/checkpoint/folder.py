@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Iterable
+
+from luma_core.checkpoint.local import LocalStore
 from luma_core.checkpoint.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from luma_core.checkpoint.names import INDEX_NAME, MANIFEST_NAME, shard_generation
 from luma_core.checkpoint.shard import written_by_us
-from luma_core.checkpoint.store import LocalStore, Store
+from luma_core.checkpoint.store import ABSENT, Store, changed_meanwhile
 from luma_core.errors import (
     CheckpointError,
     CheckpointExistsError,
@@ -14,6 +18,11 @@ from luma_core.errors import (
     CorruptCheckpointError,
     UnknownCodecError,
 )
+
+GRACE_SECONDS = 24 * 3600.0
+"""What is older than this and belongs to no checkpoint is not the work of a saver any more."""
+
+_GENERATION_SPREAD = 1 << 31
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -38,12 +47,12 @@ def read_manifest(store: Store) -> Manifest:
 
 
 def _not_found(store: Store) -> CheckpointNotFoundError:
-    if isinstance(store, LocalStore) and not store.folder.exists():
+    if isinstance(store, LocalStore) and not store.path.exists():
         return CheckpointNotFoundError(
             f"no checkpoint here: there is no folder {store.url}.",
             hint="Check the path; a relative one starts at the current folder.",
         )
-    if isinstance(store, LocalStore) and not store.folder.is_dir():
+    if isinstance(store, LocalStore) and not store.path.is_dir():
         return CheckpointNotFoundError(
             f"{store.url}: no checkpoint here: it is a file, and a checkpoint is a folder.",
             hint="`luma convert` reads a file that torch.save wrote.",
@@ -61,15 +70,18 @@ class CheckpointFolder:
         store: the folder.
         overwrite: whether a checkpoint there may be replaced.
         with_model: whether an index of model shards will be written.
+        alone: whether no other saver can be at work in the folder.
 
     Raises:
         CheckpointExistsError: there is a checkpoint and ``overwrite`` is False, or an index of
             model shards that is not part of any.
     """
 
-    def __init__(self, store: Store, *, overwrite: bool, with_model: bool) -> None:
+    def __init__(self, store: Store, *, overwrite: bool, with_model: bool, alone: bool) -> None:
         self.store = store
-        self._occupied = store.size(MANIFEST_NAME) is not None
+        self._alone = alone
+        self._expected = store.version(MANIFEST_NAME)
+        self._occupied = self._expected != ABSENT
         if self._occupied and not overwrite:
             raise CheckpointExistsError(
                 f"{store.url}: there is a checkpoint already.",
@@ -83,17 +95,20 @@ class CheckpointFolder:
                 f"{store.url}: {INDEX_NAME} belongs to other files here.",
                 hint="Choose an empty folder.",
             )
+        unlisted = {name for name in names - self._listed if self._is_ours(name)}
         # Without a readable manifest nobody knows which shards it lists, so all are kept for now.
         unknown = self._occupied and self._previous is None
-        self._leftovers = (
-            set() if unknown else {name for name in names - self._listed if self._is_ours(name)}
-        )
-        self.generation = 1 + max(
-            (shard_generation(name) or 0 for name in names - self._leftovers),
-            default=0,
-        )
+        self._leftovers = set() if unknown else unlisted
+        self._doubtful = unlisted if unknown else set()
+        self.generation = self._next_generation(names)
+
+    def _next_generation(self, names: set[str]) -> int:
+        """Return a generation whose shard names nobody else uses, or will use."""
+        taken = names - self._leftovers if self._alone else names
+        last = max((shard_generation(name) or 0 for name in taken), default=0)
         if self._previous is not None:
-            self.generation = max(self.generation, self._previous.generation + 1)
+            last = max(last, self._previous.generation)
+        return last + 1 + (0 if self._alone else secrets.randbelow(_GENERATION_SPREAD))
 
     def _readable_manifest(self) -> Manifest | None:
         try:
@@ -102,27 +117,38 @@ class CheckpointFolder:
             return None
 
     def _is_ours(self, name: str) -> bool:
-        return shard_generation(name) is not None and written_by_us(self.store, name)
+        if shard_generation(name) is None:
+            return False
+        try:
+            return written_by_us(self.store, name)
+        except FileNotFoundError:
+            return False
 
     def clean(self) -> None:
-        """Remove what interrupted saves left; nothing that the present manifest lists."""
-        self.store.discard_leftovers()
-        for name in sorted(self._leftovers):
-            self.store.delete(name)
+        """Remove what interrupted saves left, where that cannot be the work of another saver."""
+        if self._alone:
+            self.store.discard_leftovers()
+            self._delete(self._leftovers)
 
     def commit(self, manifest: Manifest) -> None:
-        """Make ``manifest`` the folder's checkpoint."""
+        """Make ``manifest`` the folder's checkpoint.
+
+        Raises:
+            ConcurrentSaveError: another saver committed since this one began.
+        """
         data = manifest.to_bytes()
         if len(data) > MAX_MANIFEST_BYTES:
             raise ConfigurationError(
                 f"the manifest would take {len(data)} bytes, more than {MAX_MANIFEST_BYTES}.",
                 hint="Keep large values in extra= as tensors.",
             )
-        with self.store.write(MANIFEST_NAME) as out:
+        with self.store.write(MANIFEST_NAME, expected=self._expected) as out:
             out.write(data)
             # The old index must not be found beside the new manifest. It is derived, so the old
             # checkpoint stays whole without it should this be the last thing that happens.
             if INDEX_NAME in self._listed or (self._occupied and self._previous is None):
+                if self.store.version(MANIFEST_NAME) != self._expected:
+                    raise changed_meanwhile(f"{self.store.url}/{MANIFEST_NAME}")
                 self.store.delete(INDEX_NAME)
             out.commit()
 
@@ -142,10 +168,19 @@ class CheckpointFolder:
             out.commit()
 
     def retire(self, manifest: Manifest) -> None:
-        """Remove the files of the checkpoint that ``manifest`` replaced."""
-        kept = {file.name for file in manifest.files}
-        old = self._listed
-        if self._occupied and self._previous is None:
-            old = {name for name in self.store.names() if self._is_ours(name)}
-        for name in sorted(old - kept):
+        """Remove the files of the checkpoint that ``manifest`` replaced, and old leftovers.
+
+        Where the store refuses late commits, a saver that began before this one's commit cannot
+        commit any more, so the shards that were there when this save began may go as well.
+        """
+        old = set(self._listed)
+        if self._alone:
+            old |= self._doubtful
+        elif self.store.strategy.refuses_late:
+            old |= self._doubtful | self._leftovers
+            self.store.discard_leftovers(older_than_seconds=GRACE_SECONDS)
+        self._delete(old - {file.name for file in manifest.files})
+
+    def _delete(self, names: Iterable[str]) -> None:
+        for name in sorted(names):
             self.store.delete(name)

@@ -144,7 +144,7 @@ class Manifest:
     Attributes:
         format: ``"luma"``.
         version: of the format.
-        generation: 1, and one more each time another checkpoint is replaced in place.
+        generation: 1 or more, and larger than that of the checkpoint it replaced in place.
         created: when it was written, ISO 8601 in UTC.
         software: what wrote it.
         algorithm: the optimizer's algorithm.

@@ -18,6 +18,11 @@ _SHARD_NAME = re.compile(
 )
 
 
+def is_safe_name(name: object) -> bool:
+    """Return whether `check_name` takes ``name``."""
+    return isinstance(name, str) and _SAFE_NAME.fullmatch(name) is not None
+
+
 def check_name(name: str) -> str:
     """Return ``name`` if it is one safe path component: of a run, a step or a file.
 
@@ -25,7 +30,7 @@ def check_name(name: str) -> str:
         UnsafeNameError: it is not a string of 1 to 200 letters, digits, ``.``, ``_`` and ``-`` that
             begins with a letter or digit. So ``..``, separators and absolute paths are refused.
     """
-    if not isinstance(name, str) or not _SAFE_NAME.fullmatch(name):
+    if not is_safe_name(name):
         raise UnsafeNameError(
             f"the name {name!r} is not safe: a name must be 1 to 200 letters, digits, '.', '_' or "
             "'-', and begin with a letter or digit."
@@ -36,7 +41,7 @@ def check_name(name: str) -> str:
 def shard_name(kind: ShardKind, generation: int, index: int, count: int) -> str:
     """Return the file name of shard ``index`` (from 1) of ``count``.
 
-    A checkpoint that replaces another in the same folder has the next generation, so its shards
+    A checkpoint that replaces another in the same folder has a larger generation, so its shards
     never overwrite files the old manifest still refers to.
     """
     middle = "" if generation == 1 else f"g{generation}-"

@@ -1,66 +1,51 @@
-"""Opening and loading: nothing is changed before everything that will be read is checked."""
+"""Opening a checkpoint: its manifest first, tensors when they are used."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-from torch import Tensor, nn, optim
+from torch import Tensor
 
+from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
+from luma_core.checkpoint.compression import in_order
 from luma_core.checkpoint.consistency import state_fields, tensor_name
 from luma_core.checkpoint.extra import restore_extra
 from luma_core.checkpoint.folder import read_manifest
-from luma_core.checkpoint.manifest import FileEntry, FileKind, Manifest, ParameterEntry, TensorEntry
-from luma_core.checkpoint.model import check_model, check_names, load_model
+from luma_core.checkpoint.manifest import FileEntry, FileKind, ParameterEntry, TensorEntry
 from luma_core.checkpoint.names import MANIFEST_NAME
+from luma_core.checkpoint.rows import field_rows, moment_rows
 from luma_core.checkpoint.shard import ShardReader
-from luma_core.checkpoint.store import Store, open_store, storage_errors
+from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
 from luma_core.codecs import codec_from_dict
-from luma_core.errors import ConfigurationError, CorruptCheckpointError, StateMismatchError
-from luma_core.state import GroupOptions, ParameterState, StateSource
+from luma_core.errors import CorruptCheckpointError
+from luma_core.state import GroupOptions, ParameterState, field_key
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in total."""
 
-_HASH_BYTES = 4 << 20
+_PIECE_BYTES = 4 << 20
+_READ_AHEAD = 2
 
 
 def counted(total_bytes: int, progress: Progress | None) -> Callable[[int], None]:
-    """Return what adds up the bytes it is told of and tells ``progress``."""
+    """Return what adds up the bytes it is told of, by any thread, and tells ``progress``."""
     done_bytes = 0
+    lock = threading.Lock()
 
     def tick(count: int) -> None:
         nonlocal done_bytes
-        done_bytes += count
-        if progress is not None:
-            progress(done_bytes, total_bytes)
+        with lock:
+            done_bytes += count
+            if progress is not None:
+                progress(done_bytes, total_bytes)
 
     return tick
-
-
-class LoadableState(StateSource, Protocol):
-    """An optimizer that state can be loaded into."""
-
-    @property
-    def algorithm(self) -> str:
-        """Name of the algorithm."""
-        ...
-
-    @property
-    def named(self) -> bool:
-        """Whether parameters have names of their own."""
-        ...
-
-    def load_parameter_states(
-        self, groups: Sequence[GroupOptions], states: list[ParameterState]
-    ) -> None:
-        """Replace the state."""
-        ...
 
 
 class LazyFields(Mapping[str, Tensor]):
@@ -70,9 +55,13 @@ class LazyFields(Mapping[str, Tensor]):
         keys: the fields' names.
         read: reads one.
         keep: whether tensors stay in memory once read.
+        fresh: whether what ``read`` returns is nobody else's, so that it need not be copied.
     """
 
-    def __init__(self, keys: Sequence[str], read: Callable[[str], Tensor], *, keep: bool) -> None:
+    def __init__(
+        self, keys: Sequence[str], read: Callable[[str], Tensor], *, keep: bool, fresh: bool = False
+    ) -> None:
+        self.fresh = fresh and not keep
         self._keys = dict.fromkeys(keys)
         self._read = read
         self._kept: dict[str, Tensor] | None = {} if keep else None
@@ -103,8 +92,9 @@ class Checkpoint:
         manifest: what it holds.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, budget: Budget | None = None) -> None:
         self._store = store
+        self._budget = budget or Budget.of(MAX_MEMORY_BYTES)
         self.url = store.url
         with storage_errors(store.url):
             self.manifest = read_manifest(store)
@@ -154,6 +144,44 @@ class Checkpoint:
     def model_tensors(self) -> list[TensorEntry]:
         """Return the entries of the stored model weights, for `read_tensor`."""
         return list(self.manifest.tensors_of("model"))
+
+    def read(
+        self,
+        parameter: str,
+        moment: str,
+        *,
+        field: str | None = None,
+        rows: slice | None = None,
+    ) -> Tensor:
+        """Return a moment of one parameter, or some rows of it, as float32 on the CPU.
+
+        Only the chunks that hold those rows are read.
+
+        Args:
+            parameter: its name.
+            moment: ``"exp_avg"`` or ``"exp_avg_sq"``.
+            field: returns this stored field as it is (``"codes"``, ``"exponent"``, ``"value"``)
+                instead of the decoded moment.
+            rows: indices of dimension 0 of what is returned, in steps of one; all by default.
+
+        Raises:
+            KeyError: there is no such parameter, moment or field.
+            ConfigurationError: ``rows`` has steps, or there is no dimension 0.
+            CorruptCheckpointError: a shard is missing or not what was written.
+            StorageError: the store failed.
+        """
+        entry = self._parameters[parameter]
+        codec = codec_from_dict(entry.codecs[moment])
+
+        def elements(key: str, start: int, stop: int) -> Tensor:
+            stored = self._fields[tensor_name(parameter, field_key(moment, key))]
+            with storage_errors(f"{self.url}/{stored.file}"):
+                return self._reader(stored.file).read_elements(stored, start, stop)
+
+        if field is not None:
+            shape = codec.layout(entry.shape)[field].shape
+            return field_rows(shape, rows, lambda start, stop: elements(field, start, stop))
+        return moment_rows(codec, entry.shape, rows, elements)
 
     def read_tensor(self, entry: TensorEntry) -> Tensor:
         """Return one stored tensor on the CPU.
@@ -209,7 +237,7 @@ class Checkpoint:
             noise_key=entry.noise_key,
             nonfinite=entry.nonfinite,
             codecs={moment: codec_from_dict(config) for moment, config in entry.codecs.items()},
-            fields=LazyFields(keys, read, keep=keep),
+            fields=LazyFields(keys, read, keep=keep, fresh=True),
         )
 
     def check_files(self, *kinds: FileKind, progress: Progress | None = None) -> None:
@@ -221,13 +249,26 @@ class Checkpoint:
         files = list(self.manifest.files_of(*kinds))
         tick = counted(sum(file.bytes for file in files), progress)
         tick(0)
-        for file in files:
-            problem = self.file_problem(file, tick)
+        for file, problem in self.file_problems(files, tick):
             if problem is not None and not (file.kind == "index" and problem is MISSING):
                 raise CorruptCheckpointError(
                     f"{self.url}/{file.name}: {problem}.",
                     hint="Restore the file from a copy, or load an older checkpoint.",
                 )
+
+    def file_problems(
+        self, files: Sequence[FileEntry], tick: Callable[[int], None]
+    ) -> Iterator[tuple[FileEntry, str | None]]:
+        """Check files, several at once; yield each with what is wrong, as `file_problem` says."""
+        lanes = self._budget.lanes
+        with ThreadPoolExecutor(lanes) as pool:
+            try:
+                found = in_order(
+                    pool, lambda file: self.file_problem(file, tick), files, waiting=lanes
+                )
+                yield from zip(files, found, strict=True)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def file_problem(self, file: FileEntry, tick: Callable[[int], None]) -> str | None:
         """Return what is wrong with a file, `MISSING` where it is not there, or None."""
@@ -238,8 +279,7 @@ class Checkpoint:
             if size != file.bytes:
                 return f"the file has {size} bytes, expected {file.bytes}"
             digest = hashlib.sha256()
-            for start in range(0, size, _HASH_BYTES):
-                piece = self._store.read_range(file.name, start, min(size, start + _HASH_BYTES))
+            for piece in self._pieces(file):
                 digest.update(piece)
                 tick(len(piece))
             if digest.hexdigest() != file.sha256:
@@ -251,127 +291,43 @@ class Checkpoint:
                 return error.message.removeprefix(f"{self.url}/{file.name}: ").rstrip(".")
         return None
 
+    def _pieces(self, file: FileEntry) -> Iterator[bytes]:
+        """Yield a file's bytes, read ahead of their use."""
+
+        def read(start: int) -> bytes:
+            stop = min(file.bytes, start + _PIECE_BYTES)
+            return self._store.read_range(file.name, start, stop)
+
+        starts = range(0, file.bytes, _PIECE_BYTES)
+        if len(starts) < 2:
+            yield from map(read, starts)
+            return
+        with ThreadPoolExecutor(_READ_AHEAD) as pool:
+            yield from in_order(pool, read, starts, waiting=_READ_AHEAD)
+
 
 MISSING = "the file is missing"
 
 
-@dataclass(frozen=True)
-class LoadedCheckpoint:
-    """What `load` returns.
-
-    Attributes:
-        manifest: what the checkpoint holds.
-        extra: the values that were saved as ``extra``; None where there were none.
-    """
-
-    manifest: Manifest
-    extra: Any
-
-
-def open(url: str | os.PathLike[str]) -> Checkpoint:
+def open(url: Place, *, max_memory_bytes: int = MAX_MEMORY_BYTES) -> Checkpoint:
     """Open a checkpoint for reading; only its manifest is read at once.
+
+    Args:
+        url: folder of the checkpoint, as `save` takes it.
+        max_memory_bytes: bound on what checking files holds.
 
     Raises:
         CheckpointNotFoundError: there is no checkpoint.
         CorruptCheckpointError: its manifest cannot be trusted.
         UnsupportedVersionError: a newer version wrote it.
+        ConfigurationError: ``max_memory_bytes`` is too small.
         StorageError: the store failed.
     """
-    return Checkpoint(open_store(url))
+    return Checkpoint(open_store(url), budget=Budget.of(max_memory_bytes))
 
 
-def exists(url: str | os.PathLike[str]) -> bool:
+def exists(url: Place) -> bool:
     """Return whether there is a checkpoint, whole or damaged."""
     store = open_store(url)
     with storage_errors(store.url):
         return store.size(MANIFEST_NAME) is not None
-
-
-def load(
-    url: str | os.PathLike[str],
-    *,
-    optimizer: LoadableState | None = None,
-    model: nn.Module | None = None,
-    progress: Progress | None = None,
-) -> LoadedCheckpoint:
-    """Load a checkpoint into an optimizer, a model, or both.
-
-    Names, shapes and every checksum of the files concerned are checked before anything is changed.
-
-    Args:
-        url: folder of the checkpoint.
-        optimizer: receives the state, matched by name, or by position where either side has no
-            names.
-        model: receives the weights.
-        progress: called with checked bytes done and in total.
-
-    Raises:
-        ConfigurationError: the optimizer is not one of LUMA.
-        CheckpointNotFoundError: there is no checkpoint.
-        CorruptCheckpointError: a file is missing, cut or altered.
-        UnsupportedVersionError: a newer version wrote it.
-        StateMismatchError: it does not fit the optimizer or the model; says where.
-        StorageError: the store failed.
-    """
-    if optimizer is not None:
-        check_optimizer(optimizer, hint="Convert the checkpoint with `luma convert` --to adamw.")
-    checkpoint = open(url)
-    kinds: list[FileKind] = ["extra"]
-    states: list[ParameterState] = []
-    entries: dict[str, TensorEntry] = {}
-    if optimizer is not None:
-        kinds.append("optimizer")
-        states = _matched_states(checkpoint, optimizer)
-    if model is not None:
-        kinds += ["model", "index"]
-        entries = check_model(checkpoint.manifest, model)
-    checkpoint.check_files(*kinds, progress=progress)
-    extra = checkpoint.extra()
-    if optimizer is not None:
-        optimizer.load_parameter_states(checkpoint.group_options(), states)
-    if model is not None:
-        load_model(model, entries, checkpoint.read_tensor)
-    return LoadedCheckpoint(checkpoint.manifest, extra)
-
-
-def check_optimizer(optimizer: object, *, hint: str) -> None:
-    """Refuse an optimizer of another kind by name.
-
-    Raises:
-        ConfigurationError: it is one of PyTorch's or another library's.
-    """
-    if isinstance(optimizer, optim.Optimizer) and not hasattr(optimizer, "parameter_state"):
-        kind = type(optimizer)
-        name = f"{kind.__module__.partition('.')[0]} {kind.__name__}"
-        raise ConfigurationError(f"optimizer is a {name}; it must be a LUMA optimizer.", hint=hint)
-
-
-def _matched_states(checkpoint: Checkpoint, optimizer: LoadableState) -> list[ParameterState]:
-    """Return the checkpoint's states, known to fit the optimizer's names and shapes."""
-    if optimizer.algorithm != checkpoint.algorithm:
-        raise StateMismatchError(
-            f"{checkpoint.url}: state of {checkpoint.algorithm!r} cannot be loaded into "
-            f"{optimizer.algorithm!r}."
-        )
-    states = checkpoint.states()
-    names = list(optimizer.parameter_names())
-    if optimizer.named and checkpoint.named:
-        check_names("parameters", names, [state.name for state in states])
-        by_name = {state.name: state for state in states}
-        pairs = [(name, by_name[name]) for name in names]
-    else:
-        if len(names) != len(states):
-            raise StateMismatchError(
-                f"{checkpoint.url}: state of {len(states)} parameters; the optimizer has "
-                f"{len(names)}.",
-                hint="Build the optimizer over the same model as when the state was saved.",
-            )
-        pairs = list(zip(names, states, strict=True))
-    for name, state in pairs:
-        expected = optimizer.parameter_state(name).shape
-        if tuple(expected) != state.shape:
-            raise StateMismatchError(
-                f"{name!r}: the checkpoint has shape {list(state.shape)}; "
-                f"the optimizer's parameter has {list(expected)}."
-            )
-    return states

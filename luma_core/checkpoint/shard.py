@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from luma_core.checkpoint.budget import Budget
 from luma_core.checkpoint.compression import (
     Bytes,
     Chunk,
@@ -118,6 +120,7 @@ class ShardWriter:
         compression: how their tensors are stored.
         chunk_bytes: raw bytes per chunk.
         generation: of the checkpoint.
+        budget: how much memory one shard may take.
         tick: called with the number of raw bytes done, chunk by chunk.
     """
 
@@ -128,12 +131,14 @@ class ShardWriter:
         compression: Compression,
         chunk_bytes: int,
         generation: int,
+        budget: Budget,
         tick: Callable[[int], None],
     ) -> None:
         self._store = store
         self._compression = compression
         self._chunk_bytes = chunk_bytes
         self._generation = generation
+        self._budget = budget
         self._tick = tick
 
     def write(
@@ -147,13 +152,14 @@ class ShardWriter:
         Raises:
             StateMismatchError: a tensor is not of the dtype and shape that were announced.
         """
-        with ChunkEncoder(self._compression) as encoder, self._store.write(name) as out:
+        encoding = ChunkEncoder(self._compression, workers=self._budget.workers)
+        with encoding as encoder, self._store.write(name) as out:
             sink = _HashingSink(out)
             if self._compression == "none":
                 sink.write(header_bytes(self._raw_entries(name, tensors), self._generation))
                 entries = self._write_body(sink, encoder, name, tensors)
             else:
-                with self._store.scratch() as body:
+                with self._store.scratch(self._budget.scratch_bytes) as body:
                     entries = self._write_body(body, encoder, name, tensors)
                     sink.write(header_bytes(entries, self._generation))
                     body.seek(0)
@@ -197,7 +203,7 @@ class ShardWriter:
 
 
 class _Sink(Protocol):
-    def write(self, data: bytes, /) -> object: ...
+    def write(self, data: bytes | memoryview, /) -> object: ...
 
 
 class _HashingSink:
@@ -208,7 +214,7 @@ class _HashingSink:
         self.sha256 = hashlib.sha256()
         self.size = 0
 
-    def write(self, data: bytes, /) -> None:
+    def write(self, data: bytes | memoryview, /) -> None:
         self.sha256.update(data)
         self.size += len(data)
         self._out.write(data)
@@ -279,28 +285,43 @@ class ShardReader:
         Raises:
             CorruptCheckpointError: its bytes are not those that were written.
         """
+        return self.read_elements(entry, 0, math.prod(entry.shape)).view(entry.shape)
+
+    def read_elements(self, entry: TensorEntry, start: int, stop: int) -> Tensor:
+        """Return the elements ``[start, stop)`` of a tensor in C order, 1-D on the CPU.
+
+        Only the chunks that hold them are read, and their checksums checked.
+
+        Raises:
+            CorruptCheckpointError: their bytes are not those that were written.
+        """
         dtype = torch_dtype(entry.dtype)
         assert dtype is not None
-        tensor = torch.empty(entry.shape, dtype=dtype)
-        out: Bytes = (
-            tensor.view(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0, np.uint8)
-        )
+        per_chunk = self._chunk_bytes // dtype.itemsize
+        chunks = range(start // per_chunk, -(-stop // per_chunk) if stop > start else 0)
+        first = chunks.start * per_chunk
+        count = max(min(chunks.stop * per_chunk, math.prod(entry.shape)) - first, 0)
+        covered = torch.empty(count, dtype=dtype)
         decode_chunks(
-            self._stored_chunks(entry, out),
-            len(entry.chunks),
+            self._stored_chunks(entry, chunks, covered.view(torch.uint8).numpy()),
+            len(chunks),
             chunk_bytes=self._chunk_bytes,
             itemsize=dtype.itemsize,
             where=f"{self._where}: tensor {entry.name!r}",
         )
-        return tensor
+        return covered[start - first : max(start, stop) - first]
 
-    def _stored_chunks(self, entry: TensorEntry, out: Bytes) -> Iterator[StoredChunk]:
+    def _stored_chunks(
+        self, entry: TensorEntry, chunks: range, out: Bytes
+    ) -> Iterator[StoredChunk]:
         start = self._data_start + entry.offset
-        for index, chunk in enumerate(entry.chunks):
-            data = read_exactly(self._store, self._name, start, start + chunk.stored_bytes)
-            piece = out[index * self._chunk_bytes : (index + 1) * self._chunk_bytes]
-            yield StoredChunk(data, chunk, piece)
-            start += chunk.stored_bytes
+        start += sum(chunk.stored_bytes for chunk in entry.chunks[: chunks.start])
+        for place, chunk in enumerate(entry.chunks[chunks.start : chunks.stop]):
+            stop = start + chunk.stored_bytes
+            read = partial(read_exactly, self._store, self._name, start, stop)
+            piece = out[place * self._chunk_bytes : (place + 1) * self._chunk_bytes]
+            yield StoredChunk(read, chunk, piece)
+            start = stop
 
 
 def read_exactly(store: Store, name: str, start: int, stop: int) -> bytes:

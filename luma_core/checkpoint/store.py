@@ -1,7 +1,8 @@
-"""Where checkpoints live: a contract that object stores can fulfil, and local folders.
+"""Where checkpoints live: the contract of a store, and the choice of one by URL.
 
 A store is one flat folder of objects. An object appears only when its writer commits, whole or not
-at all; writes are sequential; nothing is renamed or appended to afterwards.
+at all; writes are sequential; nothing is renamed or appended to afterwards. `local`, `remote` and
+`s3` fulfil the contract; `testing` checks that one does.
 """
 
 from __future__ import annotations
@@ -9,22 +10,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
-import secrets
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, Self, cast
-from urllib.parse import unquote, urlsplit
+from typing import IO, Final, Self, cast
 
-from luma_core.checkpoint.names import check_name
-from luma_core.errors import LumaError, StorageError
+from luma_core.checkpoint.commit import CommitStrategy
+from luma_core.errors import ConcurrentSaveError, LumaError, StorageError
 
 SCRATCH_MEMORY_BYTES = 64 << 20
-"""A scratch file stays in memory up to this size."""
-
-_TEMPORARY = re.compile(r"\.[A-Za-z0-9._-]{1,200}\.[0-9a-f]{16}\.luma-tmp")
+"""A scratch file stays in memory up to this size, unless its caller says otherwise."""
 
 _HINTS = {
     errno.ENOSPC: "Free some space there, or choose another place.",
@@ -46,10 +43,27 @@ def storage_errors(place: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, LumaError):
             raise
-        reason = error.strerror or str(error)
-        told = StorageError(f"{place}: {reason}.", hint=_HINTS.get(error.errno or 0, ""))
+        reason = error.strerror or str(error) or type(error).__name__
+        told = StorageError(
+            f"{place}: {reason.rstrip('.')}.", hint=_HINTS.get(error.errno or 0, "")
+        )
         told.errno = error.errno
         raise told from error
+
+
+@dataclass(frozen=True)
+class Version:
+    """What an object was when it was looked at; differs from every other content's.
+
+    Attributes:
+        token: the store's own mark, such as an ETag; empty where there was no object.
+    """
+
+    token: str
+
+
+ABSENT: Final = Version("")
+"""The version of an object that is not there."""
 
 
 class ObjectWriter(ABC):
@@ -60,11 +74,20 @@ class ObjectWriter(ABC):
 
     @abstractmethod
     def write(self, data: bytes | memoryview) -> None:
-        """Append ``data``."""
+        """Append ``data``.
+
+        Raises:
+            ValueError: the object is committed or discarded already.
+        """
 
     @abstractmethod
     def commit(self) -> None:
-        """Make the object durable and visible under its name, replacing an older one at once."""
+        """Make the object durable and visible under its name, replacing an older one at once.
+
+        Raises:
+            ConcurrentSaveError: the object is not of the version that was expected.
+            ValueError: the object is committed or discarded already.
+        """
 
     @abstractmethod
     def discard(self) -> None:
@@ -78,7 +101,7 @@ class ObjectWriter(ABC):
 
 
 class Store(ABC):
-    """One folder of objects.
+    """One folder of objects. Its methods may be called from several threads at once.
 
     Attributes:
         url: the place, for messages.
@@ -86,9 +109,19 @@ class Store(ABC):
 
     url: str
 
+    @property
     @abstractmethod
-    def write(self, name: str) -> ObjectWriter:
-        """Begin to write the object ``name``."""
+    def strategy(self) -> CommitStrategy:
+        """How commits are made here, and what that promises."""
+
+    @abstractmethod
+    def write(self, name: str, *, expected: Version | None = None) -> ObjectWriter:
+        """Begin to write the object ``name``.
+
+        Args:
+            name: of the object.
+            expected: what `commit` may replace; ``None`` for whatever is there.
+        """
 
     @abstractmethod
     def read_range(self, name: str, start: int, stop: int) -> bytes:
@@ -103,6 +136,14 @@ class Store(ABC):
         """Return the object's size in bytes, or ``None`` where there is none."""
 
     @abstractmethod
+    def version(self, name: str) -> Version:
+        """Return the object's present version, `ABSENT` where there is none."""
+
+    @abstractmethod
+    def modified(self, name: str) -> float | None:
+        """Return when the object was written, in seconds since 1970, or ``None`` if unknown."""
+
+    @abstractmethod
     def names(self) -> list[str]:
         """Return the names of all committed objects, sorted; empty where the folder is missing."""
 
@@ -111,160 +152,69 @@ class Store(ABC):
         """Remove an object; does nothing where there is none."""
 
     @abstractmethod
-    def discard_leftovers(self) -> None:
-        """Remove what writers of killed processes left behind, which `names` never shows."""
+    def discard_leftovers(self, *, older_than_seconds: float = 0) -> None:
+        """Remove what writers of killed processes left behind, which `names` never shows.
 
-    def scratch(self) -> IO[bytes]:
-        """Return an anonymous temporary file, in memory while it is small."""
-        return scratch_file(None)
+        Args:
+            older_than_seconds: spares what may belong to a writer that is still at work.
+        """
 
+    @abstractmethod
+    def folders(self) -> list[str]:
+        """Return the names of the folders inside, sorted."""
 
-def scratch_file(folder: Path | None) -> IO[bytes]:
-    """Return a temporary file that spills into ``folder``, or where the system keeps such files."""
-    place = None if folder is None else str(folder)
-    spool = tempfile.SpooledTemporaryFile(max_size=SCRATCH_MEMORY_BYTES, dir=place)  # noqa: SIM115
-    return cast(IO[bytes], spool)
+    @abstractmethod
+    def folder(self, name: str) -> Store:
+        """Return the store of a folder inside, which need not exist."""
 
+    @abstractmethod
+    def remove_folder(self) -> None:
+        """Remove this folder where the store keeps empty ones and it is empty."""
 
-class LocalStore(Store):
-    """A folder of the local file system.
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[bool]:
+        """Keep other savers out of this folder meanwhile; yields whether that is so.
 
-    An object is written under a temporary name in the same folder, synced, renamed, and the folder
-    synced: after `commit` returns it survives a power cut, and before it nobody sees it.
-    """
+        Raises:
+            ConcurrentSaveError: somebody else is saving to this folder.
+        """
+        yield False
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.url = str(folder)
-
-    def _path(self, name: str) -> Path:
-        return self.folder / check_name(name)
-
-    def write(self, name: str) -> ObjectWriter:
-        path = self._path(name)
-        make_folder(self.folder)
-        return LocalWriter(path)
-
-    def read_range(self, name: str, start: int, stop: int) -> bytes:
-        with self._path(name).open("rb", buffering=0) as file:
-            file.seek(start)
-            pieces = []
-            while start < stop and (piece := file.read(stop - start)):
-                pieces.append(piece)
-                start += len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def size(self, name: str) -> int | None:
-        path = self._path(name)
-        try:
-            return path.stat().st_size if path.is_file() else None
-        except FileNotFoundError:
-            return None
-
-    def names(self) -> list[str]:
-        try:
-            entries = list(self.folder.iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(
-            entry.name
-            for entry in entries
-            if not _TEMPORARY.fullmatch(entry.name) and entry.is_file()
-        )
-
-    def delete(self, name: str) -> None:
-        self._path(name).unlink(missing_ok=True)
-
-    def discard_leftovers(self) -> None:
-        if self.folder.is_dir():
-            for entry in self.folder.iterdir():
-                if _TEMPORARY.fullmatch(entry.name):
-                    entry.unlink(missing_ok=True)
-
-    def scratch(self) -> IO[bytes]:
-        """Return a scratch file that spills into the same folder: there must be room anyway."""
-        make_folder(self.folder)
-        return scratch_file(self.folder)
+    def scratch(self, memory_bytes: int = SCRATCH_MEMORY_BYTES) -> IO[bytes]:
+        """Return an anonymous temporary file, in memory while it is smaller than that."""
+        return scratch_file(None, memory_bytes)
 
 
-class LocalWriter(ObjectWriter):
-    """Writes a local file through a temporary name beside it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.luma-tmp")
-        self._file: BinaryIO | None = self._temporary.open("xb", buffering=1 << 20)
-
-    def write(self, data: bytes | memoryview) -> None:
-        if self._file is None:
-            raise ValueError(f"{self._path.name} is committed or discarded")
-        self._file.write(data)
-
-    def flush(self) -> None:
-        """Hand buffered bytes to the system, as writers of files expect to be able to."""
-        if self._file is not None:
-            self._file.flush()
-
-    def commit(self) -> None:
-        file = self._file
-        if file is None:
-            raise ValueError(f"{self._path.name} is committed or discarded")
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
-        self._temporary.replace(self._path)
-        self._file = None
-        sync_folder(self._path.parent)
-
-    def discard(self) -> None:
-        file, self._file = self._file, None
-        if file is None:
-            return
-        # A full disk fails again when buffered bytes are flushed, and that tells nothing new.
-        with contextlib.suppress(OSError):
-            file.close()
-        self._temporary.unlink(missing_ok=True)
+Place = str | os.PathLike[str] | Store
+"""A folder: a path, a ``file://`` or other fsspec URL, or a store."""
 
 
-def make_folder(folder: Path) -> None:
-    """Create ``folder`` and its parents durably."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def local_path(url: str | os.PathLike[str]) -> Path:
-    """Return the path that a plain path or ``file://`` URL names.
-
-    Raises:
-        StorageError: it is a URL of another kind.
-    """
-    text = os.fspath(url)
-    if "://" not in text:
-        return Path(text)
-    parts = urlsplit(text)
-    if parts.scheme.lower() == "file" and parts.netloc in ("", "localhost"):
-        return Path(unquote(parts.path))
-    raise StorageError(
-        f"{text!r}: no store for {text.split('://')[0]!r} locations.",
-        hint="Give a local path or a file:///absolute/path URL.",
+def changed_meanwhile(place: str) -> ConcurrentSaveError:
+    """Return the error of a commit that would replace what it did not expect."""
+    return ConcurrentSaveError(
+        f"{place}: somebody else saved here in the meantime.",
+        hint="Their checkpoint stands. Save again to replace it, or save to another folder.",
     )
 
 
-def open_store(url: str | os.PathLike[str]) -> Store:
-    """Return the store of the folder that ``url`` names; it need not exist yet.
+def scratch_file(folder: Path | None, memory_bytes: int = SCRATCH_MEMORY_BYTES) -> IO[bytes]:
+    """Return a temporary file that spills into ``folder``, or where the system keeps such files."""
+    place = None if folder is None else str(folder)
+    spool = tempfile.SpooledTemporaryFile(max_size=memory_bytes, dir=place)  # noqa: SIM115
+    return cast(IO[bytes], spool)
+
+
+def open_store(place: Place) -> Store:
+    """Return the store of the folder that ``place`` names; it need not exist yet.
 
     Raises:
-        StorageError: no store handles that kind of URL.
+        StorageError: no store handles that kind of URL, or its package is not installed.
     """
-    return LocalStore(local_path(url))
+    from luma_core.checkpoint.local import LocalStore, local_path
+    from luma_core.checkpoint.remote import open_remote
+
+    if isinstance(place, Store):
+        return place
+    text = os.fspath(place)
+    scheme = text.split("://")[0].lower() if "://" in text else "file"
+    return LocalStore(local_path(text)) if scheme == "file" else open_remote(text)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
 from luma_core.checkpoint.names import MANIFEST_NAME
 from luma_core.checkpoint.reader import MISSING, Checkpoint, counted
-from luma_core.checkpoint.store import Store, open_store, storage_errors
+from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
 from luma_core.errors import CheckpointNotFoundError, LumaError, StorageError
 
 
@@ -48,21 +48,27 @@ class VerifyReport:
 
 
 def verify(
-    url: str | os.PathLike[str], *, progress: Callable[[int, int], None] | None = None
+    url: Place,
+    *,
+    max_memory_bytes: int = MAX_MEMORY_BYTES,
+    progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Check every file of a checkpoint: size, SHA-256, header, and the manifest's own consistency.
 
     Args:
-        url: folder of the checkpoint.
+        url: folder of the checkpoint, as `save` takes it.
+        max_memory_bytes: bound on what verifying holds; decides how many files are read at once.
         progress: called with bytes done and in total.
 
     Raises:
         CheckpointNotFoundError: there is no checkpoint.
+        ConfigurationError: ``max_memory_bytes`` is too small.
         StorageError: the store failed.
     """
+    budget = Budget.of(max_memory_bytes)
     store = open_store(url)
     try:
-        checkpoint = Checkpoint(store)
+        checkpoint = Checkpoint(store, budget=budget)
     except (CheckpointNotFoundError, StorageError):
         raise
     except LumaError as error:
@@ -75,8 +81,7 @@ def verify(
     problems: list[Problem] = []
     notes: list[Problem] = []
     files, size = 1, manifest_bytes
-    for file in checkpoint.manifest.files:
-        found = checkpoint.file_problem(file, tick)
+    for file, found in checkpoint.file_problems(checkpoint.manifest.files, tick):
         if found is not MISSING:
             files += 1
             size += _size(store, file.name)

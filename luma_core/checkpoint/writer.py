@@ -4,43 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, Protocol, cast
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from luma_core._version import __version__
-from luma_core.checkpoint.compression import CHUNK_BYTES, COMPRESSIONS, Compression
-from luma_core.checkpoint.consistency import check_consistency, tensor_name
+from luma_core.checkpoint import background
+from luma_core.checkpoint.background import SaveHandle
+from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
+from luma_core.checkpoint.compression import CHUNK_BYTES, COMPRESSIONS, Compression, in_order
+from luma_core.checkpoint.consistency import check_consistency
 from luma_core.checkpoint.dtypes import tensor_bytes
-from luma_core.checkpoint.extra import flatten_extra
 from luma_core.checkpoint.folder import CheckpointFolder
-from luma_core.checkpoint.manifest import (
-    FileEntry,
-    Manifest,
-    ParameterEntry,
-    Summary,
-    TensorEntry,
-)
-from luma_core.checkpoint.model import index_bytes, model_tensors
+from luma_core.checkpoint.loading import check_optimizer
+from luma_core.checkpoint.manifest import FileEntry, Manifest, Summary, TensorEntry
+from luma_core.checkpoint.model import index_bytes
 from luma_core.checkpoint.names import INDEX_NAME, MANIFEST_NAME, ShardKind, shard_name
-from luma_core.checkpoint.reader import check_optimizer
-from luma_core.checkpoint.shard import PlannedTensor, ShardWriter, plan_shards
-from luma_core.checkpoint.store import open_store, storage_errors
+from luma_core.checkpoint.plan import Plan, SavableState, plan_save, staged
+from luma_core.checkpoint.shard import PlannedTensor, ShardWriter
+from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
 from luma_core.errors import ConfigurationError
-from luma_core.state import (
-    SCALAR_STATE_BYTES,
-    GroupOptions,
-    ParameterState,
-    StateSource,
-    field_key,
-)
+from luma_core.state import SCALAR_STATE_BYTES
 
 _log = logging.getLogger("luma")
 
@@ -51,22 +42,40 @@ Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in total."""
 
 
-class SavableState(StateSource, Protocol):
-    """A state source that says what it is: an optimizer, an opened checkpoint, a conversion."""
+class SaveOptions(TypedDict, total=False):
+    """What `save` takes beside the place, the optimizer and ``wait``."""
 
-    @property
-    def algorithm(self) -> str:
-        """Name of the algorithm."""
-        ...
+    model: nn.Module | None
+    extra: Any
+    compression: Compression
+    overwrite: bool
+    max_shard_bytes: int
+    max_memory_bytes: int
+    progress: Progress | None
 
-    @property
-    def named(self) -> bool:
-        """Whether parameters have names of their own."""
-        ...
+
+@overload
+def save(
+    url: Place,
+    *,
+    optimizer: SavableState,
+    wait: Literal[True] = True,
+    **options: Unpack[SaveOptions],
+) -> Manifest: ...
+
+
+@overload
+def save(
+    url: Place,
+    *,
+    optimizer: SavableState,
+    wait: bool,
+    **options: Unpack[SaveOptions],
+) -> Manifest | SaveHandle: ...
 
 
 def save(
-    url: str | os.PathLike[str],
+    url: Place,
     *,
     optimizer: SavableState,
     model: nn.Module | None = None,
@@ -74,40 +83,100 @@ def save(
     compression: Compression = "zstd",
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    max_memory_bytes: int = MAX_MEMORY_BYTES,
     progress: Progress | None = None,
-) -> Manifest:
-    """Write a checkpoint and return its manifest.
+    wait: bool = True,
+) -> Manifest | SaveHandle:
+    """Write a checkpoint and return its manifest, or what will tell it.
 
     The folder holds either the checkpoint that was there before or the new one, whole, whenever the
-    process is killed or the machine stops. Memory is bounded by chunks and one parameter, not by
-    the checkpoint. Only one process may save to a folder at a time.
+    process is killed or the machine stops. Two savers to one folder: see
+    `luma_core.checkpoint.commit`.
+
+    Saves of one process end in the order in which they began. With ``wait=False`` the caller is
+    held only while all tensors are copied (to pinned memory from CUDA devices), and while two such
+    saves are still at work; the process does not end before they have. Errors come from the
+    handle's ``result()``, or else from the next save.
 
     Args:
-        url: folder, as a path or ``file://`` URL; created where it is missing.
+        url: folder, as a path, a URL that fsspec knows (``s3://bucket/run``), or a store; created
+            where it is missing.
         optimizer: whose state is saved; also takes an opened checkpoint.
         model: whose weights are saved as well, uncompressed, in the Hub's layout.
         extra: JSON values and tensors, nested in dicts and lists (tuples come back as lists).
         compression: ``"zstd"`` or ``"none"``, for optimizer state and extra tensors.
         overwrite: whether to replace a checkpoint that is there.
         max_shard_bytes: uncompressed bound on a shard; a larger tensor has a shard of its own.
-        progress: called with uncompressed bytes done and in total.
+        max_memory_bytes: bound on what the save holds beside the state, one parameter of an opened
+            checkpoint, and the copies of ``wait=False``; decides how many shards are in flight.
+        progress: called with uncompressed bytes done and in total, from any thread, never from two
+            at once.
+        wait: whether to return only when the checkpoint is committed.
 
     Raises:
         ConfigurationError: an option, the model or ``extra`` holds something that cannot be saved.
         CheckpointExistsError: there is a checkpoint and ``overwrite`` is False.
+        ConcurrentSaveError: another saver is at work in the folder, or committed meanwhile.
         StorageError: the store failed, for example a full disk. Nearly always the folder then holds
             the previous checkpoint. It holds the new one if its manifest was in place already, and
             making that durable or writing the index of the model shards failed. Either is whole,
             but its index may be missing, which is derived. Old files that cannot be removed after
             all that are no error but a warning in the log; the next save removes them.
     """
-    _check_options(compression, max_shard_bytes)
     store = open_store(url)
+    run = prepared(
+        store,
+        optimizer=optimizer,
+        model=model,
+        extra=extra,
+        compression=compression,
+        overwrite=overwrite,
+        max_shard_bytes=max_shard_bytes,
+        max_memory_bytes=max_memory_bytes,
+        progress=progress,
+        wait=wait,
+    )
+    return run() if wait else background.submit(run, store.url)
+
+
+def prepared(
+    store: Store,
+    *,
+    optimizer: SavableState,
+    wait: bool,
+    model: nn.Module | None = None,
+    extra: Any = None,
+    compression: Compression = "zstd",
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    max_memory_bytes: int = MAX_MEMORY_BYTES,
+    progress: Progress | None = None,
+) -> Callable[[], Manifest]:
+    """Return what is left of `save` once it is this save's turn and, unless it waits, staged."""
+    _check_options(compression, max_shard_bytes)
+    budget = Budget.of(max_memory_bytes)
     check_optimizer(optimizer, hint="Save it with torch.save, or convert it with luma convert.")
-    plan = _plan(optimizer, model, extra, max_shard_bytes)
-    with storage_errors(store.url):
-        folder = CheckpointFolder(store, overwrite=overwrite, with_model="model" in plan.shards)
-        return _Save(folder, plan, compression, progress).run()
+    background.before_save(wait=wait)
+    plan = plan_save(optimizer, model, extra, max_shard_bytes)
+    if not wait:
+        plan = staged(plan)
+    # A closure would keep the plan, and all copies with it, as long as a traceback lives.
+    return partial(_run, store, plan, overwrite, compression, budget, progress)
+
+
+def _run(
+    store: Store,
+    plan: Plan,
+    overwrite: bool,
+    compression: Compression,
+    budget: Budget,
+    progress: Progress | None,
+) -> Manifest:
+    with storage_errors(store.url), store.exclusive() as alone:
+        folder = CheckpointFolder(
+            store, overwrite=overwrite, with_model="model" in plan.shards, alone=alone
+        )
+        return _Save(folder, plan, compression, budget, progress).run()
 
 
 def _check_options(compression: str, max_shard_bytes: int) -> None:
@@ -121,105 +190,16 @@ def _check_options(compression: str, max_shard_bytes: int) -> None:
         raise ConfigurationError(f"max_shard_bytes={max_shard_bytes!r} must be a positive integer.")
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What will be written; tensors are fetched when their turn comes."""
+class _Shard(NamedTuple):
+    """A shard to be written."""
 
-    algorithm: str
-    named: bool
-    groups: tuple[GroupOptions, ...]
-    parameters: tuple[ParameterEntry, ...]
-    extra: Any
-    aliases: Mapping[str, str]
-    shards: Mapping[ShardKind, list[list[PlannedTensor]]]
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(
-            tensor.nbytes for shards in self.shards.values() for shard in shards for tensor in shard
-        )
+    name: str
+    kind: ShardKind
+    tensors: Sequence[PlannedTensor]
 
 
-def _plan(
-    optimizer: SavableState, model: nn.Module | None, extra: Any, max_shard_bytes: int
-) -> _Plan:
-    names = list(optimizer.parameter_names())
-    repeated = (
-        {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()
-    )
-    if repeated:
-        raise ConfigurationError(f"the parameter name {min(repeated)!r} is used more than once.")
-    last = _LastState(optimizer)
-    parameters = []
-    tensors: dict[ShardKind, list[PlannedTensor]] = {"optimizer": []}
-    for name in names:
-        state = optimizer.parameter_state(name)
-        parameters.append(_entry(state))
-        tensors["optimizer"].extend(_planned_fields(state, last))
-    weights, aliases = model_tensors(model) if model is not None else ({}, {})
-    tensors["model"] = [_planned(name, tensor) for name, tensor in weights.items()]
-    tree, extra_tensors = flatten_extra(extra)
-    tensors["extra"] = [_planned(name, tensor) for name, tensor in extra_tensors.items()]
-    return _Plan(
-        algorithm=optimizer.algorithm,
-        named=optimizer.named,
-        groups=tuple(_plain_options(i, group) for i, group in enumerate(optimizer.group_options())),
-        parameters=tuple(parameters),
-        extra=tree,
-        aliases=aliases,
-        shards={kind: plan_shards(some, max_shard_bytes) for kind, some in tensors.items() if some},
-    )
-
-
-def _plain_options(index: int, group: GroupOptions) -> GroupOptions:
-    try:
-        return cast(GroupOptions, json.loads(json.dumps(group, allow_nan=False)))
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"the options of parameter group {index} are not plain JSON values: {error}."
-        ) from error
-
-
-def _entry(state: ParameterState) -> ParameterEntry:
-    return ParameterEntry(
-        name=state.name,
-        shape=tuple(state.shape),
-        dtype=state.dtype,
-        group=state.group,
-        step=state.step,
-        noise_key=state.noise_key,
-        nonfinite=state.nonfinite,
-        codecs={moment: codec.to_dict() for moment, codec in state.codecs.items()},
-    )
-
-
-class _LastState:
-    """Asks a source for each parameter once while its fields are written one after another."""
-
-    def __init__(self, source: StateSource) -> None:
-        self._source = source
-        self._state: ParameterState | None = None
-
-    def field(self, name: str, key: str) -> Tensor:
-        if self._state is None or self._state.name != name:
-            self._state = self._source.parameter_state(name)
-        return self._state.fields[key]
-
-
-def _planned_fields(state: ParameterState, last: _LastState) -> Iterator[PlannedTensor]:
-    for moment, codec in state.codecs.items():
-        for field, spec in codec.layout(state.shape).items():
-            key = field_key(moment, field)
-            yield PlannedTensor(
-                tensor_name(state.name, key),
-                spec.dtype,
-                tuple(spec.shape),
-                lambda name=state.name, key=key: last.field(name, key),  # type: ignore[misc]
-            )
-
-
-def _planned(name: str, tensor: Tensor) -> PlannedTensor:
-    return PlannedTensor(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
+class _StoppedError(Exception):
+    """Ends the work on other shards after one failed."""
 
 
 class _Save:
@@ -228,15 +208,20 @@ class _Save:
     def __init__(
         self,
         folder: CheckpointFolder,
-        plan: _Plan,
+        plan: Plan,
         compression: Compression,
+        budget: Budget,
         progress: Progress | None,
     ) -> None:
         self._folder = folder
         self._plan = plan
         self._compression = compression
+        self._budget = budget
         self._progress = progress
         self._begun: list[str] = []
+        self._stopped = threading.Event()
+        self._cause: BaseException | None = None
+        self._tick_lock = threading.Lock()
         self._done_bytes = 0
         self._total_bytes = plan.total_bytes
 
@@ -247,8 +232,9 @@ class _Save:
         self._folder.clean()
         try:
             self._tick(0)
-            for kind, shards in self._plan.shards.items():
-                self._write_shards(kind, shards, files, tensors)
+            for file, entries in self._written(self._shards()):
+                files.append(file)
+                tensors.extend(entries)
             index = index_bytes([t for t in tensors if t.file.startswith("model-")])
             if "model" in self._plan.shards:
                 digest = hashlib.sha256(index).hexdigest()
@@ -276,30 +262,53 @@ class _Save:
                 self._folder.store.delete(name)
 
     def _tick(self, raw_bytes: int) -> None:
-        self._done_bytes += raw_bytes
-        if self._progress is not None:
-            self._progress(self._done_bytes, self._total_bytes)
+        if self._stopped.is_set():
+            raise _StoppedError
+        with self._tick_lock:
+            self._done_bytes += raw_bytes
+            if self._progress is not None:
+                self._progress(self._done_bytes, self._total_bytes)
 
-    def _write_shards(
-        self,
-        kind: ShardKind,
-        shards: Sequence[Sequence[PlannedTensor]],
-        files: list[FileEntry],
-        tensors: list[TensorEntry],
-    ) -> None:
+    def _shards(self) -> list[_Shard]:
+        generation = self._folder.generation
+        return [
+            _Shard(shard_name(kind, generation, index, len(shards)), kind, shard)
+            for kind, shards in self._plan.shards.items()
+            for index, shard in enumerate(shards, start=1)
+        ]
+
+    def _written(self, shards: Sequence[_Shard]) -> Iterator[tuple[FileEntry, list[TensorEntry]]]:
+        """Write shards, several at once; yield what the manifest says of each, in order."""
+        lanes = min(self._budget.lanes, len(shards))
+        if lanes < 2:
+            yield from map(self._write_shard, shards)
+            return
+        pool = ThreadPoolExecutor(lanes)
+        try:
+            yield from in_order(pool, self._write_shard, shards, waiting=lanes)
+        except _StoppedError as stopped:
+            raise self._cause or stopped from None
+        finally:
+            self._stopped.set()
+            pool.shutdown(cancel_futures=True)
+            self._stopped.clear()
+
+    def _write_shard(self, shard: _Shard) -> tuple[FileEntry, list[TensorEntry]]:
         writer = ShardWriter(
             self._folder.store,
-            compression="none" if kind == "model" else self._compression,
+            compression="none" if shard.kind == "model" else self._compression,
             chunk_bytes=CHUNK_BYTES,
             generation=self._folder.generation,
+            budget=self._budget,
             tick=self._tick,
         )
-        for index, shard in enumerate(shards, start=1):
-            name = shard_name(kind, self._folder.generation, index, len(shards))
-            self._begun.append(name)
-            file, entries = writer.write(name, kind, shard)
-            files.append(file)
-            tensors.extend(entries)
+        self._begun.append(shard.name)
+        try:
+            return writer.write(shard.name, shard.kind, shard.tensors)
+        except BaseException as error:
+            self._cause = self._cause or error
+            self._stopped.set()
+            raise
 
     def _manifest(self, files: Sequence[FileEntry], tensors: Sequence[TensorEntry]) -> Manifest:
         plan = self._plan

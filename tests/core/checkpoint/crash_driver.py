@@ -4,6 +4,7 @@ Usage: ``crash_driver.py FOLDER fresh|overwrite``. Prints, as JSON, what each at
 ``none``, ``old`` or ``new``; anything else is a description of what was wrong.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from luma_core import checkpoint
-from luma_core.checkpoint import store
+from luma_core.checkpoint import local
 from luma_core.errors import CheckpointNotFoundError
 from luma_core.optim import LUMA
 
@@ -53,12 +54,10 @@ def content(run):
 
 def die_at(fatal):
     """Make the process kill itself at its ``fatal``-th storage operation."""
-    count = 0
+    count = itertools.count(1)
 
     def boundary():
-        nonlocal count
-        count += 1
-        if count == fatal:
+        if next(count) == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def before(function):
@@ -68,7 +67,7 @@ def die_at(fatal):
 
         return wrapped
 
-    write = store.LocalWriter.write
+    write = local.LocalWriter.write
 
     def write_in_two(self, data):
         half = len(data) // 2
@@ -77,7 +76,7 @@ def die_at(fatal):
         boundary()
         write(self, bytes(data[half:]))
 
-    store.LocalWriter.write = before(write_in_two)
+    local.LocalWriter.write = before(write_in_two)
     for name in ("fsync", "replace", "unlink", "mkdir"):
         setattr(os, name, before(getattr(os, name)))
 

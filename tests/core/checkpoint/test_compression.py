@@ -1,6 +1,7 @@
 """Chunks come back as they were, and hostile ones are refused before they are unpacked."""
 
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_chunks_of_a_tensor_are_decoded_side_by_side_and_few_at_a_time(count):
             data, chunk = encode_chunk(raw[start : start + 64], 2, "zstd")
             done = np.count_nonzero((out.reshape(-1, 64) != 7).all(axis=1))
             waiting = max(waiting, start // 64 + 1 - done)
-            yield StoredChunk(data, chunk, out[start : start + 64])
+            yield StoredChunk(partial(bytes, data), chunk, out[start : start + 64])
 
     decode_chunks(read(), count, chunk_bytes=64, itemsize=2, where="here")
     assert np.array_equal(out, raw)
@@ -70,7 +71,9 @@ def test_chunks_of_a_tensor_are_decoded_side_by_side_and_few_at_a_time(count):
 def test_one_bad_chunk_among_many_is_refused():
     data, chunk = encode_chunk(np.zeros(64, np.uint8), 1, "zstd")
     bad = Chunk(chunk.stored_bytes, chunk.crc32 ^ 1, False)
-    chunks = [StoredChunk(data, bad if i == 7 else chunk, np.empty(64, np.uint8)) for i in range(9)]
+    described = [bad if i == 7 else chunk for i in range(9)]
+    read = partial(bytes, data)
+    chunks = [StoredChunk(read, each, np.empty(64, np.uint8)) for each in described]
     with pytest.raises(CorruptCheckpointError, match=r"here: .*CRC-32"):
         decode_chunks(iter(chunks), len(chunks), chunk_bytes=64, itemsize=1, where="here")
 

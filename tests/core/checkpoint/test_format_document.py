@@ -22,7 +22,7 @@ from luma_core.checkpoint import (
     compression,
     writer,
 )
-from luma_core.codecs import BF16, Luma16M, Luma16V, codec_names
+from luma_core.codecs import BF16, CoStateM, LogV, Luma16M, Luma16V, RootV, TableM, codec_names
 from luma_core.optim import LUMA, luma_codecs
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "checkpoint-format.md").read_text()
@@ -88,6 +88,29 @@ def test_the_documented_program_decodes_every_value(tmp_path, monkeypatch, reade
             got = found[state.name][moment]
             assert got.dtype == np.float32
             assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+@pytest.mark.parametrize("block_size", [16, 128])
+@pytest.mark.parametrize(
+    ("m", "v"),
+    [
+        (TableM, RootV),
+        (TableM, LogV),
+        (lambda **options: TableM(bits=5, **options), lambda **options: LogV(bits=5, **options)),
+        (lambda **options: TableM(bits=8, **options), lambda **options: LogV(bits=8, **options)),
+        (CoStateM, lambda **options: RootV(bits=6, floor=0.1, **options)),
+        (lambda **options: CoStateM(feedback=0.9, **options), LogV),
+    ],
+)
+def test_the_documented_program_decodes_packed_codes(tmp_path, reader, m, v, block_size):
+    optimizer = trained(codecs_of(m(block_size=block_size), v(block_size=block_size)))
+    checkpoint.save(tmp_path, optimizer=optimizer)
+    found = reader["read_moments"](tmp_path)
+    for state in optimizer.parameter_states():
+        for moment in state.codecs:
+            want, got = state.decode(moment).numpy(), found[state.name][moment]
+            assert got.dtype == np.float32
+            assert np.array_equal(got, want)
 
 
 def test_blocks_that_are_not_finite_are_marked_as_documented(tmp_path, reader):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from luma_core import checkpoint
-from luma_core.checkpoint import store
+from luma_core.checkpoint import local
 from luma_core.errors import CheckpointExistsError, StorageError
 
 DRIVER = Path(__file__).with_name("crash_driver.py")
@@ -48,7 +48,7 @@ def _fail_at(monkeypatch, fatal, code):
 
         return wrapped
 
-    monkeypatch.setattr(store.LocalWriter, "write", failing(store.LocalWriter.write))
+    monkeypatch.setattr(local.LocalWriter, "write", failing(local.LocalWriter.write))
     monkeypatch.setattr(os, "fsync", failing(os.fsync))
     monkeypatch.setattr(os, "replace", failing(os.replace))
     return count

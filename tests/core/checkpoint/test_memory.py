@@ -1,5 +1,8 @@
 """Memory is bounded by chunks and single tensors, not by the checkpoint."""
 
+import json
+import subprocess
+import sys
 import weakref
 from collections.abc import Mapping
 
@@ -80,3 +83,58 @@ def test_reading_asks_the_store_for_one_chunk_at_a_time(tmp_path, monkeypatch):
     opened.check_files("optimizer")
     _ = opened.parameter_state("p3").fields["exp_avg.value"]
     assert 0 < longest <= CHUNK_BYTES
+
+
+PEAK = """
+import json, sys
+from pathlib import Path
+import torch
+from luma_core import checkpoint
+from luma_core.codecs import FP32
+from luma_core.state import ParameterState
+
+SHAPE, COUNT, BOUND = (64, 32768), 45, 128 << 20
+
+class Source:
+    algorithm, named = "luma", True
+    def parameter_names(self):
+        return [f"p{i}" for i in range(COUNT)]
+    def group_options(self):
+        return [{}]
+    def parameter_state(self, name):
+        fields = {"exp_avg.value": torch.rand(SHAPE)}
+        codecs = {"exp_avg": FP32()}
+        return ParameterState(name, SHAPE, "float32", 0, 1, codecs=codecs, fields=fields)
+
+def kilobytes(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(x for x in lines if x.startswith(key)).split()[1])
+
+def peak(action):
+    Path("/proc/self/clear_refs").write_text("5")
+    before = kilobytes("VmRSS")
+    action()
+    return (kilobytes("VmHWM") - before) << 10
+
+url, options = sys.argv[1], {"max_memory_bytes": BOUND}
+shards = {"max_shard_bytes": 1 << 26, "compression": sys.argv[2]}
+print(json.dumps({
+    "save": peak(lambda: checkpoint.save(url, optimizer=Source(), **shards, **options)),
+    "verify": peak(lambda: checkpoint.verify(url, **options)),
+    "load": peak(lambda: checkpoint.load(url, **options)),
+    "bytes": checkpoint.open(url).manifest.summary.state_bytes,
+}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_the_memory_of_a_process_stays_within_the_bound(tmp_path, compression):
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, tmp_path / "c", compression], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found.pop("bytes") > 350 << 20
+    # Modules that are imported on first use, and what allocators keep back, count as well.
+    assert max(found.values()) < (128 << 20) + (64 << 20), found

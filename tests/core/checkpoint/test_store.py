@@ -1,10 +1,21 @@
 """The contract of a store, and which names and places are taken."""
 
+import re
+
 import pytest
 
 from luma_core import checkpoint
-from luma_core.checkpoint.store import LocalStore, open_store
-from luma_core.errors import StorageError, UnsafeNameError
+from luma_core.checkpoint.budget import Budget
+from luma_core.checkpoint.compression import CHUNK_BYTES
+from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.s3 import PART_BYTES, PARTS_IN_FLIGHT
+from luma_core.checkpoint.store import open_store
+from luma_core.errors import (
+    ConcurrentSaveError,
+    ConfigurationError,
+    StorageError,
+    UnsafeNameError,
+)
 
 
 @pytest.fixture
@@ -13,7 +24,7 @@ def store(tmp_path):
 
 
 def _files(store):
-    return [path.name for path in store.folder.iterdir()]
+    return [path.name for path in store.path.iterdir()]
 
 
 def test_an_object_appears_when_it_is_committed(store):
@@ -63,7 +74,7 @@ def test_leftovers_of_killed_writers_are_invisible_and_removable(store):
     out = store.write("x")
     out.write(b"abc")
     assert store.names() == []
-    (store.folder / ".mine.tmp").write_bytes(b"")
+    (store.path / ".mine.tmp").write_bytes(b"")
     store.discard_leftovers()
     assert _files(store) == [".mine.tmp"]
     out.discard()
@@ -93,7 +104,7 @@ def test_safe_names_are_returned(name):
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://bucket/x", "http://host/x", "luma://host/r/1", "reference::http://x"]
+    "url", ["nowhere://host/x", "reference::http://x", "simplecache::s3://b/x"]
 )
 def test_places_that_no_store_handles_are_told_by_their_scheme(url):
     for use in (checkpoint.open, checkpoint.exists, checkpoint.verify):
@@ -118,3 +129,55 @@ def test_a_file_in_the_way_is_told(tmp_path, new_run):
         checkpoint.save(tmp_path / "f" / "c", optimizer=new_run().optimizer)
     with pytest.raises(StorageError):
         checkpoint.save(tmp_path / "f", optimizer=new_run().optimizer)
+
+
+def test_a_backend_that_is_not_installed_says_what_to_install(monkeypatch):
+    def missing(scheme):
+        raise ImportError(f"Install something for {scheme}")
+
+    monkeypatch.setattr("fsspec.get_filesystem_class", missing)
+    with pytest.raises(StorageError, match=re.escape("pip install 'luma-state[s3]'")):
+        checkpoint.open("s3://bucket/x")
+    with pytest.raises(StorageError, match="Install something for gs"):
+        checkpoint.open("gs://bucket/x")
+
+
+@pytest.mark.parametrize("url", ["memory://", "memory:///", "s3://"])
+def test_a_url_must_name_a_folder(url):
+    with pytest.raises(StorageError, match="names no folder"):
+        checkpoint.exists(url)
+
+
+def test_two_processes_cannot_save_to_one_local_folder(tmp_path, new_run):
+    run = new_run()
+    with LocalStore(tmp_path).exclusive() as alone:
+        assert alone
+        with pytest.raises(ConcurrentSaveError, match="somebody else is saving"):
+            checkpoint.save(tmp_path, optimizer=run.optimizer)
+    checkpoint.save(tmp_path, optimizer=run.optimizer)
+
+
+@pytest.mark.parametrize("value", [0, (128 << 20) - 1, 1e9, True, None])
+def test_a_memory_bound_that_cannot_work_is_refused(tmp_path, new_run, value):
+    checkpoint.save(tmp_path, optimizer=new_run().optimizer)
+    uses = (
+        lambda: checkpoint.save(
+            tmp_path, optimizer=new_run().optimizer, overwrite=True, max_memory_bytes=value
+        ),
+        lambda: checkpoint.open(tmp_path, max_memory_bytes=value),
+        lambda: checkpoint.load(tmp_path, max_memory_bytes=value),
+        lambda: checkpoint.verify(tmp_path, max_memory_bytes=value),
+    )
+    for use in uses:
+        with pytest.raises(ConfigurationError, match="max_memory_bytes="):
+            use()
+
+
+@pytest.mark.parametrize("max_memory_bytes", [128 << 20, 300 << 20, 512 << 20, 4 << 30])
+def test_a_memory_bound_is_divided_among_lanes(max_memory_bytes):
+    budget = Budget.of(max_memory_bytes)
+    coding = (2 * budget.workers + 1) * CHUNK_BYTES * 2
+    upload = (PARTS_IN_FLIGHT + 1) * PART_BYTES
+    assert budget.lanes >= 1
+    assert budget.workers >= 2
+    assert budget.lanes * (coding + budget.scratch_bytes + upload) <= max_memory_bytes

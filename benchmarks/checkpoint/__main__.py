@@ -1,0 +1,125 @@
+"""Runs the rows and prints the table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.checkpoint.measure import SIDE, Result, dropped
+from benchmarks.checkpoint.rows import ROWS, Row
+
+Found = dict[str, list[Result]]
+"""Measurements by row, one a round."""
+
+
+def measure_apart(row: Row, folder: Path, count: int) -> Result:
+    """Measure a row in a process of its own."""
+    place = folder / row.place
+    place.mkdir(exist_ok=True)
+    dropped(place)
+    arguments = ["--worker", str(ROWS.index(row)), "--folder", str(place), "--count", str(count)]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.checkpoint", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return Result(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def summary(found: Found) -> dict[str, dict[str, float]]:
+    """Return the medians of each row, and its ratios to the plain disk and to torch.save."""
+    rows: dict[str, dict[str, float]] = {}
+    for name, results in found.items():
+        seconds = statistics.median(r.seconds for r in results)
+        size = results[0].bytes
+        row = {"seconds": seconds, "bytes": size, "bytes_per_second": size / seconds}
+        row["peak_bytes"] = max(r.peak_bytes for r in results)
+        held = [r.held_seconds for r in results if r.held_seconds is not None]
+        if held:
+            row["held_seconds"] = statistics.median(held)
+        rows[name] = row
+    for name, row in rows.items():
+        reads = "load" in name or "read" in name or "verify" in name
+        plain = rows["plain read" if reads else "plain write, fsync"]
+        row["of_plain"] = row["bytes_per_second"] / plain["bytes_per_second"]
+        if "torch.save AdamW" in rows:
+            row["of_torch_bytes"] = row["bytes"] / rows["torch.save AdamW"]["bytes"]
+        if "held_seconds" in row:
+            whole = rows["LUMA save, none" if "LUMA" in name else "DCP save AdamW"]
+            row["held_of_save"] = row["held_seconds"] / whole["seconds"]
+    return rows
+
+
+def print_table(rows: dict[str, dict[str, float]]) -> None:
+    """Print a line per row."""
+    print(
+        f"{'':<24}{'seconds':>9}{'MB':>8}{'MB/s':>7}{'of plain':>10}{'of torch':>10}"
+        f"{'peak MiB':>10}{'held s':>8}{'held':>7}"
+    )
+    for name, row in rows.items():
+        columns = [
+            f"{name:<24}",
+            f"{row['seconds']:>9.2f}",
+            f"{row['bytes'] / 1e6:>8.0f}",
+            f"{row['bytes_per_second'] / 1e6:>7.0f}",
+            f"{row['of_plain']:>10.2f}",
+            f"{row.get('of_torch_bytes', float('nan')):>10.3f}",
+            f"{row['peak_bytes'] / 2**20:>10.0f}",
+        ]
+        if "held_of_save" in row:
+            columns.append(f"{row['held_seconds']:>8.2f}{row['held_of_save']:>7.2f}")
+        print("".join(columns))
+
+
+def options() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint")
+    parser.add_argument("--parameters", type=float, default=1e9, help="elements of the model")
+    parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken")
+    parser.add_argument("--folder", type=Path, help="on the disk that is measured")
+    parser.add_argument("--only", default="", help="rows whose name holds this, beside the plain")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run_all(chosen: list[Row], rounds: int, place: Path | None, count: int) -> Found:
+    """Measure all rows in turns; a folder is removed after the last row that uses it."""
+    found: Found = {row.name: [] for row in chosen}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(dir=place, prefix="luma-bench-") as folder:
+            for index, row in enumerate(chosen):
+                found[row.name].append(measure_apart(row, Path(folder), count))
+                if index + 1 == len(chosen) or chosen[index + 1].place != row.place:
+                    shutil.rmtree(Path(folder) / row.place)
+    return found
+
+
+def main() -> None:
+    """Measure one row in this process, or all in others."""
+    given = options()
+    if given.worker is not None:
+        row = ROWS[given.worker]
+        print(json.dumps(row.action(given.folder, given.count, **row.options)._asdict()))
+        return
+    count = max(round(given.parameters / SIDE**2), 1)
+    chosen = [row for row in ROWS if given.only in row.name or row.place == "plain"]
+    rows = summary(run_all(chosen, given.rounds, given.folder, count))
+    print(f"{count * SIDE**2} parameters, {given.rounds} rounds, {os.cpu_count()} cores")
+    print_table(rows)
+    if given.json:
+        body = {"parameters": count * SIDE**2, "rounds": given.rounds, "rows": rows}
+        given.json.write_text(json.dumps(body, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Loading: nothing is changed before everything that will be read is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn, optim
+
+from luma_core.checkpoint.budget import MAX_MEMORY_BYTES
+from luma_core.checkpoint.manifest import FileKind, Manifest, TensorEntry
+from luma_core.checkpoint.model import check_model, check_names, load_model
+from luma_core.checkpoint.reader import Checkpoint, Progress, open
+from luma_core.checkpoint.store import Place
+from luma_core.errors import ConfigurationError, StateMismatchError
+from luma_core.state import GroupOptions, ParameterState, StateSource
+
+
+class LoadableState(StateSource, Protocol):
+    """An optimizer that state can be loaded into."""
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm."""
+        ...
+
+    @property
+    def named(self) -> bool:
+        """Whether parameters have names of their own."""
+        ...
+
+    def load_parameter_states(
+        self, groups: Sequence[GroupOptions], states: list[ParameterState]
+    ) -> None:
+        """Replace the state."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """What `load` returns.
+
+    Attributes:
+        manifest: what the checkpoint holds.
+        extra: the values that were saved as ``extra``; None where there were none.
+    """
+
+    manifest: Manifest
+    extra: Any
+
+
+def load(
+    url: Place,
+    *,
+    optimizer: LoadableState | None = None,
+    model: nn.Module | None = None,
+    max_memory_bytes: int = MAX_MEMORY_BYTES,
+    progress: Progress | None = None,
+) -> LoadedCheckpoint:
+    """Load a checkpoint into an optimizer, a model, or both.
+
+    Names, shapes and every checksum of the files concerned are checked before anything is changed.
+
+    Args:
+        url: folder of the checkpoint.
+        optimizer: receives the state, matched by name, or by position where either side has no
+            names.
+        model: receives the weights.
+        max_memory_bytes: bound on what loading holds beside the state and one weight; decides how
+            many files are checked at once.
+        progress: called with checked bytes done and in total.
+
+    Raises:
+        ConfigurationError: the optimizer is not one of LUMA.
+        CheckpointNotFoundError: there is no checkpoint.
+        CorruptCheckpointError: a file is missing, cut or altered.
+        UnsupportedVersionError: a newer version wrote it.
+        StateMismatchError: it does not fit the optimizer or the model; says where.
+        StorageError: the store failed.
+    """
+    if optimizer is not None:
+        check_optimizer(optimizer, hint="Convert the checkpoint with `luma convert` --to adamw.")
+    checkpoint = open(url, max_memory_bytes=max_memory_bytes)
+    kinds: list[FileKind] = ["extra"]
+    states: list[ParameterState] = []
+    entries: dict[str, TensorEntry] = {}
+    if optimizer is not None:
+        kinds.append("optimizer")
+        states = _matched_states(checkpoint, optimizer)
+    if model is not None:
+        kinds += ["model", "index"]
+        entries = check_model(checkpoint.manifest, model)
+    checkpoint.check_files(*kinds, progress=progress)
+    extra = checkpoint.extra()
+    if optimizer is not None:
+        optimizer.load_parameter_states(checkpoint.group_options(), states)
+    if model is not None:
+        load_model(model, entries, checkpoint.read_tensor)
+    return LoadedCheckpoint(checkpoint.manifest, extra)
+
+
+def check_optimizer(optimizer: object, *, hint: str) -> None:
+    """Refuse an optimizer of another kind by name.
+
+    Raises:
+        ConfigurationError: it is one of PyTorch's or another library's.
+    """
+    if isinstance(optimizer, optim.Optimizer) and not hasattr(optimizer, "parameter_state"):
+        kind = type(optimizer)
+        name = f"{kind.__module__.partition('.')[0]} {kind.__name__}"
+        raise ConfigurationError(f"optimizer is a {name}; it must be a LUMA optimizer.", hint=hint)
+
+
+def _matched_states(checkpoint: Checkpoint, optimizer: LoadableState) -> list[ParameterState]:
+    """Return the checkpoint's states, known to fit the optimizer's names and shapes."""
+    if optimizer.algorithm != checkpoint.algorithm:
+        raise StateMismatchError(
+            f"{checkpoint.url}: state of {checkpoint.algorithm!r} cannot be loaded into "
+            f"{optimizer.algorithm!r}."
+        )
+    states = checkpoint.states()
+    names = list(optimizer.parameter_names())
+    if optimizer.named and checkpoint.named:
+        check_names("parameters", names, [state.name for state in states])
+        by_name = {state.name: state for state in states}
+        pairs = [(name, by_name[name]) for name in names]
+    else:
+        if len(names) != len(states):
+            raise StateMismatchError(
+                f"{checkpoint.url}: state of {len(states)} parameters; the optimizer has "
+                f"{len(names)}.",
+                hint="Build the optimizer over the same model as when the state was saved.",
+            )
+        pairs = list(zip(names, states, strict=True))
+    for name, state in pairs:
+        expected = optimizer.parameter_state(name).shape
+        if tuple(expected) != state.shape:
+            raise StateMismatchError(
+                f"{name!r}: the checkpoint has shape {list(state.shape)}; "
+                f"the optimizer's parameter has {list(expected)}."
+            )
+    return states

@@ -1,0 +1,238 @@
+"""Local folders: temporary names, fsync and rename, under a lock."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from luma_core.checkpoint.commit import AtomicRename, CommitStrategy
+from luma_core.checkpoint.names import check_name, is_safe_name
+from luma_core.checkpoint.store import (
+    ABSENT,
+    SCRATCH_MEMORY_BYTES,
+    ObjectWriter,
+    Store,
+    Version,
+    changed_meanwhile,
+    scratch_file,
+)
+from luma_core.errors import ConcurrentSaveError, StorageError
+
+_TEMPORARY = re.compile(r"\.[A-Za-z0-9._-]{1,200}\.[0-9a-f]{16}\.luma-tmp")
+
+# What file systems without locks of folders answer, network file systems for example.
+_NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
+
+
+class LocalStore(Store):
+    """A folder of the local file system.
+
+    An object is written under a temporary name in the same folder, synced, renamed, and the folder
+    synced: after `commit` returns it survives a power cut, and before it nobody sees it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self.url = str(folder)
+
+    def _path(self, name: str) -> Path:
+        return self.path / check_name(name)
+
+    @property
+    def strategy(self) -> CommitStrategy:
+        return AtomicRename()
+
+    def write(self, name: str, *, expected: Version | None = None) -> ObjectWriter:
+        path = self._path(name)
+        make_folder(self.path)
+        return LocalWriter(path, expected=expected)
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        with self._path(name).open("rb", buffering=0) as file:
+            file.seek(start)
+            pieces = []
+            while start < stop and (piece := file.read(stop - start)):
+                pieces.append(piece)
+                start += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def size(self, name: str) -> int | None:
+        path = self._path(name)
+        try:
+            return path.stat().st_size if path.is_file() else None
+        except FileNotFoundError:
+            return None
+
+    def version(self, name: str) -> Version:
+        return file_version(self._path(name))
+
+    def modified(self, name: str) -> float | None:
+        try:
+            return self._path(name).stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def _entries(self) -> list[Path]:
+        try:
+            return sorted(self.path.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def names(self) -> list[str]:
+        return [
+            entry.name
+            for entry in self._entries()
+            if not _TEMPORARY.fullmatch(entry.name) and entry.is_file()
+        ]
+
+    def delete(self, name: str) -> None:
+        self._path(name).unlink(missing_ok=True)
+
+    def discard_leftovers(self, *, older_than_seconds: float = 0) -> None:
+        latest = time.time() - older_than_seconds
+        for entry in self._entries():
+            if _TEMPORARY.fullmatch(entry.name) and entry.stat().st_mtime <= latest:
+                entry.unlink(missing_ok=True)
+
+    def folders(self) -> list[str]:
+        return [e.name for e in self._entries() if is_safe_name(e.name) and e.is_dir()]
+
+    def folder(self, name: str) -> Store:
+        return LocalStore(self._path(name))
+
+    def remove_folder(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                self.path.rmdir()
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[bool]:
+        make_folder(self.path)
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            locked = self._lock(descriptor)
+            try:
+                yield locked
+            finally:
+                if locked:
+                    # Closing alone would leave the lock with any process that was forked meanwhile.
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+        finally:
+            os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConcurrentSaveError(
+                f"{self.url}: somebody else is saving to this folder.",
+                hint="Wait until that save ends, or save to another folder.",
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return False
+        return True
+
+    def scratch(self, memory_bytes: int = SCRATCH_MEMORY_BYTES) -> IO[bytes]:
+        """Return a scratch file that spills into the same folder: there must be room anyway."""
+        make_folder(self.path)
+        return scratch_file(self.path, memory_bytes)
+
+
+def file_version(path: Path) -> Version:
+    """Return the version of a local file."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ABSENT
+    return Version(f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}")
+
+
+class LocalWriter(ObjectWriter):
+    """Writes a local file through a temporary name beside it."""
+
+    def __init__(self, path: Path, *, expected: Version | None = None) -> None:
+        self._path = path
+        self._expected = expected
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.luma-tmp")
+        self._file: BinaryIO | None = self._temporary.open("xb", buffering=1 << 20)
+
+    def write(self, data: bytes | memoryview) -> None:
+        if self._file is None:
+            raise ValueError(f"{self._path.name} is committed or discarded")
+        self._file.write(data)
+
+    def flush(self) -> None:
+        """Hand buffered bytes to the system, as writers of files expect to be able to."""
+        if self._file is not None:
+            self._file.flush()
+
+    def commit(self) -> None:
+        file = self._file
+        if file is None:
+            raise ValueError(f"{self._path.name} is committed or discarded")
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        if self._expected is not None and file_version(self._path) != self._expected:
+            raise changed_meanwhile(str(self._path))
+        self._temporary.replace(self._path)
+        self._file = None
+        sync_folder(self._path.parent)
+
+    def discard(self) -> None:
+        file, self._file = self._file, None
+        if file is None:
+            return
+        # A full disk fails again when buffered bytes are flushed, and that tells nothing new.
+        with contextlib.suppress(OSError):
+            file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Create ``folder`` and its parents durably."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def local_path(url: str | os.PathLike[str]) -> Path:
+    """Return the path that a plain path or ``file://`` URL names.
+
+    Raises:
+        StorageError: it is a URL of another kind.
+    """
+    text = os.fspath(url)
+    if "://" not in text:
+        return Path(text)
+    parts = urlsplit(text)
+    if parts.scheme.lower() == "file" and parts.netloc in ("", "localhost"):
+        return Path(unquote(parts.path))
+    raise StorageError(
+        f"{text!r}: no store for {text.split('://')[0]!r} locations.",
+        hint="Give a local path or a file:///absolute/path URL.",
+    )

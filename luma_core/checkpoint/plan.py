@@ -1,0 +1,169 @@
+"""What a save will write: decided before anything is written, fetched or staged."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from luma_core.checkpoint.consistency import tensor_name
+from luma_core.checkpoint.extra import flatten_extra
+from luma_core.checkpoint.manifest import ParameterEntry
+from luma_core.checkpoint.model import model_tensors
+from luma_core.checkpoint.names import ShardKind
+from luma_core.checkpoint.shard import PlannedTensor, plan_shards
+from luma_core.errors import ConfigurationError
+from luma_core.state import GroupOptions, ParameterState, StateSource, field_key
+
+
+class SavableState(StateSource, Protocol):
+    """A state source that says what it is: an optimizer, an opened checkpoint, a conversion."""
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm."""
+        ...
+
+    @property
+    def named(self) -> bool:
+        """Whether parameters have names of their own."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be written; tensors are fetched when their turn comes."""
+
+    algorithm: str
+    named: bool
+    groups: tuple[GroupOptions, ...]
+    parameters: tuple[ParameterEntry, ...]
+    extra: Any
+    aliases: Mapping[str, str]
+    shards: Mapping[ShardKind, list[list[PlannedTensor]]]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(
+            tensor.nbytes for shards in self.shards.values() for shard in shards for tensor in shard
+        )
+
+
+def plan_save(
+    optimizer: SavableState, model: nn.Module | None, extra: Any, max_shard_bytes: int
+) -> Plan:
+    """Return what a save of these will write.
+
+    Raises:
+        ConfigurationError: something among them cannot be saved.
+    """
+    names = list(optimizer.parameter_names())
+    repeated = (
+        {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()
+    )
+    if repeated:
+        raise ConfigurationError(f"the parameter name {min(repeated)!r} is used more than once.")
+    last = _LastState(optimizer)
+    parameters = []
+    tensors: dict[ShardKind, list[PlannedTensor]] = {"optimizer": []}
+    for name in names:
+        state = optimizer.parameter_state(name)
+        parameters.append(_entry(state))
+        tensors["optimizer"].extend(_planned_fields(state, last))
+    weights, aliases = model_tensors(model) if model is not None else ({}, {})
+    tensors["model"] = [_planned(name, tensor) for name, tensor in weights.items()]
+    tree, extra_tensors = flatten_extra(extra)
+    tensors["extra"] = [_planned(name, tensor) for name, tensor in extra_tensors.items()]
+    return Plan(
+        algorithm=optimizer.algorithm,
+        named=optimizer.named,
+        groups=tuple(_plain_options(i, group) for i, group in enumerate(optimizer.group_options())),
+        parameters=tuple(parameters),
+        extra=tree,
+        aliases=aliases,
+        shards={kind: plan_shards(some, max_shard_bytes) for kind, some in tensors.items() if some},
+    )
+
+
+def _plain_options(index: int, group: GroupOptions) -> GroupOptions:
+    try:
+        return cast(GroupOptions, json.loads(json.dumps(group, allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"the options of parameter group {index} are not plain JSON values: {error}."
+        ) from error
+
+
+def _entry(state: ParameterState) -> ParameterEntry:
+    return ParameterEntry(
+        name=state.name,
+        shape=tuple(state.shape),
+        dtype=state.dtype,
+        group=state.group,
+        step=state.step,
+        noise_key=state.noise_key,
+        nonfinite=state.nonfinite,
+        codecs={moment: codec.to_dict() for moment, codec in state.codecs.items()},
+    )
+
+
+class _LastState:
+    """Asks a source for each parameter once while its fields are written one after another."""
+
+    def __init__(self, source: StateSource) -> None:
+        self._source = source
+        self._of_thread = threading.local()
+
+    def field(self, name: str, key: str) -> Tensor:
+        state: ParameterState | None = getattr(self._of_thread, "state", None)
+        if state is None or state.name != name:
+            state = self._of_thread.state = self._source.parameter_state(name)
+        return state.fields[key]
+
+
+def _planned_fields(state: ParameterState, last: _LastState) -> Iterator[PlannedTensor]:
+    for moment, codec in state.codecs.items():
+        for field, spec in codec.layout(state.shape).items():
+            key = field_key(moment, field)
+            yield PlannedTensor(
+                tensor_name(state.name, key),
+                spec.dtype,
+                tuple(spec.shape),
+                lambda name=state.name, key=key: last.field(name, key),  # type: ignore[misc]
+            )
+
+
+def _planned(name: str, tensor: Tensor) -> PlannedTensor:
+    return PlannedTensor(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
+def staged(plan: Plan) -> Plan:
+    """Return ``plan`` with a copy of every tensor, independent of what training changes next.
+
+    Tensors of a CUDA device are copied to pinned memory, all at once, and waited for at the end.
+    Each copy is let go when it was written.
+    """
+    devices: set[torch.device] = set()
+    shards = {
+        kind: [[_staged(tensor, devices) for tensor in shard] for shard in some]
+        for kind, some in plan.shards.items()
+    }
+    for device in devices:
+        torch.cuda.synchronize(device)
+    return replace(plan, shards=shards)
+
+
+def _staged(planned: PlannedTensor, devices: set[torch.device]) -> PlannedTensor:
+    tensor = planned.checked().detach()
+    on_cuda = tensor.is_cuda
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_cuda)
+    copy.copy_(tensor, non_blocking=on_cuda)
+    if on_cuda:
+        devices.add(tensor.device)
+    kept = [copy]
+    return replace(planned, load=kept.pop)

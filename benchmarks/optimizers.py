@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luma_core import LAMB, LUMA
+from benchmarks.shapes import parameter_names
+from luma_core import LAMB, LUMA, AdamMini, TurboAdam
 
 OPTIONS: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 
@@ -28,6 +29,13 @@ def _peer(module: str, name: str) -> Build:
     return build
 
 
+def _own_adam_mini(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    names = parameter_names([tuple(param.shape) for param in params])
+    named = list(zip(names, params, strict=True))
+    heads = {"n_heads": 12} if names[0] == "wte.weight" else {"n_heads": 32, "n_kv_heads": 8}
+    return AdamMini(named, seed=0, **heads, **OPTIONS)
+
+
 def _adam_mini(params: list[nn.Parameter]) -> torch.optim.Optimizer:
     kind = import_module("adam_mini").Adam_mini
     # Names decide its partition; these make matrices one of its rows per output.
@@ -43,6 +51,9 @@ OPTIMIZERS: dict[str, tuple[str, Build]] = {
     "torch AdamW foreach": ("torch", lambda p: torch.optim.AdamW(p, foreach=True, **OPTIONS)),
     "LUMA": ("luma-state", lambda p: LUMA(p, seed=0, **OPTIONS)),
     "LUMA block_size=None": ("luma-state", lambda p: LUMA(p, seed=0, block_size=None, **OPTIONS)),
+    "TurboAdam": ("luma-state", lambda p: TurboAdam(p, seed=0, **OPTIONS)),
+    "TurboAdam 8bit": ("luma-state", lambda p: TurboAdam(p, seed=0, preset="8bit", **OPTIONS)),
+    "AdamMini": ("luma-state", _own_adam_mini),
     "LAMB": ("luma-state", lambda p: LAMB(p, seed=0, **OPTIONS)),
     "LAMB max_grad_norm": ("luma-state", lambda p: LAMB(p, seed=0, max_grad_norm=1.0, **OPTIONS)),
     "bitsandbytes AdamW8bit": ("bitsandbytes", _peer("bitsandbytes.optim", "AdamW8bit")),
@@ -50,8 +61,8 @@ OPTIMIZERS: dict[str, tuple[str, Build]] = {
     "torchao AdamW4bit": ("torchao", _peer("torchao.optim", "AdamW4bit")),
     "torchao AdamWFp8": ("torchao", _peer("torchao.optim", "AdamWFp8")),
     "FlashOptim FlashAdamW": ("flashoptim", _peer("flashoptim", "FlashAdamW")),
-    "TurboAdam": ("turboadam", _peer("turboadam", "TurboAdam")),
-    "Adam-mini": ("adam-mini", _adam_mini),
+    "turboadam TurboAdam": ("turboadam", _peer("turboadam", "TurboAdam")),
+    "adam-mini Adam_mini": ("adam-mini", _adam_mini),
 }
 """Distribution and constructor of each."""
 

@@ -71,8 +71,13 @@ def lamb_constants(bucket: Bucket, *, last: bool, scaler: bool, fast: bool) -> d
 
 
 def lamb_registers(bucket: Bucket, *, last: bool) -> int:
-    """Return the bound on registers per thread: the first pass needs some for its sums."""
-    return bucket.tuning.registers if last else bucket.tuning.registers + 8
+    """Return the bound on registers per thread.
+
+    The first pass needs some for its sums, and with one scale per tensor a few more.
+    """
+    if last:
+        return bucket.tuning.registers
+    return bucket.tuning.registers + 8 + 8 * bucket.whole
 
 
 def lamb_passes(bucket: Bucket, scaler: bool, fast: bool) -> list[Pass]:

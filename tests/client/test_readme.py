@@ -14,7 +14,7 @@ from luma_client.cli.app import app
 
 REPO = Path(__file__).parents[2]
 README = (REPO / "README.md").read_text()
-PROGRAM = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+PROGRAM = "".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
 COMMANDS = re.findall(r"^(luma .*?) *(?:#.*)?$", README, re.M)
 
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_work_after_the_program(folder: Path, luma, monkeypatch) -> None:
     monkeypatch.chdir(folder)
     shown = {command.split()[1] for command in COMMANDS}
-    assert shown == {"inspect", "stats", "verify", "convert", "diff", "serve"}
+    assert shown == {"inspect", "stats", "verify", "convert", "diff", "partition", "serve"}
     for command in COMMANDS:
         if "serve" not in command:
             code, out, err = luma(*shlex.split(command)[1:])

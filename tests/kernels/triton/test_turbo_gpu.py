@@ -130,5 +130,5 @@ def test_a_tensor_of_more_than_two_to_the_31_elements(preset: str) -> None:
     assert float(param.detach()[:200].float().mean()) == pytest.approx(0.5, abs=0.01)
     for key, field in optimizer.state[param].items():
         if field.dim() and not key.endswith("mantissa"):
-            assert field[-20:].count_nonzero() > 0, key
+            assert field[-64:].count_nonzero() > 0, key  # the last block is padded
             assert bool((field != 0)[: field.numel() // 2].any()), key

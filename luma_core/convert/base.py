@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from luma_core.state import GroupOptions
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+Url = str | os.PathLike[str]
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in total."""
@@ -97,15 +99,48 @@ class SinkOptions:
 
     Attributes:
         overwrite: whether to replace what is at the destination.
+        codec: how a LUMA checkpoint keeps the moments: one of `luma_core.convert.codec_choices`.
         block_size: elements per scale of LUMA's codecs, or None for one scale per tensor.
         compression: of a LUMA checkpoint.
         seed: of the rounding noise of later steps.
+        model: what belongs to the state: for formats that need it.
     """
 
     overwrite: bool = False
+    codec: str = "luma16"
     block_size: int | None = 128
     compression: str = "zstd"
     seed: int = 0
+    model: Url | None = None
+
+
+@dataclass(frozen=True)
+class MomentError:
+    """What coding changed in one moment, over all parameters.
+
+    Attributes:
+        relative_rms: root mean square of the errors over that of the values.
+        relative_max: the largest, over all parameters, of a parameter's largest error over its
+            largest magnitude.
+    """
+
+    relative_rms: float = 0.0
+    relative_max: float = 0.0
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a sink did.
+
+    Attributes:
+        stored_bytes: size of what was written.
+        errors: what coding changed, by moment; nothing where float32 is written.
+    """
+
+    stored_bytes: int
+    errors: Mapping[str, MomentError] = field(
+        default_factory=lambda: dict.fromkeys(MOMENTS, MomentError())
+    )
 
 
 class Sink(Protocol):
@@ -114,12 +149,12 @@ class Sink(Protocol):
     def __call__(
         self,
         source: Source,
-        destination: str | os.PathLike[str],
+        destination: Url,
         options: SinkOptions,
         progress: Progress | None,
         /,
-    ) -> int:
-        """Write all of ``source`` and return the size in bytes of what was written.
+    ) -> Written:
+        """Write all of ``source`` and return the size of what was written, and its errors.
 
         Raises:
             CheckpointExistsError: something is there and may not be overwritten.

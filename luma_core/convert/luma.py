@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from luma_core import checkpoint
-from luma_core.checkpoint.reader import LazyFields
+from luma_core.checkpoint.lazy import LazyFields
 from luma_core.codecs import MIN_COMPRESS_ELEMENTS, moment_codecs
 from luma_core.convert.base import (
     MOMENTS,
     AdamWState,
+    MomentError,
     ParameterInfo,
     Progress,
     SinkOptions,
     Source,
+    Url,
+    Written,
 )
+from luma_core.convert.codecs import target_codecs
+from luma_core.convert.names import namer_of
+from luma_core.convert.state_dict import Namer
 from luma_core.errors import ConversionError
 from luma_core.optim.interchange import check_moment_values, encode_state
-from luma_core.optim.luma import LUMA, luma_codecs
 from luma_core.rounding import parameter_key
 from luma_core.state import GroupOptions, ParameterState, field_key
 
@@ -76,12 +84,59 @@ class LumaSource:
         return AdamWState(info, *(state.decode(moment) for moment in MOMENTS))
 
 
+def open_luma(url: Url, model: Url | None = None) -> Source:
+    """Open a LUMA checkpoint; a model gives names where it was saved without.
+
+    Raises:
+        ConversionError: the model does not tell the names; or as for `LumaSource`.
+    """
+    source = LumaSource(url)
+    namer = None if source.named else namer_of(model)
+    return source if namer is None else NamedSource(source, namer)
+
+
+class NamedSource:
+    """A source whose parameters get names.
+
+    Raises:
+        ConversionError: the model does not tell the names.
+    """
+
+    named = True
+
+    def __init__(self, source: Source, namer: Namer) -> None:
+        self._source = source
+        self.format = source.format
+        self.stored_bytes = source.stored_bytes
+        counted = source.parameters()
+        names = namer(
+            [
+                [info.shape for info in counted if info.group == index]
+                for index in range(len(source.groups()))
+            ]
+        )
+        self._names = dict(zip(names or (), counted, strict=True))
+
+    def groups(self) -> Sequence[GroupOptions]:
+        return self._source.groups()
+
+    def parameters(self) -> Sequence[ParameterInfo]:
+        return [replace(info, name=name) for name, info in self._names.items()]
+
+    def read(self, name: str) -> AdamWState:
+        found = self._source.read(self._names[name].name)
+        return replace(found, info=replace(found.info, name=name))
+
+
 class EncodedState:
-    """A source's state as LUMA would keep it, coded by rounding to nearest when it is used."""
+    """A source's state as our optimizers keep it, coded by rounding to nearest when it is used."""
 
-    algorithm = LUMA.algorithm
-
-    def __init__(self, source: Source, *, block_size: int | None, seed: int) -> None:
+    def __init__(
+        self, source: Source, *, block_size: int | None, seed: int, codec: str = "luma16"
+    ) -> None:
+        target = target_codecs(codec, block_size=block_size)
+        self.algorithm = target.algorithm
+        self.errors = CodingErrors()
         self._source = source
         self.named = source.named
         self._infos = {info.name: info for info in source.parameters()}
@@ -93,7 +148,7 @@ class EncodedState:
                 "capturable": False,
                 **{key: value for key, value in options.items() if key != "parameter_codecs"},
                 "seed": seed,
-                "codecs": luma_codecs(block_size=block_size),
+                "codecs": target.codecs,
             }
             for options in source.groups()
         ]
@@ -116,7 +171,7 @@ class EncodedState:
             for moment, codec in codecs.items()
             for field in codec.layout(info.shape)
         ]
-        encoded = _Encoded(self._source, head, options)
+        encoded = _Encoded(self._source, head, options, self.errors)
         return ParameterState(
             info.name,
             info.shape,
@@ -132,17 +187,53 @@ class EncodedState:
 class _Encoded:
     """Codes one parameter when the first of its fields is needed."""
 
-    def __init__(self, source: Source, head: ParameterState, options: GroupOptions) -> None:
+    def __init__(
+        self, source: Source, head: ParameterState, options: GroupOptions, errors: CodingErrors
+    ) -> None:
         self._source = source
         self._head = head
         self._options = options
+        self._errors = errors
 
     @cached_property
     def fields(self) -> Mapping[str, Tensor]:
         found = self._source.read(self._head.name)
         moments = {moment: getattr(found, moment) for moment in MOMENTS}
         check_finite(self._head.name, moments)
-        return encode_state(self._head, self._options, step=found.info.step, moments=moments).fields
+        state = encode_state(self._head, self._options, step=found.info.step, moments=moments)
+        self._errors.measure(state, moments)
+        return state.fields
+
+
+class CodingErrors:
+    """Adds up what coding changed; a parameter that is coded twice counts once."""
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[str, str], tuple[float, float, float]] = {}
+
+    def measure(self, state: ParameterState, moments: Mapping[str, Tensor]) -> None:
+        """Compare a coded parameter with the float32 ``moments`` it was made of."""
+        for moment, want in moments.items():
+            if want.numel():
+                error = state.decode(moment) - want
+                largest = float(want.abs().max())
+                self._parts[state.name, moment] = (
+                    float(error.square().sum(dtype=torch.float64)),
+                    float(want.square().sum(dtype=torch.float64)),
+                    float(error.abs().max()) / largest if largest else 0.0,
+                )
+
+    def by_moment(self) -> dict[str, MomentError]:
+        """Return the errors of all parameters measured so far."""
+        found = {}
+        for moment in MOMENTS:
+            parts = [part for (_, key), part in self._parts.items() if key == moment]
+            errors, squares = (math.fsum(part[i] for part in parts) for i in (0, 1))
+            found[moment] = MomentError(
+                math.sqrt(errors / squares) if squares else 0.0,
+                max((part[2] for part in parts), default=0.0),
+            )
+        return found
 
 
 def check_finite(name: str, moments: Mapping[str, Tensor]) -> None:
@@ -161,13 +252,16 @@ def write_luma(
     options: SinkOptions,
     progress: Progress | None,
     /,
-) -> int:
-    """Write a LUMA checkpoint with LUMA's default options; its groups record the seed."""
+) -> Written:
+    """Write a LUMA checkpoint with default options; its groups record the seed."""
+    state = EncodedState(
+        source, block_size=options.block_size, seed=options.seed, codec=options.codec
+    )
     manifest = checkpoint.save(
         destination,
-        optimizer=EncodedState(source, block_size=options.block_size, seed=options.seed),
+        optimizer=state,
         compression=cast(checkpoint.Compression, options.compression),
         overwrite=options.overwrite,
         progress=progress,
     )
-    return manifest.summary.stored_bytes
+    return Written(manifest.summary.stored_bytes, state.errors.by_moment())

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from luma_core import checkpoint
-from luma_core.checkpoint.local import local_path
-from luma_core.convert import luma, torch_adamw
-from luma_core.convert.base import Progress, Sink, SinkOptions, Source, total_elements
+from luma_core.convert import beside_model, dcp, deepspeed, fsdp, lightning, luma, torch_adamw
+from luma_core.convert.base import (
+    MomentError,
+    Progress,
+    Sink,
+    SinkOptions,
+    Source,
+    Url,
+    total_elements,
+)
 from luma_core.errors import CheckpointNotFoundError, ConfigurationError
-
-Url = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -21,27 +26,45 @@ class Format:
 
     Attributes:
         name: what it is called.
-        source: opens state in it.
-        sink: writes it.
+        source: opens state in it, with the model that gives names; None where it is only written.
+        sink: writes it; None where it is only read.
         detect: whether a place holds it.
     """
 
     name: str
-    source: Callable[[Url], Source]
-    sink: Sink
+    source: Callable[[Url, Url | None], Source] | None
+    sink: Sink | None
     detect: Callable[[Url], bool]
 
 
 _FORMATS = {
     entry.name: entry
     for entry in (
-        Format(luma.FORMAT, luma.LumaSource, luma.write_luma, checkpoint.exists),
+        Format(luma.FORMAT, luma.open_luma, luma.write_luma, checkpoint.exists),
+        Format(dcp.FORMAT, dcp.open_dcp, dcp.write_dcp, dcp.is_dcp),
+        Format(
+            beside_model.TRAINER, beside_model.open_trainer, None, beside_model.is_trainer_folder
+        ),
+        Format(
+            beside_model.ACCELERATE,
+            beside_model.open_accelerate,
+            None,
+            beside_model.is_accelerate_folder,
+        ),
+        Format(deepspeed.FORMAT, deepspeed.open_deepspeed, None, deepspeed.is_deepspeed),
+        Format(
+            lightning.FORMAT,
+            lightning.open_lightning,
+            lightning.write_lightning,
+            lightning.is_lightning,
+        ),
         Format(
             torch_adamw.FORMAT,
-            torch_adamw.TorchAdamWSource,
+            torch_adamw.open_torch_adamw,
             torch_adamw.write_torch_adamw,
-            lambda url: local_path(url).is_file(),
+            torch_adamw.is_torch_file,
         ),
+        Format(fsdp.FORMAT, None, fsdp.write_fsdp, lambda _: False),
     )
 }
 
@@ -51,36 +74,47 @@ def format_names() -> tuple[str, ...]:
     return tuple(sorted(_FORMATS))
 
 
-def _format(argument: str, name: str) -> Format:
-    if name not in _FORMATS:
-        raise ConfigurationError(
-            f"{argument}={name!r} is not a format.", hint=f"Formats: {', '.join(format_names())}."
-        )
-    return _FORMATS[name]
+def target_names() -> tuple[str, ...]:
+    """Return the names of the formats that can be written, sorted."""
+    return tuple(name for name in format_names() if _FORMATS[name].sink)
 
 
-def open_source(url: Url, *, format: str | None = None) -> Source:
+def source_names() -> tuple[str, ...]:
+    """Return the names of the formats that can be read, sorted."""
+    return tuple(name for name in format_names() if _FORMATS[name].source)
+
+
+def _no_format(argument: str, name: str, names: tuple[str, ...]) -> ConfigurationError:
+    what = "read" if argument == "format" else "written"
+    known = "cannot be " + what if name in _FORMATS else "is not a format"
+    return ConfigurationError(f"{argument}={name!r} {known}.", hint=f"Formats: {', '.join(names)}.")
+
+
+def open_source(url: Url, *, format: str | None = None, model: Url | None = None) -> Source:
     """Open AdamW state for reading one parameter at a time.
 
     Args:
-        url: a LUMA checkpoint's folder, or a ``torch.save`` file of AdamW state.
-        format: one of `format_names`; detected by default.
+        url: where the state is, in one of `source_names`; see docs/convert.md.
+        format: its format; detected by default.
+        model: gives parameters names where the state has none: a safetensors file, its index, a
+            ``torch.save`` file of the model's state dict, or a folder with one of these.
 
     Raises:
         CheckpointNotFoundError: nothing there is in a known format.
         ConfigurationError: no format has that name.
-        ConversionError: it is there, but not as AdamW state that can be read.
+        ConversionError: it is there, but not as AdamW state that can be read; or the model does
+            not tell the names.
         CorruptCheckpointError: it is damaged.
     """
-    if format is not None:
-        return _format("format", format).source(url)
-    for entry in _FORMATS.values():
-        if entry.detect(url):
-            return entry.source(url)
+    if format is not None and format not in source_names():
+        raise _no_format("format", format, source_names())
+    for name, entry in _FORMATS.items():
+        if entry.source and (name == format or (format is None and entry.detect(url))):
+            return entry.source(url, model)
     raise CheckpointNotFoundError(
         f"{os.fspath(url)}: no optimizer state here.",
         hint="Give the folder of a LUMA checkpoint (it has a luma.json), or a torch.save file of "
-        "AdamW state.",
+        "AdamW state; docs/convert.md lists all formats.",
     )
 
 
@@ -96,6 +130,7 @@ class ConversionReport:
         source_format: format it was in.
         target_format: format it is in now.
         destination: where it went.
+        errors: what coding changed, by moment; zeros where float32 was written.
     """
 
     parameters: int
@@ -105,6 +140,7 @@ class ConversionReport:
     source_format: str
     target_format: str
     destination: str
+    errors: Mapping[str, MomentError]
 
 
 def convert(
@@ -112,7 +148,9 @@ def convert(
     dst: Url,
     *,
     to: str,
+    model: Url | None = None,
     overwrite: bool = False,
+    codec: str = "luma16",
     block_size: int | None = 128,
     compression: str = "zstd",
     seed: int = 0,
@@ -124,9 +162,13 @@ def convert(
 
     Args:
         src: where the state is; its format is detected.
-        dst: where it shall go: a folder for ``"luma"``, a file for ``"adamw"``.
-        to: ``"luma"`` or ``"adamw"``.
+        dst: where it shall go: a folder for ``"luma"`` and ``"dcp"``, else a file.
+        to: one of `target_names`.
+        model: gives parameters names where the state has none, as for `open_source`; for
+            ``"lightning"``, the ``.ckpt`` file to write a copy of.
         overwrite: whether to replace what is at ``dst``.
+        codec: for ``"luma"``: how moments are kept. ``"luma16"``, ``"fp32"`` and ``"bf16"`` make
+            a checkpoint for `LUMA`, ``"turbo"`` and ``"turbo-8bit"`` one for `TurboAdam`.
         block_size: for ``"luma"``: elements per scale, or None for one scale per tensor.
         compression: for ``"luma"``: ``"zstd"`` or ``"none"``.
         seed: for ``"luma"``: of the rounding noise of later steps.
@@ -140,19 +182,27 @@ def convert(
         CorruptCheckpointError: the state is damaged.
         StorageError: the store failed; what was at ``dst`` is whole.
     """
-    target = _format("to", to)
-    source = open_source(src)
+    sink = _FORMATS[to].sink if to in _FORMATS else None
+    if sink is None:
+        raise _no_format("to", to, target_names())
+    source = open_source(src, model=None if to == lightning.FORMAT else model)
     options = SinkOptions(
-        overwrite=overwrite, block_size=block_size, compression=compression, seed=seed
+        overwrite=overwrite,
+        codec=codec,
+        block_size=block_size,
+        compression=compression,
+        seed=seed,
+        model=model,
     )
-    result_bytes = target.sink(source, dst, options, progress)
+    written = sink(source, dst, options, progress)
     parameters = source.parameters()
     return ConversionReport(
         parameters=len(parameters),
         elements=total_elements(parameters),
         source_bytes=source.stored_bytes,
-        result_bytes=result_bytes,
+        result_bytes=written.stored_bytes,
         source_format=source.format,
-        target_format=target.name,
+        target_format=to,
         destination=os.fspath(dst),
+        errors=written.errors,
     )

@@ -1,4 +1,4 @@
-"""``luma convert``: between LUMA checkpoints and the AdamW state of other tools."""
+"""``luma convert``: between our checkpoints and the AdamW state of other tools."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from luma_core.convert import ConversionReport
 
 HELP = (
-    "Convert optimizer state: a LUMA checkpoint to a torch.save file of AdamW state, or back.\n\n"
-    "The format of SRC is detected. AdamW to LUMA rounds to nearest; LUMA to AdamW and back "
-    "restores every value bit for bit."
+    "Convert optimizer state: AdamW state of PyTorch, Trainer, Accelerate, Lightning, FSDP, DCP "
+    "and 8-bit optimizers to a compressed checkpoint, or back.\n\n"
+    "The format of SRC is detected. To luma rounds to nearest; LUMA to AdamW and back restores "
+    "every value bit for bit. docs/convert.md lists the formats."
 )
 EPILOG = (
     "Examples: luma convert runs/gpt2/1000 adamw.pt --to adamw; luma convert adamw.pt "
-    "runs/gpt2/1000 --to luma\n\nJSON keys: source, destination, source_format, target_format, "
-    "parameters, elements, source_bytes, result_bytes"
+    "runs/gpt2/1000 --to luma; luma convert checkpoint-1000 small --to luma --codec turbo\n\n"
+    "JSON keys: source, destination, source_format, target_format, parameters, elements, "
+    "source_bytes, result_bytes, errors"
 )
 
 
@@ -34,18 +36,32 @@ def command(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="Checkpoint folder, or AdamW state dict file.", show_default=False
+            metavar="SRC", help="A checkpoint, or other tools' file or folder.", show_default=False
         ),
     ],
     destination: Annotated[
         str,
         typer.Argument(
-            metavar="DST", help="A file for adamw, a folder for luma.", show_default=False
+            metavar="DST", help="A folder for luma and dcp, else a file.", show_default=False
         ),
     ],
     to: Annotated[
-        Literal["adamw", "luma"], typer.Option("--to", help="Format to write.", show_default=False)
+        Literal["adamw", "dcp", "fsdp", "lightning", "luma"],
+        typer.Option("--to", help="Format to write.", show_default=False),
     ],
+    codec: Annotated[
+        Literal["luma16", "fp32", "bf16", "turbo", "turbo-8bit"],
+        typer.Option("--codec", help="To luma: how moments are kept; turbo*: for TurboAdam."),
+    ] = "luma16",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="Weights that name parameters where SRC has no names; to lightning: the .ckpt to "
+            "copy.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what is at DST.", show_default=False)
     ] = False,
@@ -66,13 +82,19 @@ def command(
     from luma_core import convert
 
     output = Output(json=as_json, quiet=quiet)
-    again = shlex.join(["luma", "convert", source, destination, "--to", to, "--overwrite"])
+    own = [
+        *(["--codec", codec] if codec != "luma16" else []),
+        *(["--model", model] if model else []),
+    ]
+    again = shlex.join(["luma", "convert", source, destination, "--to", to, *own, "--overwrite"])
     with _hint_of_overwriting("" if overwrite else again), output.progress("converting") as tell:
         report = convert.convert(
             source,
             destination,
             to=to,
+            model=model,
             overwrite=overwrite,
+            codec=codec,
             block_size=block_size or None,
             compression=compression,
             seed=seed,
@@ -113,5 +135,13 @@ def _table(source: str, report: ConversionReport) -> Table:
                 f"{bytes_text(report.result_bytes)}{ratio}",
             ),
             ("parameters", f"{report.parameters:,} with {report.elements:,} elements"),
+            *(
+                (
+                    f"error of {moment}",
+                    f"{percent(error.relative_rms)} rms, {percent(error.relative_max)} largest",
+                )
+                for moment, error in report.errors.items()
+                if report.target_format == "luma"
+            ),
         ]
     )

@@ -11,6 +11,7 @@ from luma_core import errors
 EXIT_CODES: tuple[tuple[type[errors.LumaError], int], ...] = (
     (errors.CheckpointNotFoundError, 3),
     (errors.CheckpointExistsError, 4),
+    (errors.ConcurrentSaveError, 4),
     (errors.CorruptCheckpointError, 5),
     (errors.UnsupportedVersionError, 5),
     (errors.UnsafeNameError, 5),

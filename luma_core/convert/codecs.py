@@ -1,0 +1,57 @@
+"""Codecs of our own checkpoints by the names that a conversion takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from luma_core.errors import ConfigurationError, UnknownCodecError
+from luma_core.optim.luma import LUMA
+from luma_core.optim.presets import PRESETS, CodecConfigs, preset_codecs
+from luma_core.optim.turbo_adam import TurboAdam, turbo_codecs
+
+_TURBO = {"turbo": "5bit", "turbo-8bit": "8bit"}
+
+
+@dataclass(frozen=True)
+class TargetCodecs:
+    """How a converted state is kept.
+
+    Attributes:
+        algorithm: of the optimizer that goes on with it.
+        codecs: configuration of each moment's codec.
+    """
+
+    algorithm: str
+    codecs: CodecConfigs
+
+
+def codec_choices() -> tuple[str, ...]:
+    """Return the names that `target_codecs` takes."""
+    return (*PRESETS, *_TURBO)
+
+
+def target_codecs(name: Any, *, block_size: int | None) -> TargetCodecs:
+    """Return the codecs that a name stands for, and the algorithm whose state they make.
+
+    Args:
+        name: one of `codec_choices`.
+        block_size: elements per scale block, or ``None`` for one scale per tensor.
+
+    Raises:
+        UnknownCodecError: there is no such name.
+        ConfigurationError: ``block_size`` cannot work with it.
+    """
+    if name not in codec_choices():
+        raise UnknownCodecError(
+            f"codec={name!r} must be one of {', '.join(map(repr, codec_choices()))}."
+        )
+    if name not in _TURBO:
+        return TargetCodecs(LUMA.algorithm, preset_codecs(name, block_size=block_size))
+    if block_size is None:
+        raise ConfigurationError(
+            f"block_size=None does not go with codec={name!r}, which needs a scale for each block.",
+            hint="Use 128.",
+        )
+    codecs = turbo_codecs(preset=_TURBO[name], block_size=block_size)
+    return TargetCodecs(TurboAdam.algorithm, codecs)

@@ -1,0 +1,260 @@
+"""Folders of ``torch.distributed.checkpoint``, read and written without a process group."""
+
+from __future__ import annotations
+
+import io
+import math
+import secrets
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from luma_core.checkpoint.local import local_path, make_folder, sync_folder
+from luma_core.checkpoint.store import storage_errors
+from luma_core.convert.base import MOMENTS, Progress, SinkOptions, Source, Url, Written
+from luma_core.convert.dcp_metadata import METADATA_NAME, read_metadata
+from luma_core.convert.flat import is_flat, unflattened
+from luma_core.convert.names import namer_of
+from luma_core.convert.state_dict import Entry, StateDictSource, moments_entry
+from luma_core.convert.writing import adamw_state_dict, require_names
+from luma_core.errors import CheckpointExistsError, ConversionError
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+FORMAT = "dcp"
+
+_ROOT = "optim"
+_GROUPS = "param_groups"
+
+
+def is_dcp(url: Url) -> bool:
+    """Whether it is a folder of ``torch.distributed.checkpoint``."""
+    return "://" not in str(url) and (local_path(url) / METADATA_NAME).is_file()
+
+
+def open_dcp(url: Url, model: Url | None = None) -> Source:
+    """Open the state of the one optimizer in a folder, under whatever key it was saved.
+
+    Moments may be sharded in any way; each is read and put together when it is asked for.
+
+    Raises:
+        UnsafePickleError: reading it would run code it contains.
+        ConversionError: it holds no state of a single AdamW, or is damaged.
+        StorageError: it cannot be read.
+    """
+    folder = local_path(url)
+    files = _Files(folder, read_metadata(folder))
+    content = _nested(files)
+    if is_flat(content):
+        content = unflattened(content)
+    return StateDictSource(
+        content,
+        where=str(folder),
+        stored_bytes=files.used_bytes,
+        format=FORMAT,
+        decoder=_decode,
+        namer=namer_of(model),
+    )
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in the folder that is not read yet; ``head`` has its shape and dtype, no values."""
+
+    files: _Files
+    key: str
+    head: Tensor
+
+    def read(self) -> Tensor:
+        return self.files.tensor(self.key)
+
+
+class _Files:
+    """The items of a folder by key."""
+
+    def __init__(self, folder: Path, metadata: Metadata) -> None:
+        self.folder = folder
+        self.metadata = metadata
+        self.used_bytes = 0
+        self._pieces: dict[str, list[tuple[tuple[int, ...] | None, Any]]] = {}
+        for index, info in metadata.storage_data.items():
+            offset = None if index.offset is None else tuple(index.offset)
+            self._pieces.setdefault(index.fqn, []).append((offset, info))
+
+    def item(self, key: str) -> Any:
+        """Return a plain value, a tensor of one element, or what stands for a larger tensor."""
+        self.used_bytes += sum(info.length for _, info in self._pieces.get(key, []))
+        entry = self.metadata.state_dict_metadata[key]
+        if not hasattr(entry, "chunks"):
+            pieces = self._pieces.get(key, [])
+            if len(pieces) != 1:
+                raise ConversionError(f"{self.folder}: {key!r} is not in any file.")
+            return self._load(key, pieces[0][1])
+        entry = cast("TensorStorageMetadata", entry)
+        if math.prod(entry.size) == 1 and key.rpartition(".")[2] not in MOMENTS:
+            return self.tensor(key)
+        head = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+        return _Stored(self, key, head)
+
+    def tensor(self, key: str) -> Tensor:
+        """Return a whole tensor, put together from its pieces.
+
+        Raises:
+            ConversionError: a piece is missing or is not as described.
+        """
+        entry = cast("TensorStorageMetadata", self.metadata.state_dict_metadata[key])
+        sizes = {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in entry.chunks}
+        pieces = {offset or (0,) * len(entry.size): info for offset, info in self._pieces[key]}
+        covered = sum(map(math.prod, sizes.values()))
+        if pieces.keys() != sizes.keys() or covered != math.prod(entry.size):
+            raise ConversionError(f"{self.folder}: {key!r} is not there in whole.")
+        whole = torch.empty(entry.size, dtype=entry.properties.dtype)
+        for offset, size in sizes.items():
+            piece = self._load(key, pieces[offset])
+            if not isinstance(piece, Tensor) or tuple(piece.shape) != size:
+                raise ConversionError(f"{self.folder}: {key!r} is not as its metadata says.")
+            whole[tuple(slice(o, o + n) for o, n in zip(offset, size, strict=True))] = piece
+        return whole
+
+    def _load(self, key: str, info: Any) -> Any:
+        name = info.relative_path
+        if Path(name).name != name:
+            raise ConversionError(f"{self.folder}: {name!r} is not the name of a file in it.")
+        if getattr(info, "transform_descriptors", None):
+            raise ConversionError(
+                f"{self.folder}: {key!r} is transformed ({info.transform_descriptors}).",
+                hint="Only folders written without stream extensions can be read.",
+            )
+        with storage_errors(str(self.folder / name)), (self.folder / name).open("rb") as file:
+            file.seek(info.offset)
+            content = file.read(info.length)
+        try:
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        # What damaged bytes make torch.load raise is not one kind of error.
+        except Exception as error:
+            raise ConversionError(
+                f"{self.folder}: {key!r} in {name} is damaged, or would run code "
+                f"({type(error).__name__})."
+            ) from error
+
+
+def _nested(files: _Files) -> dict[str, Any]:
+    """Return the optimizer's state dict, with `_Stored` for its moments."""
+    paths = files.metadata.planner_data
+    if not isinstance(paths, Mapping):
+        raise ConversionError(
+            f"{files.folder}: its metadata does not tell how its keys are nested.",
+            hint="Save it with the default planner of torch.distributed.checkpoint.",
+        )
+    roots = {
+        path[:i]
+        for path in paths.values()
+        for i, part in enumerate(path)
+        if part == _GROUPS or (isinstance(part, str) and part.startswith(f"{_GROUPS}."))
+    }
+    if len(roots) != 1:
+        raise ConversionError(
+            f"{files.folder}: the state of {len(roots)} optimizers is in it; it must be one."
+        )
+    root = roots.pop()
+    content: dict[str, Any] = {}
+    groups: dict[int, dict[str, Any]] = {}
+    for key, path in paths.items():
+        rest = path[len(root) :]
+        if path[: len(root)] != root or key not in files.metadata.state_dict_metadata:
+            continue
+        if len(rest) == 1 and isinstance(rest[0], str):
+            content[rest[0]] = files.item(key)
+        elif len(rest) == 3 and rest[0] == "state":
+            content.setdefault("state", {}).setdefault(rest[1], {})[rest[2]] = files.item(key)
+        elif len(rest) == 3 and rest[0] == _GROUPS:
+            groups.setdefault(rest[1], {})[rest[2]] = files.item(key)
+    if groups:
+        content[_GROUPS] = [groups[index] for index in sorted(groups)]
+        content.setdefault("state", {})
+    return content
+
+
+def _decode(place: str, entry: Any) -> Entry | None:
+    if set(entry) != {"step", *MOMENTS}:
+        return None
+    moments = [entry[moment] for moment in MOMENTS]
+    if not all(isinstance(value, _Stored) for value in moments):
+        return None
+    return moments_entry(
+        place,
+        entry["step"],
+        [value.head for value in moments],
+        lambda: (moments[0].read().float(), moments[1].read().float()),
+    )
+
+
+def write_dcp(
+    source: Source, destination: Url, options: SinkOptions, progress: Progress | None, /
+) -> Written:
+    """Write a folder whose key ``optim`` is what ``get_optimizer_state_dict`` returns.
+
+    The folder appears as a whole, when all of it is written.
+
+    Raises:
+        CheckpointExistsError: something is there and may not be replaced.
+        ConversionError: the parameters have no names.
+        StorageError: the store failed.
+    """
+    require_names(source, FORMAT)
+    folder = local_path(destination)
+    _check_free(folder, options)
+    with storage_errors(str(folder)):
+        make_folder(folder.parent)
+        temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.luma-tmp")
+        try:
+            with tempfile.TemporaryFile(dir=folder.parent) as scratch:
+                state = adamw_state_dict(source, scratch, progress, by_name=True)
+                _save({_ROOT: state}, temporary)
+            if folder.exists():
+                old = temporary.with_suffix(".old")
+                folder.rename(old)
+                temporary.rename(folder)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(folder)
+            sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Written(sum(path.stat().st_size for path in folder.iterdir()))
+
+
+def _check_free(folder: Path, options: SinkOptions) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not options.overwrite:
+        raise CheckpointExistsError(
+            f"{folder}: something is there already.",
+            hint="Choose another destination, or allow it to be overwritten.",
+        )
+    own = folder.is_dir() and all(
+        path.name == METADATA_NAME or path.suffix == ".distcp" for path in folder.iterdir()
+    )
+    if not own:
+        raise CheckpointExistsError(
+            f"{folder}: holds other files than a checkpoint's, so it is not replaced.",
+            hint="Choose another destination.",
+        )
+
+
+def _save(state_dict: dict[str, Any], folder: Path) -> None:
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    with warnings.catch_warnings():
+        # It tells that there is no process group, which is meant.
+        warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
+        save(state_dict, storage_writer=FileSystemWriter(folder), no_dist=True)

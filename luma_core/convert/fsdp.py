@@ -1,0 +1,29 @@
+"""Full state dicts by parameter name, as FSDP's and ``torch.distributed.checkpoint``'s APIs make.
+
+Reading them is part of `luma_core.convert.torch_adamw`: their keys are names.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from luma_core.checkpoint.local import local_path
+from luma_core.convert.base import Progress, SinkOptions, Source, Url, Written
+from luma_core.convert.writing import adamw_state_dict, require_names, written_file
+
+FORMAT = "fsdp"
+
+
+def write_fsdp(
+    source: Source, destination: Url, options: SinkOptions, progress: Progress | None, /
+) -> Written:
+    """Write a ``torch.save`` file of what ``set_optimizer_state_dict`` takes as a full state dict.
+
+    Raises:
+        ConversionError: the parameters have no names.
+    """
+    require_names(source, FORMAT)
+    path = local_path(destination)
+    with written_file(path, options) as (out, scratch):
+        torch.save(adamw_state_dict(source, scratch, progress, by_name=True), out)
+    return Written(path.stat().st_size)

@@ -1,0 +1,145 @@
+"""What sinks of PyTorch's layout have in common: the state dict that they write."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from luma_core.checkpoint.local import LocalWriter, make_folder
+from luma_core.checkpoint.store import storage_errors
+from luma_core.convert.base import MOMENTS, ParameterInfo, Progress, SinkOptions, Source
+from luma_core.errors import CheckpointExistsError, ConversionError
+from luma_core.optim.interchange import ADAMW_OPTIONS, adamw_group
+
+_LUMA_OPTIONS = {
+    "codecs",
+    "parameter_codecs",
+    "min_compress_elements",
+    "stochastic_rounding",
+    "nonfinite",
+    "capturable",
+    "seed",
+    "max_grad_norm",
+    "trust_clip",
+    "always_adapt",
+    "bias_correction",
+}
+
+
+@contextmanager
+def written_file(path: Path, options: SinkOptions) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Open a file that appears when the block ends well, and a scratch file beside it.
+
+    Raises:
+        CheckpointExistsError: something is there and may not be overwritten.
+        StorageError: the store failed.
+    """
+    if path.is_dir():
+        raise CheckpointExistsError(f"{path}: is a folder; the state is written as one file.")
+    if path.exists() and not options.overwrite:
+        raise CheckpointExistsError(
+            f"{path}: there is a file already.",
+            hint="Choose another destination, or allow it to be overwritten.",
+        )
+    with storage_errors(str(path)):
+        make_folder(path.parent)
+        with tempfile.TemporaryFile(dir=path.parent) as scratch, LocalWriter(path) as out:
+            yield cast(IO[bytes], out), scratch
+            out.commit()
+
+
+def require_names(source: Source, format: str) -> None:
+    """Refuse a source whose parameters have no names.
+
+    Raises:
+        ConversionError: saying how to give them.
+    """
+    if not source.named:
+        raise ConversionError(
+            f"{format} keeps state by parameter name, and the source has no names.",
+            hint="Give the model with --model (model= in Python).",
+        )
+
+
+def adamw_state_dict(
+    source: Source, scratch: IO[bytes], progress: Progress | None, *, by_name: bool = False
+) -> dict[str, Any]:
+    """Return ``torch.optim.AdamW``'s state dict of a source, moments in float32.
+
+    The moments are mapped from the file ``scratch``, so that no more of them need be in memory at
+    once than the system has room for.
+
+    Args:
+        source: of the state.
+        scratch: a file open for reading and writing.
+        progress: called with bytes done and in total.
+        by_name: whether parameters are keyed by name and not counted.
+    """
+    return {
+        "state": _decoded(source, scratch, progress, by_name),
+        "param_groups": _param_groups(source, by_name),
+    }
+
+
+def _decoded(
+    source: Source, scratch: IO[bytes], progress: Progress | None, by_name: bool
+) -> dict[int | str, dict[str, Any]]:
+    parameters = source.parameters()
+    total = sum(_moment_bytes(info) for info in parameters)
+    state: dict[int | str, dict[str, Any]] = {}
+    done = 0
+    for index, info in enumerate(parameters):
+        if not info.has_state:
+            continue
+        found = source.read(info.name)
+        entry = {"step": torch.tensor(float(info.step))}
+        for moment in MOMENTS:
+            entry[moment] = _parked(getattr(found, moment), scratch)
+        state[info.name if by_name else index] = entry
+        done += _moment_bytes(info)
+        if progress is not None:
+            progress(done, total)
+    return state
+
+
+def _moment_bytes(info: ParameterInfo) -> int:
+    return 8 * math.prod(info.shape) if info.has_state else 0
+
+
+def _parked(x: Tensor, scratch: IO[bytes]) -> Tensor:
+    """Return ``x`` as a tensor mapped from the end of the file ``scratch``."""
+    if not x.numel():
+        return x.clone()
+    offset = scratch.seek(0, os.SEEK_END)
+    # Written and not stored through the map: there a full disk would kill the process.
+    scratch.write(x.contiguous().numpy().data)
+    scratch.flush()
+    mapped = np.memmap(scratch, np.float32, "c", offset, tuple(x.shape) or (1,))
+    return torch.from_numpy(mapped).view(x.shape)
+
+
+def _param_groups(source: Source, by_name: bool) -> list[dict[str, Any]]:
+    parameters = source.parameters()
+    groups = []
+    for index, options in enumerate(source.groups()):
+        members = [i for i, info in enumerate(parameters) if info.group == index]
+        kept = {
+            key: value
+            for key, value in options.items()
+            if key not in _LUMA_OPTIONS and key not in ADAMW_OPTIONS
+        }
+        names = [parameters[i].name for i in members]
+        group = {**adamw_group(options), **kept, "params": names if by_name else members}
+        if source.named and not by_name:
+            group["param_names"] = names
+        groups.append(group)
+    return groups

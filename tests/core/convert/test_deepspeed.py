@@ -1,0 +1,96 @@
+"""Shards of ZeRO, written by DeepSpeed itself on two ranks."""
+
+import importlib.util
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from luma_core import checkpoint, convert
+from luma_core.errors import CheckpointNotFoundError, ConversionError
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed"
+)
+RANKS = 2
+STAGES = [1, pytest.param(2, marks=pytest.mark.heavy), pytest.param(3, marks=pytest.mark.heavy)]
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def folder(request, tmp_path_factory):
+    """A folder of DeepSpeed's, with ``expected.pt`` beside the step."""
+    made = tmp_path_factory.mktemp("deepspeed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    driver = str(Path(__file__).with_name("deepspeed_driver.py"))
+    commands = [
+        [sys.executable, driver, str(request.param), str(rank), str(RANKS), str(port), str(made)]
+        for rank in range(RANKS)
+    ]
+    logs = [(made / f"{rank}.log").open("wb") for rank in range(RANKS)]
+    running = [
+        subprocess.Popen(command, stdout=log, stderr=log)
+        for command, log in zip(commands, logs, strict=True)
+    ]
+    try:
+        codes = [process.wait(timeout=100) for process in running]
+    finally:
+        for process, log in zip(running, logs, strict=True):
+            process.kill()
+            process.wait()
+            log.close()
+    assert codes == [0] * RANKS, (made / "0.log").read_text()[-2000:]
+    return made
+
+
+@pytest.mark.parametrize("step", [None, "global_step2"])
+def test_the_shards_make_what_deepspeed_says_the_state_is(folder, step):
+    source = convert.open_source(folder / step if step else folder)
+    assert (source.format, source.named) == ("deepspeed", True)
+    expected = torch.load(folder / "expected.pt", weights_only=True)
+    assert {info.name for info in source.parameters()} == set(expected)
+    for name, moments in expected.items():
+        found = source.read(name)
+        assert found.info.step == 2
+        for moment, want in moments.items():
+            assert torch.equal(getattr(found, moment), want.float())
+            assert float(want.abs().max()) > 0
+        group = source.groups()[found.info.group]
+        assert group["weight_decay"] == (0.0 if name.endswith("bias") else 0.01)
+
+
+def test_it_becomes_a_checkpoint(tmp_path, folder):
+    convert.convert(folder, tmp_path / "c", to="luma")
+    assert checkpoint.verify(tmp_path / "c").ok
+    assert [state.step for state in checkpoint.open(tmp_path / "c").states()] == [2] * 4
+
+
+def test_shards_that_are_missing_or_cut_otherwise_are_refused(tmp_path, folder):
+    step = tmp_path / "step"
+    shutil.copytree(folder / "global_step2", step)
+    first, second = sorted(step.glob("*_optim_states.pt"))
+    first.rename(step / first.name.replace("rank_0_mp", "rank_2_mp"))
+    with pytest.raises(CheckpointNotFoundError, match="some ranks are missing"):
+        convert.open_source(step)
+    (step / first.name.replace("rank_0_mp", "rank_2_mp")).rename(first)
+    tensor_parallel = second.rename(step / second.name.replace("mp_rank_00", "mp_rank_01"))
+    with pytest.raises(ConversionError, match="model parallelism"):
+        convert.open_source(step)
+    tensor_parallel.unlink()
+    with pytest.raises(ConversionError, match="not as ZeRO makes them"):
+        convert.open_source(step)
+    for path in step.glob("*model_states.pt"):
+        path.unlink()
+    with pytest.raises(CheckpointNotFoundError, match="no model states"):
+        convert.open_source(step)
+
+
+def test_the_name_in_latest_cannot_leave_the_folder(tmp_path):
+    (tmp_path / "latest").write_text("../elsewhere")
+    with pytest.raises(ConversionError, match="not the name of a folder"):
+        convert.open_source(tmp_path, format="deepspeed")

@@ -53,8 +53,8 @@ def summary(found: Found) -> dict[str, dict[str, float]]:
         if "torch.save AdamW" in rows:
             row["of_torch_bytes"] = row["bytes"] / rows["torch.save AdamW"]["bytes"]
         if "held_seconds" in row:
-            whole = rows["LUMA save, none" if "LUMA" in name else "DCP save AdamW"]
-            row["held_of_save"] = row["held_seconds"] / whole["seconds"]
+            whole = rows.get("LUMA save, none" if "LUMA" in name else "DCP save AdamW")
+            row["held_of_save"] = row["held_seconds"] / whole["seconds"] if whole else float("nan")
     return rows
 
 

@@ -39,8 +39,22 @@ def plain_write(folder: Path, count: int) -> Result:
     return measured(write, folder)
 
 
+def plain_read_kept(folder: Path, _count: int) -> Result:
+    """Read those bytes into new memory that holds all of them, as a load must."""
+    size = folder_bytes(folder)
+
+    def read() -> None:
+        memory = torch.empty(size, dtype=torch.uint8).numpy().data
+        done = 0
+        with (folder / "plain").open("rb", buffering=0) as file:
+            while count := file.readinto(memory[done : done + PIECE_BYTES]):
+                done += count
+
+    return measured(read, folder, state_bytes=size)
+
+
 def plain_read(folder: Path, _count: int) -> Result:
-    """Read those bytes."""
+    """Read those bytes, piece after piece into the same memory."""
 
     def read() -> None:
         buffer = bytearray(PIECE_BYTES)
@@ -63,18 +77,22 @@ def luma_save(folder: Path, count: int, *, compression: Any = "none") -> Result:
     return measured(save, folder)
 
 
-def luma_async(folder: Path, count: int) -> Result:
-    """Save with LUMA behind the caller."""
+def luma_async(folder: Path, count: int, *, earlier: int = 0) -> Result:
+    """Save with LUMA behind the caller, after some earlier saves of that kind."""
     from luma_core import checkpoint
 
     optimizer = luma_optimizer(count, with_state=True)
 
     def save() -> float:
-        handle: Any = checkpoint.save(folder, optimizer=optimizer, compression="none", wait=False)
+        handle: Any = checkpoint.save(
+            folder, optimizer=optimizer, compression="none", wait=False, overwrite=True
+        )
         held = time.perf_counter()
         handle.result()
         return held
 
+    for _ in range(earlier):
+        save()
     return measured(save, folder)
 
 
@@ -84,18 +102,21 @@ def luma_load(folder: Path, count: int) -> Result:
 
     optimizer = luma_optimizer(count, with_state=False)
     state_bytes = checkpoint.open(folder).manifest.summary.state_bytes
-    return measured(
-        lambda: checkpoint.load(folder, optimizer=optimizer) and None,
-        folder,
-        state_bytes=state_bytes,
-    )
+
+    def load() -> None:
+        checkpoint.load(folder, optimizer=optimizer)
+
+    return measured(load, folder, state_bytes=state_bytes)
 
 
 def luma_verify(folder: Path, _count: int) -> Result:
     """Check every byte with LUMA."""
     from luma_core import checkpoint
 
-    return measured(lambda: checkpoint.verify(folder) and None, folder)
+    def verify() -> None:
+        checkpoint.verify(folder)
+
+    return measured(verify, folder)
 
 
 def torch_save(folder: Path, count: int) -> Result:
@@ -145,12 +166,12 @@ def safetensors_load(folder: Path, _count: int) -> Result:
 
 def dcp_save(folder: Path, count: int) -> Result:
     """Save AdamW's state by DCP."""
-    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint import state_dict_saver
 
     state = adamw_state(count)
 
     def save() -> None:
-        dcp.save(state, checkpoint_id=folder, no_dist=True)
+        state_dict_saver.save(state, checkpoint_id=folder, no_dist=True)
         synced(folder)
 
     return measured(save, folder)
@@ -159,7 +180,7 @@ def dcp_save(folder: Path, count: int) -> Result:
 def dcp_async(folder: Path, count: int) -> Result:
     """Save AdamW's state by DCP behind the caller."""
     from torch import distributed
-    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint import state_dict_saver
 
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as meeting:
@@ -169,7 +190,7 @@ def dcp_async(folder: Path, count: int) -> Result:
         state = adamw_state(count)
 
         def save() -> float:
-            saved: Any = dcp.async_save(state, checkpoint_id=folder)
+            saved: Any = state_dict_saver.async_save(state, checkpoint_id=folder)
             held = time.perf_counter()
             saved.result()
             synced(folder)
@@ -182,10 +203,14 @@ def dcp_async(folder: Path, count: int) -> Result:
 
 def dcp_load(folder: Path, count: int) -> Result:
     """Load AdamW's state by DCP into tensors that are there."""
-    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint import state_dict_loader
 
     state = adamw_state(count)
-    return measured(lambda: dcp.load(state, checkpoint_id=folder, no_dist=True), folder)
+
+    def load() -> None:
+        state_dict_loader.load(state, checkpoint_id=folder, no_dist=True)
+
+    return measured(load, folder)
 
 
 class Row(NamedTuple):
@@ -207,12 +232,14 @@ class Row(NamedTuple):
 ROWS = (
     Row("plain write, fsync", plain_write, "plain", {}),
     Row("plain read", plain_read, "plain", {}),
+    Row("plain read, kept", plain_read_kept, "plain", {}),
     Row("LUMA save, none", luma_save, "luma", {}),
     Row("LUMA load", luma_load, "luma", {}),
     Row("LUMA verify", luma_verify, "luma", {}),
     Row("LUMA save, zstd", luma_save, "zstd", {"compression": "zstd"}),
     Row("LUMA load, zstd", luma_load, "zstd", {}),
     Row("LUMA save, behind", luma_async, "behind", {}),
+    Row("LUMA behind, again", luma_async, "again", {"earlier": 1}),
     Row("torch.save AdamW", torch_save, "torch", {}),
     Row("torch.load AdamW", torch_load, "torch", {}),
     Row("safetensors save AdamW", safetensors_save, "safetensors", {}),

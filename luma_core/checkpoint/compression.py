@@ -77,7 +77,9 @@ def encode_chunk(
     return raw.data, Chunk(raw.nbytes, zlib.crc32(raw.data), True)
 
 
-def decode_chunk(data: bytes, chunk: Chunk, out: Bytes, itemsize: int, where: str) -> None:
+def decode_chunk(
+    data: bytes | memoryview, chunk: Chunk, out: Bytes, itemsize: int, where: str
+) -> None:
     """Write a chunk's raw bytes into ``out``.
 
     Args:
@@ -114,7 +116,7 @@ def _compressor() -> zstandard.ZstdCompressor:
     return made
 
 
-def _decompress(frame: bytes, raw_bytes: int, where: str) -> bytes:
+def _decompress(frame: bytes | memoryview, raw_bytes: int, where: str) -> bytes:
     try:
         parameters = zstandard.get_frame_parameters(frame)
         # The library trusts the size that the frame declares, and allocates it.

@@ -1,14 +1,17 @@
-"""Loading: nothing is changed before everything that will be read is checked."""
+"""Loading: nothing is changed before all that was read is checked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import nn, optim
+import torch
+from torch import Tensor, nn, optim
 
 from luma_core.checkpoint.budget import MAX_MEMORY_BYTES
+from luma_core.checkpoint.consistency import tensor_name
+from luma_core.checkpoint.extra import restore_extra
 from luma_core.checkpoint.manifest import FileKind, Manifest, TensorEntry
 from luma_core.checkpoint.model import check_model, check_names, load_model
 from luma_core.checkpoint.reader import Checkpoint, Progress, open
@@ -28,6 +31,10 @@ class LoadableState(StateSource, Protocol):
     @property
     def named(self) -> bool:
         """Whether parameters have names of their own."""
+        ...
+
+    def parameters_by_name(self) -> Iterable[tuple[str, Tensor, Any]]:
+        """Return every parameter with its name and group, group by group."""
         ...
 
     def load_parameter_states(
@@ -67,9 +74,9 @@ def load(
         optimizer: receives the state, matched by name, or by position where either side has no
             names.
         model: receives the weights.
-        max_memory_bytes: bound on what loading holds beside the state and one weight; decides how
-            many files are checked at once.
-        progress: called with checked bytes done and in total.
+        max_memory_bytes: bound on what loading holds beside the old and the new state and one
+            weight; decides how many files are read at once.
+        progress: called with bytes read and checked, and in total.
 
     Raises:
         ConfigurationError: the optimizer is not one of LUMA.
@@ -82,22 +89,43 @@ def load(
     if optimizer is not None:
         check_optimizer(optimizer, hint="Convert the checkpoint with `luma convert` --to adamw.")
     checkpoint = open(url, max_memory_bytes=max_memory_bytes)
-    kinds: list[FileKind] = ["extra"]
-    states: list[ParameterState] = []
+    read: list[FileKind] = ["extra"]
+    check: list[FileKind] = []
+    found = _Found({})
     entries: dict[str, TensorEntry] = {}
     if optimizer is not None:
-        kinds.append("optimizer")
-        states = _matched_states(checkpoint, optimizer)
+        read.append("optimizer")
+        found = _Found(_devices(checkpoint, optimizer))
     if model is not None:
-        kinds += ["model", "index"]
+        check += ["model", "index"]
         entries = check_model(checkpoint.manifest, model)
-    checkpoint.check_files(*kinds, progress=progress)
-    extra = checkpoint.extra()
+    checkpoint.read_checked(read, check, put=found.put, progress=progress)
+    extra = restore_extra(checkpoint.manifest.extra, found.extra.__getitem__)
     if optimizer is not None:
+        states = checkpoint.states(found.state.__getitem__)
         optimizer.load_parameter_states(checkpoint.group_options(), states)
     if model is not None:
         load_model(model, entries, checkpoint.read_tensor)
     return LoadedCheckpoint(checkpoint.manifest, extra)
+
+
+class _Found:
+    """Tensors that were read, in memory of their own, by name.
+
+    Args:
+        devices: where fields of the state belong, by stored name.
+    """
+
+    def __init__(self, devices: Mapping[str, torch.device]) -> None:
+        self._devices = devices
+        self.state: dict[str, Tensor] = {}
+        self.extra: dict[str, Tensor] = {}
+
+    def put(self, entry: TensorEntry, tensor: Tensor) -> None:
+        if entry.file.startswith("extra-"):
+            self.extra[entry.name] = tensor
+        else:
+            self.state[entry.name] = tensor.to(self._devices[entry.name])
 
 
 def check_optimizer(optimizer: object, *, hint: str) -> None:
@@ -112,8 +140,20 @@ def check_optimizer(optimizer: object, *, hint: str) -> None:
         raise ConfigurationError(f"optimizer is a {name}; it must be a LUMA optimizer.", hint=hint)
 
 
-def _matched_states(checkpoint: Checkpoint, optimizer: LoadableState) -> list[ParameterState]:
-    """Return the checkpoint's states, known to fit the optimizer's names and shapes."""
+def _devices(checkpoint: Checkpoint, optimizer: LoadableState) -> dict[str, torch.device]:
+    """Return where each stored field belongs, having matched names and shapes."""
+    own = {name: param.device for name, param, _ in optimizer.parameters_by_name()}
+    return {
+        tensor_name(state.name, key): own[name]
+        for name, state in _matched_states(checkpoint, optimizer)
+        for key in state.fields
+    }
+
+
+def _matched_states(
+    checkpoint: Checkpoint, optimizer: LoadableState
+) -> list[tuple[str, ParameterState]]:
+    """Return the checkpoint's states, known to fit, with the optimizer's names for them."""
     if optimizer.algorithm != checkpoint.algorithm:
         raise StateMismatchError(
             f"{checkpoint.url}: state of {checkpoint.algorithm!r} cannot be loaded into "
@@ -140,4 +180,4 @@ def _matched_states(checkpoint: Checkpoint, optimizer: LoadableState) -> list[Pa
                 f"{name!r}: the checkpoint has shape {list(state.shape)}; "
                 f"the optimizer's parameter has {list(expected)}."
             )
-    return states
+    return pairs

@@ -24,6 +24,7 @@ from luma_core.checkpoint.reader import Checkpoint, Progress, open
 from luma_core.checkpoint.shard import written_by_us
 from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
 from luma_core.checkpoint.writer import SaveOptions, prepared
+from luma_core.codecs.base import is_number_in
 from luma_core.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -53,11 +54,11 @@ class CheckpointManager:
         keep_last: how many of the latest steps are kept. All steps are kept where neither this nor
             ``keep_every`` is given.
         keep_every: steps divisible by it are kept.
-        pinned: steps that are kept.
+        pinned: steps that are kept, integers of 0 or more.
         grace_seconds: unfinished steps to which nothing was written for that long are removed.
 
     Raises:
-        ConfigurationError: a number is not a positive integer.
+        ConfigurationError: an option has a value that cannot work.
         StorageError: no store handles that kind of place.
     """
 
@@ -73,12 +74,18 @@ class CheckpointManager:
         for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigurationError(f"{name}={value!r} must be a positive integer or None.")
+        pinned = _checked_steps(pinned)
+        if not is_number_in(grace_seconds, 0):
+            raise ConfigurationError(
+                f"grace_seconds={grace_seconds!r} must be a number of 0 or more."
+            )
         self._root = open_store(root)
         self._keep_last = keep_last
         self._keep_every = keep_every
-        self._pinned = frozenset(pinned)
+        self._pinned = pinned
         self._grace_seconds = grace_seconds
         self._collected = False
+        self._begun = -1
         self.url = self._root.url
 
     def store(self, step: int) -> Store:
@@ -171,8 +178,20 @@ class CheckpointManager:
 
         ``options`` are those of `luma_core.checkpoint.save`. The first save of a manager also
         collects garbage. A failure to remove is no error but a warning in the log.
+
+        Raises:
+            ConfigurationError: a later step exists. After going back to an earlier step, `rewind`
+                to it first: `latest` would go on naming the branch that was left.
         """
         store = self.store(step)
+        with storage_errors(self.url):
+            latest = max(self._begun, self.latest() or 0)
+        if step < latest:
+            raise ConfigurationError(
+                f"step={step} is before step {latest}, which {self.url} holds already.",
+                hint="To go on from an earlier step, remove those after it: manager.rewind(step).",
+            )
+        self._begun = step
         run = prepared(store, optimizer=optimizer, wait=wait, **options)
         save_and_clear = partial(self._save_and_clear, store, step, run)
         return save_and_clear() if wait else background.submit(save_and_clear, store.url)
@@ -183,6 +202,22 @@ class CheckpointManager:
         manifest = run()
         self._clear()
         return manifest
+
+    def rewind(self, step: int) -> list[int]:
+        """Remove all finished steps after ``step``, pinned ones too; return them.
+
+        Saves in flight of this process end first.
+
+        Raises:
+            ConfigurationError: ``step`` is not an integer of 0 or more.
+            StorageError: the store failed.
+        """
+        self.store(step)
+        background.finish()
+        self._begun = -1
+        with storage_errors(self.url):
+            later = [found for found in self.steps() if found > step]
+            return [found for found in later if self._remove(found, finished=True)]
 
     def prune(self) -> list[int]:
         """Remove the finished steps that need not be kept; return them.
@@ -256,6 +291,19 @@ class CheckpointManager:
         written = [store.modified(name) for name in store.names()]
         latest = time.time() - self._grace_seconds
         return all(seconds is not None and seconds <= latest for seconds in written)
+
+
+def _checked_steps(pinned: object) -> frozenset[int]:
+    steps: set[int] = set()
+    for step in pinned if isinstance(pinned, Iterable) else [pinned]:
+        if type(step) is int and step >= 0:
+            steps.add(step)
+        else:
+            raise ConfigurationError(
+                f"pinned={pinned!r} must be steps, integers of 0 or more.",
+                hint="For example pinned=[1000, 2000].",
+            )
+    return frozenset(steps)
 
 
 def _mark(store: Store, step: int) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-import torch
 from torch import Tensor, nn
 
 from luma_core.checkpoint.consistency import tensor_name
@@ -140,30 +139,3 @@ def _planned_fields(state: ParameterState, last: _LastState) -> Iterator[Planned
 
 def _planned(name: str, tensor: Tensor) -> PlannedTensor:
     return PlannedTensor(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
-
-
-def staged(plan: Plan) -> Plan:
-    """Return ``plan`` with a copy of every tensor, independent of what training changes next.
-
-    Tensors of a CUDA device are copied to pinned memory, all at once, and waited for at the end.
-    Each copy is let go when it was written.
-    """
-    devices: set[torch.device] = set()
-    shards = {
-        kind: [[_staged(tensor, devices) for tensor in shard] for shard in some]
-        for kind, some in plan.shards.items()
-    }
-    for device in devices:
-        torch.cuda.synchronize(device)
-    return replace(plan, shards=shards)
-
-
-def _staged(planned: PlannedTensor, devices: set[torch.device]) -> PlannedTensor:
-    tensor = planned.checked().detach()
-    on_cuda = tensor.is_cuda
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_cuda)
-    copy.copy_(tensor, non_blocking=on_cuda)
-    if on_cuda:
-        devices.add(tensor.device)
-    kept = [copy]
-    return replace(planned, load=kept.pop)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from torch import Tensor
 
@@ -17,11 +17,13 @@ from luma_core.checkpoint.compression import in_order
 from luma_core.checkpoint.consistency import state_fields, tensor_name
 from luma_core.checkpoint.extra import restore_extra
 from luma_core.checkpoint.folder import read_manifest
+from luma_core.checkpoint.lazy import LazyFields
 from luma_core.checkpoint.manifest import FileEntry, FileKind, ParameterEntry, TensorEntry
 from luma_core.checkpoint.names import MANIFEST_NAME
 from luma_core.checkpoint.rows import field_rows, moment_rows
 from luma_core.checkpoint.shard import ShardReader
 from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
+from luma_core.checkpoint.whole import read_shard
 from luma_core.codecs import codec_from_dict
 from luma_core.errors import CorruptCheckpointError
 from luma_core.state import GroupOptions, ParameterState, field_key
@@ -31,6 +33,8 @@ Progress = Callable[[int, int], None]
 
 _PIECE_BYTES = 4 << 20
 _READ_AHEAD = 2
+
+T = TypeVar("T")
 
 
 def counted(total_bytes: int, progress: Progress | None) -> Callable[[int], None]:
@@ -46,40 +50,6 @@ def counted(total_bytes: int, progress: Progress | None) -> Callable[[int], None
                 progress(done_bytes, total_bytes)
 
     return tick
-
-
-class LazyFields(Mapping[str, Tensor]):
-    """A parameter's stored tensors, read when they are asked for.
-
-    Args:
-        keys: the fields' names.
-        read: reads one.
-        keep: whether tensors stay in memory once read.
-        fresh: whether what ``read`` returns is nobody else's, so that it need not be copied.
-    """
-
-    def __init__(
-        self, keys: Sequence[str], read: Callable[[str], Tensor], *, keep: bool, fresh: bool = False
-    ) -> None:
-        self.fresh = fresh and not keep
-        self._keys = dict.fromkeys(keys)
-        self._read = read
-        self._kept: dict[str, Tensor] | None = {} if keep else None
-
-    def __getitem__(self, key: str) -> Tensor:
-        if key not in self._keys:
-            raise KeyError(key)
-        if self._kept is None:
-            return self._read(key)
-        if key not in self._kept:
-            self._kept[key] = self._read(key)
-        return self._kept[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
 
 
 class Checkpoint:
@@ -132,9 +102,13 @@ class Checkpoint:
         """
         return self._state(self._parameters[name], keep=True)
 
-    def states(self) -> list[ParameterState]:
-        """Return the state of every parameter; each use of a field reads it anew."""
-        return [self._state(entry, keep=False) for entry in self.manifest.parameters]
+    def states(self, read: Callable[[str], Tensor] | None = None) -> list[ParameterState]:
+        """Return the state of every parameter; each use of a field reads it anew.
+
+        Args:
+            read: returns a stored tensor by name that is nobody else's; from the store by default.
+        """
+        return [self._state(entry, keep=False, read=read) for entry in self.manifest.parameters]
 
     def extra(self) -> Any:
         """Return the values that were saved as ``extra``; None where there were none."""
@@ -222,11 +196,11 @@ class Checkpoint:
             )
         return self._readers[file]
 
-    def _state(self, entry: ParameterEntry, *, keep: bool) -> ParameterState:
+    def _state(
+        self, entry: ParameterEntry, *, keep: bool, read: Callable[[str], Tensor] | None = None
+    ) -> ParameterState:
         keys = [key for key, _, _ in state_fields(entry)]
-
-        def read(key: str) -> Tensor:
-            return self.read_tensor(self._fields[tensor_name(entry.name, key)])
+        stored = read or (lambda name: self.read_tensor(self._fields[name]))
 
         return ParameterState(
             name=entry.name,
@@ -237,59 +211,113 @@ class Checkpoint:
             noise_key=entry.noise_key,
             nonfinite=entry.nonfinite,
             codecs={moment: codec_from_dict(config) for moment, config in entry.codecs.items()},
-            fields=LazyFields(keys, read, keep=keep, fresh=True),
+            fields=LazyFields(
+                keys, lambda key: stored(tensor_name(entry.name, key)), keep=keep, fresh=True
+            ),
         )
 
-    def check_files(self, *kinds: FileKind, progress: Progress | None = None) -> None:
-        """Check size, SHA-256 and header of the files of some kinds.
+    def read_checked(
+        self,
+        read: Sequence[FileKind],
+        check: Sequence[FileKind],
+        *,
+        put: Callable[[TensorEntry, Tensor], None],
+        progress: Progress | None = None,
+    ) -> None:
+        """Check size, SHA-256 and header of the files of some kinds, and read those of others once.
+
+        What is read is checked as well, but only when this returns: until then, what ``put``
+        received may be wrong.
+
+        Args:
+            read: kinds of files whose tensors are wanted.
+            check: kinds of files that are only checked, first.
+            put: called with each tensor, on the CPU, by any thread.
+            progress: called with bytes done and in total.
 
         Raises:
             CorruptCheckpointError: the first file that is missing or not what was written.
+            StorageError: the store failed.
         """
-        files = list(self.manifest.files_of(*kinds))
-        tick = counted(sum(file.bytes for file in files), progress)
+        wanted, others = (list(self.manifest.files_of(*kinds)) for kinds in (read, check))
+        tick = counted(sum(file.bytes for file in (*others, *wanted)), progress)
         tick(0)
+        self._refuse_problems(others, tick)
+        for _ in self._in_lanes(lambda file: self._read_file(file, tick, put), wanted):
+            pass
+
+    def _refuse_problems(self, files: Sequence[FileEntry], tick: Callable[[int], None]) -> None:
         for file, problem in self.file_problems(files, tick):
             if problem is not None and not (file.kind == "index" and problem is MISSING):
-                raise CorruptCheckpointError(
-                    f"{self.url}/{file.name}: {problem}.",
-                    hint="Restore the file from a copy, or load an older checkpoint.",
+                raise self._corrupt(file, problem)
+
+    def _corrupt(self, file: FileEntry, problem: str) -> CorruptCheckpointError:
+        return CorruptCheckpointError(
+            f"{self.url}/{file.name}: {problem}.",
+            hint="Restore the file from a copy, or load an older checkpoint.",
+        )
+
+    def _read_file(
+        self,
+        file: FileEntry,
+        tick: Callable[[int], None],
+        put: Callable[[TensorEntry, Tensor], None],
+    ) -> None:
+        with storage_errors(f"{self.url}/{file.name}"):
+            problem = self._size_problem(file)
+            if problem is None:
+                sha256 = read_shard(
+                    self._store,
+                    file.name,
+                    self._shards[file.name][1],
+                    header=self._reader(file.name).header,
+                    chunk_bytes=self.manifest.chunk_bytes,
+                    tick=tick,
+                    ended=put,
                 )
+                problem = _digest_problem(file, sha256)
+        if problem is not None:
+            raise self._corrupt(file, problem)
+
+    def _in_lanes(self, work: Callable[[FileEntry], T], files: Sequence[FileEntry]) -> Iterator[T]:
+        """Yield the results of ``work``, done with several files at once, in order."""
+        lanes = self._budget.lanes
+        with ThreadPoolExecutor(lanes) as pool:
+            try:
+                yield from in_order(pool, work, files, waiting=lanes)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def file_problems(
         self, files: Sequence[FileEntry], tick: Callable[[int], None]
     ) -> Iterator[tuple[FileEntry, str | None]]:
         """Check files, several at once; yield each with what is wrong, as `file_problem` says."""
-        lanes = self._budget.lanes
-        with ThreadPoolExecutor(lanes) as pool:
-            try:
-                found = in_order(
-                    pool, lambda file: self.file_problem(file, tick), files, waiting=lanes
-                )
-                yield from zip(files, found, strict=True)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        found = self._in_lanes(lambda file: self.file_problem(file, tick), files)
+        yield from zip(files, found, strict=True)
 
     def file_problem(self, file: FileEntry, tick: Callable[[int], None]) -> str | None:
         """Return what is wrong with a file, `MISSING` where it is not there, or None."""
         with storage_errors(f"{self.url}/{file.name}"):
-            size = self._store.size(file.name)
-            if size is None:
-                return MISSING
-            if size != file.bytes:
-                return f"the file has {size} bytes, expected {file.bytes}"
+            if (problem := self._size_problem(file)) is not None:
+                return problem
             digest = hashlib.sha256()
             for piece in self._pieces(file):
                 digest.update(piece)
                 tick(len(piece))
-            if digest.hexdigest() != file.sha256:
-                return f"the file's SHA-256 is {digest.hexdigest()}, expected {file.sha256}"
+            if (problem := _digest_problem(file, digest.hexdigest())) is not None:
+                return problem
         if file.kind != "index":
             try:
                 self._reader(file.name)
             except CorruptCheckpointError as error:
                 return error.message.removeprefix(f"{self.url}/{file.name}: ").rstrip(".")
         return None
+
+    def _size_problem(self, file: FileEntry) -> str | None:
+        size = self._store.size(file.name)
+        if size is None:
+            return MISSING
+        return None if size == file.bytes else f"the file has {size} bytes, expected {file.bytes}"
 
     def _pieces(self, file: FileEntry) -> Iterator[bytes]:
         """Yield a file's bytes, read ahead of their use."""
@@ -307,6 +335,12 @@ class Checkpoint:
 
 
 MISSING = "the file is missing"
+
+
+def _digest_problem(file: FileEntry, sha256: str) -> str | None:
+    return (
+        None if sha256 == file.sha256 else f"the file's SHA-256 is {sha256}, expected {file.sha256}"
+    )
 
 
 def open(url: Place, *, max_memory_bytes: int = MAX_MEMORY_BYTES) -> Checkpoint:

@@ -10,9 +10,10 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -153,8 +154,7 @@ class ShardWriter:
             StateMismatchError: a tensor is not of the dtype and shape that were announced.
         """
         encoding = ChunkEncoder(self._compression, workers=self._budget.workers)
-        with encoding as encoder, self._store.write(name) as out:
-            sink = _HashingSink(out)
+        with encoding as encoder, self._store.write(name) as out, _HashingSink(out) as sink:
             if self._compression == "none":
                 sink.write(header_bytes(self._raw_entries(name, tensors), self._generation))
                 entries = self._write_body(sink, encoder, name, tensors)
@@ -207,17 +207,31 @@ class _Sink(Protocol):
 
 
 class _HashingSink:
-    """Measures what passes through to a writer."""
+    """Measures what passes through to a writer; hashes large pieces while they are written."""
 
     def __init__(self, out: ObjectWriter) -> None:
         self._out = out
+        self._pool = ThreadPoolExecutor(1)
         self.sha256 = hashlib.sha256()
         self.size = 0
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._pool.shutdown()
+
     def write(self, data: bytes | memoryview, /) -> None:
-        self.sha256.update(data)
         self.size += len(data)
-        self._out.write(data)
+        if len(data) < _COPY_BYTES:
+            self.sha256.update(data)
+            self._out.write(data)
+            return
+        hashed = self._pool.submit(self.sha256.update, data)
+        try:
+            self._out.write(data)
+        finally:
+            hashed.result()
 
 
 def _entry(file: str, tensor: PlannedTensor, offset: int, chunks: tuple[Chunk, ...]) -> TensorEntry:
@@ -241,6 +255,9 @@ class ShardReader:
         entries: its tensors, by offset.
         chunk_bytes: raw bytes per chunk.
         generation: of the checkpoint.
+
+    Attributes:
+        header: the file's head, as found and as the manifest implies.
     """
 
     def __init__(
@@ -256,7 +273,8 @@ class ShardReader:
         self._chunk_bytes = chunk_bytes
         self._where = f"{store.url}/{file.name}"
         self._name = file.name
-        self._data_start = self._check_header(file, header_bytes(entries, generation), entries)
+        self.header = header_bytes(entries, generation)
+        self._data_start = self._check_header(file, self.header, entries)
 
     def _check_header(
         self, file: FileEntry, expected: bytes, entries: Sequence[TensorEntry]
@@ -334,9 +352,26 @@ def read_exactly(store: Store, name: str, start: int, stop: int) -> bytes:
         data = store.read_range(name, start, stop)
     except FileNotFoundError as error:
         raise CorruptCheckpointError(f"{store.url}/{name}: the file is missing.") from error
-    if len(data) != stop - start:
-        raise CorruptCheckpointError(
-            f"{store.url}/{name}: the file ends at byte {start + len(data)}, "
-            f"expected at least {stop}."
-        )
+    _check_length(store, name, start + len(data), stop)
     return data
+
+
+def read_exactly_into(store: Store, name: str, start: int, out: memoryview) -> None:
+    """Fill ``out`` with the bytes from ``start`` on.
+
+    Raises:
+        CorruptCheckpointError: the file is missing or ends before.
+    """
+    try:
+        count = store.read_into(name, start, out)
+    except FileNotFoundError as error:
+        raise CorruptCheckpointError(f"{store.url}/{name}: the file is missing.") from error
+    _check_length(store, name, start + count, start + len(out))
+
+
+def _check_length(store: Store, name: str, found_bytes: int, needed_bytes: int) -> None:
+    if found_bytes != needed_bytes:
+        raise CorruptCheckpointError(
+            f"{store.url}/{name}: the file ends at byte {found_bytes}, "
+            f"expected at least {needed_bytes}."
+        )

@@ -131,6 +131,23 @@ class Store(ABC):
             FileNotFoundError: there is no such object.
         """
 
+    def read_into(self, name: str, start: int, out: memoryview) -> int:
+        """Read the bytes from ``start`` on into ``out``; return how many there were.
+
+        Less than ``out`` holds where the object ends before.
+
+        Args:
+            name: of the object.
+            start: first byte.
+            out: writable bytes.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        data = self.read_range(name, start, start + len(out))
+        out[: len(data)] = data
+        return len(data)
+
     @abstractmethod
     def size(self, name: str) -> int | None:
         """Return the object's size in bytes, or ``None`` where there is none."""

@@ -169,6 +169,9 @@ class StoreConformance:
     def test_ranges(self, store: Store, start: int, stop: int, expected: bytes) -> None:
         self.set(store, "x", b"abcde")
         assert store.read_range("x", start, stop) == expected
+        out = bytearray(b"-" * (stop - start))
+        assert store.read_into("x", start, memoryview(out)) == len(expected)
+        assert out == expected.ljust(stop - start, b"-")
 
     def test_what_others_write_is_seen_at_once(self, store: Store) -> None:
         assert store.names() == []
@@ -182,6 +185,8 @@ class StoreConformance:
     def test_missing_objects(self, store: Store) -> None:
         with pytest.raises(FileNotFoundError):
             store.read_range("x", 0, 1)
+        with pytest.raises(FileNotFoundError):
+            store.read_into("x", 0, memoryview(bytearray(1)))
         store.delete("x")
         assert (store.size("x"), store.version("x"), store.modified("x")) == (None, ABSENT, None)
 

@@ -27,8 +27,9 @@ from luma_core.checkpoint.loading import check_optimizer
 from luma_core.checkpoint.manifest import FileEntry, Manifest, Summary, TensorEntry
 from luma_core.checkpoint.model import index_bytes
 from luma_core.checkpoint.names import INDEX_NAME, MANIFEST_NAME, ShardKind, shard_name
-from luma_core.checkpoint.plan import Plan, SavableState, plan_save, staged
+from luma_core.checkpoint.plan import Plan, SavableState, plan_save
 from luma_core.checkpoint.shard import PlannedTensor, ShardWriter
+from luma_core.checkpoint.staging import Staging, released
 from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
 from luma_core.errors import ConfigurationError
 from luma_core.state import SCALAR_STATE_BYTES
@@ -95,8 +96,9 @@ def save(
 
     Saves of one process end in the order in which they began. With ``wait=False`` the caller is
     held only while all tensors are copied (to pinned memory from CUDA devices), and while two such
-    saves are still at work; the process does not end before they have. Errors come from the
-    handle's ``result()``, or else from the next save.
+    saves are still at work; the process does not end before they have. The copies' memory is kept
+    for the next such save of the same optimizer. Errors come from the handle's ``result()``, or
+    else from the next save.
 
     Args:
         url: folder, as a path, a URL that fsspec knows (``s3://bucket/run``), or a store; created
@@ -158,10 +160,12 @@ def prepared(
     check_optimizer(optimizer, hint="Save it with torch.save, or convert it with luma convert.")
     background.before_save(wait=wait)
     plan = plan_save(optimizer, model, extra, max_shard_bytes)
-    if not wait:
-        plan = staged(plan)
+    staging = None if wait else Staging(optimizer)
+    if staging is not None:
+        plan = staging.staged(plan)
     # A closure would keep the plan, and all copies with it, as long as a traceback lives.
-    return partial(_run, store, plan, overwrite, compression, budget, progress)
+    run = partial(_run, store, plan, overwrite, compression, budget, progress)
+    return run if staging is None else partial(released, run, staging)
 
 
 def _run(

@@ -4,7 +4,6 @@ import logging
 import subprocess
 import sys
 import threading
-import weakref
 
 import pytest
 import torch
@@ -60,14 +59,6 @@ def test_what_is_saved_is_the_state_at_the_call(tmp_path, new_run, same, gate):
     assert loaded.extra["list"] == [1]
     assert loaded.extra["rng"].tolist() == [0, 1, 2, 3, 4]
     assert not same(run.snapshot(), before)
-
-
-def test_copies_are_let_go_as_they_are_written(tmp_path, new_run):
-    plan = checkpoint.plan.plan_save(new_run().optimizer, None, None, 1 << 20)
-    tensor = checkpoint.plan.staged(plan).shards["optimizer"][0][0]
-    tensor.checked()
-    with pytest.raises(IndexError):
-        tensor.checked()
 
 
 def test_waiting_for_a_result_can_end(tmp_path, new_run, gate):
@@ -144,23 +135,6 @@ def test_every_failure_is_told_once(tmp_path, new_run):
     for handle in handles:
         with pytest.raises(StorageError, match="A part of that path is a file"):
             handle.result()
-
-
-def test_a_failed_save_lets_its_copy_go(tmp_path, new_run, monkeypatch):
-    copies = []
-    staged = checkpoint.plan.staged
-
-    def watched(plan):
-        found = staged(plan)
-        copies.append(weakref.ref(found))
-        return found
-
-    monkeypatch.setattr(checkpoint.writer, "staged", watched)
-    (tmp_path / "file").write_text("")
-    handle = checkpoint.save(tmp_path / "file" / "c", optimizer=new_run().optimizer, wait=False)
-    with pytest.raises(StorageError):
-        handle.result()
-    assert copies[0]() is None
 
 
 EXIT = """

@@ -31,7 +31,7 @@ def test_steps_are_folders_and_the_latest_is_loaded(tmp_path, new_run, same):
     assert (manager.steps(), manager.latest()) == ([], None)
     with pytest.raises(CheckpointNotFoundError, match="no finished step"):
         manager.load()
-    runs = {step: new_run(steps=step) for step in (2, 10, 3)}
+    runs = {step: new_run(steps=step) for step in (2, 3, 10)}
     for step, run in runs.items():
         manager.save(step, optimizer=run.optimizer, model=run.model, extra={"step": step})
     assert manager.steps() == [2, 3, 10]
@@ -181,3 +181,28 @@ def test_options_that_cannot_work(tmp_path, options):
 def test_steps_that_cannot_be(tmp_path, run, step):
     with pytest.raises((ConfigurationError, UnsafeNameError), match="step="):
         CheckpointManager(tmp_path).save(step, optimizer=run.optimizer)
+
+
+def test_going_back_takes_a_rewind_and_loses_no_save(tmp_path, run):
+    manager = CheckpointManager(tmp_path, keep_last=2, keep_every=30)
+    for step in (30, 40, 50, 60):
+        manager.save(step, optimizer=run.optimizer)
+    manager.load(30, optimizer=run.optimizer)
+    with pytest.raises(ConfigurationError, match="step=40 is before step 60"):
+        manager.save(40, optimizer=run.optimizer)
+    assert manager.steps() == [30, 50, 60]
+    assert manager.rewind(30) == [50, 60]
+    manager.save(40, optimizer=run.optimizer)
+    assert manager.steps() == [30, 40]
+    assert manager.latest() == 40
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"pinned": "8"}, {"pinned": ["8"]}, {"pinned": [-1]}, {"grace_seconds": -5}]
+    + [{"grace_seconds": value} for value in (None, "x", float("nan"))],
+    ids=str,
+)
+def test_options_that_cannot_work_are_refused(tmp_path, options):
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        CheckpointManager(tmp_path, **options)

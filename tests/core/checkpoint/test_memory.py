@@ -80,7 +80,10 @@ def test_reading_asks_the_store_for_one_chunk_at_a_time(tmp_path, monkeypatch):
         return read_range(self, name, start, stop)
 
     monkeypatch.setattr(type(opened._store), "read_range", watched)
-    opened.check_files("optimizer")
+    opened.read_checked((), ["optimizer"], put=pytest.fail)
+    read = []
+    opened.read_checked(["optimizer"], (), put=lambda entry, tensor: read.append(entry.name))
+    assert sorted(read) == sorted(f"p{index}/exp_avg.value" for index in range(TENSORS))
     _ = opened.parameter_state("p3").fields["exp_avg.value"]
     assert 0 < longest <= CHUNK_BYTES
 

@@ -149,12 +149,12 @@ def test_extra_values_and_tensors_come_back(tmp_path, new_run, compression):
     extra = {**EXTRA, "tensors": {"a/b": tensors[:1], "a": {"b": tensors[1:]}}}
     run = new_run(steps=0)
     checkpoint.save(tmp_path, optimizer=run.optimizer, extra=extra, compression=compression)
-    loaded = checkpoint.load(tmp_path).extra
-    got = loaded.pop("tensors")
-    assert loaded == EXTRA
-    for want, found in zip(tensors, [*got["a/b"], *got["a"]["b"]], strict=True):
-        assert found.dtype == want.dtype
-        assert torch.equal(found, want)
+    for loaded in (checkpoint.load(tmp_path).extra, checkpoint.open(tmp_path).extra()):
+        got = loaded.pop("tensors")
+        assert loaded == EXTRA
+        for want, found in zip(tensors, [*got["a/b"], *got["a"]["b"]], strict=True):
+            assert found.dtype == want.dtype
+            assert torch.equal(found, want)
 
 
 @pytest.mark.parametrize(

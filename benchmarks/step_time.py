@@ -4,17 +4,22 @@
 optimizers take turns, so that whatever disturbs the machine disturbs all of them; times are
 medians over turns, host overhead included. On a GPU a turn is 40 steps in a row, between two
 synchronisations; fewer of optimizers so slow that ``--budget-seconds`` would not last.
+
+The JSON file is written anew after every round of turns, so that a run that is killed keeps what it
+measured. ``--resume`` measures what such a file lacks, beside the baseline once more, and adds it:
+a ratio is always that of two optimizers that took turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -27,8 +32,10 @@ from benchmarks.optimizers import BASELINE, OPTIMIZERS, distribution_version, st
 from benchmarks.shapes import SETS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-WARM_UP_STEPS = 3
 LEAST_TURNS = 3
+MOST_WARM_UP_STEPS = 5
+AGREE = 1.2
+"""Ratio of two steps in a row that shows the optimizer to be warm."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +158,9 @@ class Runner:
     """One optimizer under measurement.
 
     Attributes:
-        budget_seconds: what warming up and timing may take together; one warm-up step and
-            ``LEAST_TURNS`` turns of one step are taken in any case.
-        used_seconds: what they took so far.
+        budget_seconds: what its turns may take together, in any case ``LEAST_TURNS`` of one step.
+        warmup_seconds: what steps between the first and the turns may take, in any case one.
+        used_seconds: what turns took so far.
         steps_per_turn: steps in a row, fewer where more would not fit into the budget.
         times: time of a step, one for each turn.
     """
@@ -161,24 +168,23 @@ class Runner:
     optimizer: torch.optim.Optimizer
     version: str
     budget_seconds: float
+    warmup_seconds: float
     used_seconds: float = 0.0
     extra_bytes: int = 0
     steps_per_turn: int = 1
     times: list[float] = field(default_factory=list)
 
     def warm_up(self, machine: Machine) -> None:
-        """Take the first steps, which compile kernels and allocate state."""
-        step_seconds = 0.0
-        for count in range(WARM_UP_STEPS):
-            if count and self.used_seconds + step_seconds > self.budget_seconds / 2:
+        """Take the first steps until two take as long; the very first compiles kernels."""
+        machine.seconds(self.optimizer.step)
+        steps = [machine.seconds(self.optimizer.step)]
+        while len(steps) < MOST_WARM_UP_STEPS and sum(steps) < self.warmup_seconds:
+            steps.append(machine.seconds(self.optimizer.step))
+            if max(steps[-2:]) <= AGREE * min(steps[-2:]):
                 break
-            step_seconds = machine.seconds(self.optimizer.step)
-            self.used_seconds += step_seconds
-        began = time.perf_counter()
         self.extra_bytes = machine.extra_bytes(self.optimizer.step)
-        step_seconds = time.perf_counter() - began
-        left = (self.budget_seconds - self.used_seconds) / (LEAST_TURNS * step_seconds)
-        self.steps_per_turn = min(machine.steps_per_turn, max(1, int(left)))
+        fitting = self.budget_seconds / (LEAST_TURNS * min(steps[-2:]))
+        self.steps_per_turn = min(machine.steps_per_turn, max(1, int(fitting)))
 
     def turn(self, machine: Machine) -> None:
         """Time one turn, unless the budget is used up."""
@@ -189,16 +195,15 @@ class Runner:
 
 
 def start(
-    machine: Machine, params: list[nn.Parameter], options: argparse.Namespace
+    machine: Machine, params: list[nn.Parameter], labels: list[str], options: argparse.Namespace
 ) -> tuple[dict[str, Runner], dict[str, str]]:
-    """Build and warm up the optimizers asked for; return them, and why others are missing."""
+    """Build and warm up optimizers; return them, and why others are missing."""
     runners, missing = {}, {}
-    for label, (distribution, build) in OPTIMIZERS.items():
-        if options.only and not any(part in label for part in options.only.split(",")):
-            continue
+    for label in labels:
+        distribution, build = OPTIMIZERS[label]
         try:
             version = distribution_version(distribution)
-            runner = Runner(build(params), version, options.budget_seconds)
+            runner = Runner(build(params), version, options.budget_seconds, options.warmup_seconds)
             runner.warm_up(machine)
             runners[label] = runner
         except PackageNotFoundError:
@@ -210,17 +215,26 @@ def start(
 
 
 def measure_set(
-    machine: Machine, name: str, dtype_name: str, options: argparse.Namespace
-) -> tuple[list[Row], list[Skipped]]:
+    machine: Machine, name: str, dtype_name: str, labels: list[str], options: argparse.Namespace
+) -> Iterator[tuple[list[Row], list[Skipped]]]:
+    """Yield what is known of one set after each round of turns, from ``LEAST_TURNS`` rounds on."""
     params = make_parameters(name, DTYPES[dtype_name], machine.device)
-    runners, missing = start(machine, params, options)
-    gc.disable()
-    for _ in range(options.repeats):
+    bandwidth = machine.copy_bytes_per_second()
+    runners, missing = start(machine, params, labels, options)
+    skipped = [Skipped(name, dtype_name, label, reason) for label, reason in missing.items()]
+    numel = sum(param.numel() for param in params)
+    for count in range(1, max(options.repeats, 1) + 1):
+        gc.disable()
         for runner in runners.values():
             runner.turn(machine)
-    gc.enable()
-    bandwidth = machine.copy_bytes_per_second()
-    numel = sum(param.numel() for param in params)
+        gc.enable()
+        if count >= min(LEAST_TURNS, options.repeats):
+            yield _rows(name, dtype_name, runners, numel, bandwidth), skipped
+
+
+def _rows(
+    name: str, dtype_name: str, runners: dict[str, Runner], numel: int, bandwidth: float
+) -> list[Row]:
     moved = numel * 3 * DTYPES[dtype_name].itemsize
     medians = {label: statistics.median(runner.times) for label, runner in runners.items()}
     baseline = medians.get(BASELINE)
@@ -242,8 +256,65 @@ def measure_set(
                 bandwidth_share=(moved + 2 * size) / medians[label] / bandwidth,
             )
         )
-    skipped = [Skipped(name, dtype_name, label, reason) for label, reason in missing.items()]
-    return rows, skipped
+    return rows
+
+
+class Results:
+    """Everything measured so far, and the file it goes to.
+
+    Args:
+        path: the JSON file, if any.
+        machine: what `Machine.describe` returns.
+        resume: whether to begin with what the file holds, which must be of the same machine.
+    """
+
+    def __init__(self, path: Path | None, machine: dict[str, Any], *, resume: bool) -> None:
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        self._path = path
+        self._head = {"benchmark": "step_time", "machine": machine, "versions": versions}
+        self.rows: list[Row] = []
+        self.skipped: list[Skipped] = []
+        if resume and path is not None and path.exists():
+            found = json.loads(path.read_text())
+            if {key: found[key] for key in self._head} != self._head:
+                raise SystemExit(f"{path} was measured on another machine or with other versions.")
+            self.rows = [Row(**row) for row in found["rows"]]
+            self.skipped = [Skipped(**item) for item in found["skipped"]]
+
+    def lacking(self, name: str, dtype: str, labels: list[str]) -> list[str]:
+        """Return those of ``labels`` to measure, and the baseline where there is already some."""
+        here = {row.optimizer for row in self.rows if (row.set, row.dtype) == (name, dtype)}
+        left = [label for label in labels if label not in here]
+        return [BASELINE, *left] if left and BASELINE in here else left
+
+    def with_set(self, rows: list[Row], skipped: list[Skipped]) -> Results:
+        """Return these results and those of a set, of which rows that are there already stay."""
+        merged = copy.copy(self)
+        kept = {(row.set, row.dtype, row.optimizer) for row in self.rows}
+        new = [row for row in rows if (row.set, row.dtype, row.optimizer) not in kept]
+        merged.rows = [*self.rows, *new]
+        found: list[Row | Skipped] = [*rows, *skipped]
+        tried = {(item.set, item.dtype, item.optimizer) for item in found}
+        merged.skipped = [
+            *(item for item in self.skipped if (item.set, item.dtype, item.optimizer) not in tried),
+            *skipped,
+        ]
+        return merged
+
+    def write(self) -> None:
+        """Write the file, if any, so that there is a whole one at every moment."""
+        if self._path is None:
+            return
+        order = list(OPTIMIZERS)
+        rows = sorted(self.rows, key=lambda row: order.index(row.optimizer))
+        parts = {
+            "rows": [asdict(row) for row in rows],
+            "skipped": [asdict(item) for item in self.skipped],
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._path.with_name(self._path.name + ".part")
+        beside.write_text(json.dumps({**self._head, **parts}, indent=1) + "\n")
+        beside.replace(self._path)
 
 
 def print_rows(rows: list[Row], skipped: list[Skipped]) -> None:
@@ -283,7 +354,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=20.0,
         help="of each optimizer on each set; slow ones take fewer steps, but 3 at least",
     )
+    parser.add_argument(
+        "--warmup-seconds",
+        type=float,
+        default=60.0,
+        help="of each optimizer on each set, the first step not counted",
+    )
     parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser.add_argument("--resume", action="store_true", help="measure what the file lacks")
     return parser.parse_args(arguments)
 
 
@@ -291,27 +369,25 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure what the arguments ask for, print tables and write the JSON file."""
     options = parse(arguments)
     machine = Machine(options.device)
-    rows: list[Row] = []
-    skipped: list[Skipped] = []
+    results = Results(options.json, machine.describe(), resume=options.resume)
+    parts = options.only.split(",")
+    asked = [label for label in OPTIMIZERS if any(part in label for part in parts)]
     for name in options.sets.split(","):
         for dtype in options.dtypes.split(","):
-            found, missing = measure_set(machine, name, dtype, options)
-            print_rows(found, missing)
-            rows += found
-            skipped += missing
+            labels = results.lacking(name, dtype, asked)
+            if not labels:
+                continue
+            rows: list[Row] = []
+            skipped: list[Skipped] = []
+            grown = results
+            for rows, skipped in measure_set(machine, name, dtype, labels, options):
+                grown = results.with_set(rows, skipped)
+                grown.write()
+            results = grown
+            print_rows(rows, skipped)
             gc.collect()
             if machine.device == "cuda":
                 torch.cuda.empty_cache()
-    if options.json:
-        result = {
-            "benchmark": "step_time",
-            "machine": machine.describe(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "rows": [asdict(row) for row in rows],
-            "skipped": [asdict(item) for item in skipped],
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,18 +24,25 @@ _BIAS = 80
 """Added to ``E``. Roots of float32 numbers lie from 2**-75 to 2**64; 0 marks a block of zeros."""
 
 _NONFINITE = 255
-_OCTAVE = 1 << 23
 _INFINITY = 255 << 23
 """The bits of infinity; those of NaN are above."""
 
-_SPREAD = 8
-"""Fraction bits that are left out of logarithms before they are summed."""
+_CUT = 19
+"""Bits of a float32 that are left out of its logarithm."""
 
-_REACH = 1.75
-"""How far the window reaches below the top, as a multiple of the distance of top and mean."""
+_UNITS = 1 << 23 - _CUT
+"""What an octave of the second moment counts in logarithms; one of the root counts twice that."""
 
-_TOP_SLACK = _OCTAVE + _OCTAVE // 4
+_REACH_QUARTERS = 7
+"""How far the window reaches below the top: quarters of the distance of top and mean."""
+
+_TOP_SLACK = 5 * _UNITS // 2
 _COARSER, _FINER = 1.1, 0.9
+
+
+def _edge(exponent: Tensor) -> Tensor:
+    """Return the logarithm of ``4**exponent``."""
+    return (2 * exponent + 127) * _UNITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,39 +78,45 @@ class LogV(PackedCodec):
         """Return the window of each block's elements: the previous one where it still fits."""
         return self._fit(x, previous)
 
+    def limit(self, slack: float) -> float:
+        """Return the widest window, times ``slack``: what `_fit` compares four needs with."""
+        return 4.0 * 2 * _UNITS * self.top * slack
+
     def _fit(self, x: Tensor, previous: Fields | None) -> Fields:
-        bits = correct_root(x).abs_().contiguous().view(torch.int32)
+        # A float's bits are its logarithm, and half of them that of its root.
+        bits = x.abs().contiguous().view(torch.int32)
         largest = bits.amax(dim=-1, keepdim=True)
-        count = (bits > 0).sum(dim=-1, keepdim=True).clamp_(min=1)
-        mean = (bits >> _SPREAD).sum(dim=-1, keepdim=True) // count << _SPREAD
-        exponent = ((largest - 1) >> 23) - 126
+        sizes, top = bits >> _CUT, largest >> _CUT
+        count = (sizes > 0).sum(dim=-1, keepdim=True)
+        below = top * count - sizes.sum(dim=-1, keepdim=True)
+        exponent = (((largest - 1) >> 23) - 125) >> 1
         if previous is not None:
             old = previous["exponent"].to(torch.int32) - _BIAS
-            kept = ((exponent <= old) & (largest > ((old + 127) << 23) - _TOP_SLACK)) & (
-                previous["exponent"] > 0
-            )
-            exponent = torch.where(kept, old, exponent)
-        need = (((exponent + 127) << 23) - largest) + ((largest - mean).float() * _REACH).int()
-        mantissa = self._mantissa(need, 1.0)
+            kept = (exponent <= old) & (top > _edge(old) - _TOP_SLACK)
+            exponent = torch.where(kept & (previous["exponent"] > 0), old, exponent)
+        need = (_edge(exponent) - top) * count * 4 + below * _REACH_QUARTERS
+        mantissa = self._mantissa(need, count, 1.0)
         if previous is not None:
-            old_mantissa = previous["mantissa"].to(torch.int32)
-            coarsest = self._mantissa(need, _COARSER)
-            finest = self._mantissa(need, _FINER)
-            held = torch.minimum(torch.maximum(old_mantissa, finest), coarsest)
+            coarsest = self._mantissa(need, count, _COARSER)
+            finest = self._mantissa(need, count, _FINER)
+            held = torch.minimum(
+                torch.maximum(previous["mantissa"].to(torch.int32), finest), coarsest
+            )
             mantissa = torch.where(previous["exponent"] > 0, held, mantissa)
+        mantissa = mantissa.clamp_(0, self.bits - 1)
         stored = torch.where(largest > 0, exponent + _BIAS, 0)
         return {
             "exponent": torch.where(largest < _INFINITY, stored, _NONFINITE).to(torch.uint8),
             "mantissa": torch.where(largest > 0, mantissa, 0).to(torch.uint8),
         }
 
-    def _mantissa(self, need: Tensor, slack: float) -> Tensor:
-        """Return the largest ``b`` whose window, times ``slack``, holds ``need`` bits."""
-        b = torch.zeros_like(need)
-        for candidate in range(1, self.bits):
-            window = int((self.top * _OCTAVE >> candidate) * slack)
-            b = torch.where(need <= window, candidate, b)
-        return b
+    def _mantissa(self, need: Tensor, count: Tensor, slack: float) -> Tensor:
+        """Return the largest ``b`` for which ``need * 2**b`` is within ``count`` windows.
+
+        It is the difference of two floats' exponents, or one less where their mantissas say so.
+        """
+        window = (count.float() * self.limit(slack)).view(torch.int32)
+        return (window - need.float().view(torch.int32)) >> 23
 
     def encode(self, x: Tensor, fitted: Fields, draw: Tensor | None) -> Fields:
         """Return the packed codes of non-negative ``x``."""

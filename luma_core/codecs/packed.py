@@ -75,7 +75,7 @@ def check_choice(codec: str, option: str, value: object, choices: Sequence[int])
     Raises:
         ConfigurationError: naming the option, its value and the choices.
     """
-    if isinstance(value, bool) or value not in choices:
+    if type(value) is not int or value not in choices:
         raise ConfigurationError(
             f"{option}={value!r} of codec {codec} must be one of {', '.join(map(str, choices))}."
         )

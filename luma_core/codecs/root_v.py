@@ -13,6 +13,9 @@ from luma_core.codecs.luma16_v import correct_root
 from luma_core.codecs.packed import PackedCodec, pack, unpack
 from luma_core.errors import ConfigurationError
 
+SMALLEST_FLOOR = 2.0**-10
+"""Elements at a level of zero would take steps without bound."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RootV(PackedCodec):
@@ -24,7 +27,7 @@ class RootV(PackedCodec):
     element decays, and the codes follow it.
 
     Attributes:
-        floor: the lowest level, as a share of the block's largest root, from 0 to below 1.
+        floor: the lowest level, as a share of the block's largest root, from 2**-10 to below 1.
     """
 
     name: ClassVar[str] = "root_v"
@@ -35,9 +38,11 @@ class RootV(PackedCodec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not is_number_in(self.floor, 0) or self.floor >= 1:
+        if not is_number_in(self.floor, SMALLEST_FLOOR) or self.floor >= 1:
             raise ConfigurationError(
-                f"floor={self.floor!r} of codec {self.name} must be from 0 to below 1."
+                f"floor={self.floor!r} of codec {self.name} must be from {SMALLEST_FLOOR} to "
+                "below 1.",
+                hint="A level at zero would be divided by; LogV keeps small elements apart.",
             )
 
     @property

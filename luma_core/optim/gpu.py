@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from luma_core.errors import BackendUnavailableError
+
 if TYPE_CHECKING:
     from luma_core.optim.rules import Rule
     from luma_kernels.triton.launcher import FusedStep
@@ -24,9 +26,23 @@ def why_no_triton() -> str:
 
 
 def fused_step_class(backend: str, rule: Rule) -> type[FusedStep] | None:
-    """Return the fused step for GPUs; ``None`` where backend, machine or rule has none."""
-    if backend not in ("auto", "triton") or why_no_triton():
-        return None
-    from luma_kernels.triton.launcher import FusedStep
+    """Return the fused step for GPUs; ``None`` where backend, machine or rule has none.
 
-    return FusedStep if FusedStep.supports(rule) else None
+    Raises:
+        BackendUnavailableError: there is none, and it was asked for by name.
+    """
+    if backend not in ("auto", "triton"):
+        return None
+    reason = why_no_triton()
+    if not reason:
+        from luma_kernels.triton.launcher import FusedStep
+
+        if FusedStep.supports(rule):
+            return FusedStep
+        reason = f"there is no Triton kernel of the rule {type(rule).__name__}"
+    if backend == "triton":
+        raise BackendUnavailableError(
+            f"backend='triton' cannot run here: {reason}.",
+            hint="Use backend='auto' or 'pytorch'.",
+        )
+    return None

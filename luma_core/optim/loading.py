@@ -13,7 +13,12 @@ from torch import Tensor
 
 from luma_core.codecs import Codec, parameter_codecs
 from luma_core.errors import ConfigurationError, StateMismatchError, some_names
-from luma_core.optim.options import check_codecs, check_options, check_parameter_codecs
+from luma_core.optim.options import (
+    KNOWN_OPTIONS,
+    check_codecs,
+    check_options,
+    check_parameter_codecs,
+)
 from luma_core.state import GroupOptions, ParameterState, field_key
 
 if TYPE_CHECKING:
@@ -233,6 +238,13 @@ def _check_group_options(
         raise StateMismatchError(
             f"saved parameter group {index} has {single!r}, which only AdamMini has: it is not "
             "state of this optimizer."
+        )
+    foreign = sorted((KNOWN_OPTIONS & saved.keys()) - optimizer.param_groups[0].keys())
+    if foreign:
+        raise StateMismatchError(
+            f"saved parameter group {index} has {foreign[0]!r}, an option that "
+            f"{type(optimizer).__name__} does not have: it is another optimizer's state.",
+            hint="export_adamw_state() and import_adamw_state() carry moments across.",
         )
     for key in (*_REQUIRED_OPTIONS, *[single] * single_needed):
         if key not in saved:

@@ -74,6 +74,10 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
+KNOWN_OPTIONS = frozenset(_CHECKS)
+"""Names of all options that some optimizer of this project has in its groups."""
+
+
 def check_options(options: Mapping[str, Any]) -> None:
     """Check every known option of a parameter group.
 

@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 from luma_core.codecs import FP32, MIN_COMPRESS_ELEMENTS, Codec, CoStateM, LogV, RootV, TableM
 from luma_core.errors import ConfigurationError
 from luma_core.optim.adamw_state import AdamWStateOptimizer
+from luma_core.optim.options import check_codecs
 from luma_core.optim.rules import AdamWRule, Rule
 
 TURBO_PRESETS: dict[str, dict[str, Any]] = {
@@ -55,7 +56,7 @@ def turbo_codecs(
     Raises:
         ConfigurationError: an option cannot work.
     """
-    if preset not in TURBO_PRESETS:
+    if not isinstance(preset, str) or preset not in TURBO_PRESETS:
         raise ConfigurationError(
             f"preset={preset!r} must be one of {', '.join(map(repr, TURBO_PRESETS))}."
         )
@@ -195,6 +196,8 @@ class TurboAdam(AdamWStateOptimizer):
             "amp_pct": amp_pct,
             "error_feedback": error_feedback,
         }
+        if codecs is not None:
+            check_codecs(codecs, self.rule.moments)
         self._codecs = codecs
         defaults = {
             "lr": lr,

@@ -44,6 +44,8 @@ def unsupported_step(rule: Rule, item: ParameterStep) -> str:
             return f"the {name} is {tensor.dtype}"
         if not is_plain(tensor):
             return f"the {name} is not a plain tensor on the CPU"
+    if item.grad_factor is not None:
+        return "the gradient is to be scaled"
     lr = item.hyper.lr
     if isinstance(lr, Tensor) and (lr.dim() or lr.device.type != "cpu"):
         return "lr is a tensor with dimensions or not on the CPU"

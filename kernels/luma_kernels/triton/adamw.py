@@ -17,6 +17,7 @@ from luma_kernels.triton.moments import (
     load_codes,
     load_scales,
     moment_pointers,
+    packed,
     scaled,
     store,
     store_codes,
@@ -115,6 +116,12 @@ def _step_tile(
     """
     param_at = pointers[0] + start + element
     grad = load(pointers[1] + start + element, mask, MASKED)
+    if grad.dtype == tl.float32 and (packed(M) or packed(V)):
+        # Never read. Accesses of 16-bit values give a thread the 8 elements of a word; those of
+        # 32-bit values alone would give them to two threads, which then exchange them.
+        hint_at = pointers[1].to(tl.pointer_type(tl.int16)) + start + element
+        hint = tl.load(hint_at, mask=(block < 0)[:, :, None], other=0).to(tl.int32)
+        grad = (grad.to(tl.int32, bitcast=True) | hint).to(tl.float32, bitcast=True)
     old_param = load(param_at, mask, MASKED)
     raw_m = load_codes(pointers[2], start + element, group, mask, MASKED, M)
     raw_v = load_codes(pointers[3], start + element, group, mask, MASKED, V)

@@ -8,7 +8,7 @@ from luma_core.codecs.loggrid import LogGridCodec
 Configuration = tuple[str | int | float, ...]
 
 _LARGEST_SUM = 512
-"""Elements whose logarithms, in units of `LogV`'s sums, cannot exceed 32 bits."""
+"""Elements whose logarithms' sum, in units of `LogV`, fits beside their number in 32 bits."""
 
 
 _SLACKS = 1.0, 1.1, 0.9
@@ -29,16 +29,10 @@ def second_moment(codec: Codec) -> Configuration | None:
     if isinstance(codec, RootV):
         return codec.name, codec.bits, float(codec.floor)
     if isinstance(codec, LogV) and (codec.block_size or 0) <= _LARGEST_SUM:
-        return (codec.name, codec.bits, *_windows(codec))
+        return (codec.name, codec.bits, *map(codec.limit, _SLACKS))
     if isinstance(codec, Luma16V):
         return _log_grid(codec)
     return (codec.name,) if isinstance(codec, FP32) else None
-
-
-def _windows(codec: LogV) -> tuple[int, ...]:
-    """Return how much each number of mantissa bits holds, as it is and with each slack."""
-    whole = codec.top << 23
-    return tuple(int((whole >> bits) * slack) for slack in _SLACKS for bits in range(1, codec.bits))
 
 
 def is_equal_pair(first: Codec, second: Codec) -> bool:

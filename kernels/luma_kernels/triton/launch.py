@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 
 class KernelLaunch:
@@ -36,3 +39,14 @@ class KernelLaunch:
             )
         else:
             self._compiled[(programs, 1, 1)](*arguments, *self._last)
+
+    def repeated(self, programs: int, *arguments: Any) -> Callable[[], Any] | None:
+        """Return a function that launches with these arguments; ``None`` before the first launch.
+
+        It passes addresses, which Triton takes as they are, where of tensors it would ask the
+        driver. The tensors must outlive it.
+        """
+        if self._compiled is None:
+            return None
+        plain = [item.data_ptr() if isinstance(item, Tensor) else item for item in arguments]
+        return partial(self._compiled[(programs, 1, 1)], *plain, *self._last)

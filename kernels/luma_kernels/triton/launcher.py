@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -49,6 +49,7 @@ class FusedStep:
         self._prepare: dict[bool, KernelLaunch] = {}
         self._passes: dict[tuple[Bucket, bool], list[Pass]] = {}
         self._sequence: dict[bool, list[tuple[Launch, Pass]]] = {}
+        self._repeated: list[Callable[[], Any]] = []
 
     @staticmethod
     def supports(rule: Rule) -> bool:
@@ -70,12 +71,14 @@ class FusedStep:
             self._plan = Plan(tensors, self.device, self._rule.scratch)
         self._option_rows = []
         self._sequence = {}
+        self._repeated = []
         return taken
 
     def follow_gradients(self) -> bool:
         """Enter the gradients' new addresses; return ``False`` where that takes a new `build`."""
         if self._plan is None:
             return False
+        self._repeated = []
         with self._current():
             return self._plan.follow_gradients()
 
@@ -136,13 +139,28 @@ class FusedStep:
             # The graph may be replayed as long as the optimizer lives, and reads these.
             tables = plan.table, self._options, self._pointer_table
             self._captured.append((plan, *tables, self._clip.factors, self._clip.bounds))
+        if found_inf is None and self._repeated:
+            for repeat in self._repeated:
+                repeat()
+            return
+        launches = self._launches(plan, grad_scale, found_inf)
+        for kernel, arguments in launches:
+            kernel(*arguments)
+        if found_inf is None:
+            repeated = [kernel.repeated(*arguments) for kernel, arguments in launches]
+            self._repeated = [repeat for repeat in repeated if repeat is not None]
+
+    def _launches(
+        self, plan: Plan, grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> list[tuple[KernelLaunch, tuple[Any, ...]]]:
+        """Return a step's launches in order, and what each is called with."""
         scaler = found_inf is not None
         if scaler and grad_scale is None:
             grad_scale = torch.ones((), device=self.device)
         if scaler not in self._sequence:
             self._sequence[scaler] = self._sequence_of(plan, scaler)
         count = len(plan.tensors)
-        self._prepare[scaler](
+        prepare = (
             -(-count // TENSORS_PER_PROGRAM),
             plan.table,
             plan.rows,
@@ -153,8 +171,8 @@ class FusedStep:
             grad_scale if scaler else plan.rows,
             count,
         )
-        for part, (kernel, arguments) in self._sequence[scaler]:
-            kernel(*arguments(plan, part))
+        steps = [(kernel, of(plan, part)) for part, (kernel, of) in self._sequence[scaler]]
+        return [(self._prepare[scaler], prepare), *steps]
 
     def _sequence_of(self, plan: Plan, scaler: bool) -> list[tuple[Launch, Pass]]:
         """Return what follows the preparation; kernels are kept from plan to plan."""
@@ -178,6 +196,7 @@ class FusedStep:
         ]
         if rows != self._option_rows or pointers != self._pointers:
             self._option_rows, self._pointers = rows, pointers
+            self._repeated = []
             self._options = plan.upload(torch.tensor(rows, dtype=torch.float64))
             self._pointer_table = plan.upload(torch.tensor(pointers, dtype=torch.int64))
 

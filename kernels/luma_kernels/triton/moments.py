@@ -6,7 +6,7 @@ The codec ``C`` is a compile-time tuple that begins with the codec's name:
 - ``("luma16_m", mantissa bits, octaves)`` and ``("luma16_v", mantissa bits, octaves)``;
 - ``("table_m", bits, thresholds..., levels...)``;
 - ``("root_v", bits, floor)``;
-- ``("log_v", bits, windows..., wider windows..., narrower windows...)``, ``bits - 1`` of each.
+- ``("log_v", bits, limit, wider limit, narrower limit)``.
 
 Stored values are ``[blocks, lanes, LANE]``, or ``[blocks, lanes]`` words where ``packed``. Two
 numbers for each block go with them, ``scale`` and ``window``: exponents, scales as float32 bits, or
@@ -211,7 +211,7 @@ def fit(
     elif C[0] == "root_v":
         scale = root_v_fit(largest, FAST)
     elif C[0] == "log_v":
-        scale, window = log_v_fit(root, largest, scale, window, FAST, C)
+        scale, window = log_v_fit(x, largest, scale, window, C)
     return scale, window
 
 

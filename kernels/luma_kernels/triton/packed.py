@@ -20,9 +20,13 @@ LARGEST_FLOAT = tl.constexpr(0x7F7FFFFF)
 
 LOG_BIAS = tl.constexpr(80)
 LOG_NONFINITE = tl.constexpr(255)
-LOG_TOP_SLACK = tl.constexpr((1 << 23) + (1 << 21))
-LOG_SPREAD = tl.constexpr(8)
-LOG_REACH = tl.constexpr(1.75)
+LOG_CUT = tl.constexpr(19)
+LOG_UNITS = tl.constexpr(16)
+LOG_TOP_SLACK = tl.constexpr(40)
+LOG_REACH_QUARTERS = tl.constexpr(7)
+LOG_SUM_BITS = tl.constexpr(21)
+LOG_COUNT = tl.constexpr(1 << 21)
+LOG_SUM = tl.constexpr((1 << 21) - 1)
 
 
 @triton.constexpr_function
@@ -153,39 +157,38 @@ def root_v_encode(root, scale, bits, FAST: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def _log_mantissa(need, SLACK: tl.constexpr, C: tl.constexpr):
-    """Return the most mantissa bits whose window holds ``need``: `LogV._mantissa`."""
-    BITS: tl.constexpr = C[1]
-    mantissa = tl.zeros_like(need)
-    for bits in tl.static_range(1, BITS):
-        mantissa = tl.where(need <= C[2 + SLACK * (BITS - 1) + bits - 1], bits, mantissa)
-    return mantissa
+def _log_mantissa(need, window, LIMIT: tl.constexpr):
+    """Return the most mantissa bits whose window holds ``need``, unlimited: `LogV._mantissa`."""
+    return ((window * LIMIT).to(tl.int32, bitcast=True) - need.to(tl.int32, bitcast=True)) >> 23
 
 
 @triton.jit
-def log_v_fit(root, largest, old_exponent, old_mantissa, FAST: tl.constexpr, C: tl.constexpr):
+def log_v_fit(x, largest, old_exponent, old_mantissa, C: tl.constexpr):
     """Return exponents and mantissas as they are stored, int32: `LogV.refit`.
 
     ``largest`` are the bits of the blocks' largest second moments.
     """
-    bits = root.to(tl.int32, bitcast=True)
-    count = tl.sum(tl.sum(tl.minimum(bits, 1), axis=2), axis=1)[:, None].to(tl.uint32)
-    total = tl.sum(tl.sum((bits >> LOG_SPREAD).to(tl.uint32), axis=2), axis=1)[:, None]
-    mean = (total // tl.maximum(count, 1) << LOG_SPREAD).to(tl.int32)
-    top = correct_sqrt(largest.to(tl.float32, bitcast=True), FAST).to(tl.int32, bitcast=True)
-    exponent = ((top - 1) >> 23) - 126
+    size = x.to(tl.uint32, bitcast=True) >> LOG_CUT
+    # Number and sum of the logarithms in one word, to add up both at once.
+    both = tl.sum(tl.sum(size + tl.minimum(size, 1) * LOG_COUNT, axis=2), axis=1)[:, None]
+    count = (both >> LOG_SUM_BITS).to(tl.int32)
+    total = (both & LOG_SUM).to(tl.int32)
+    largest_bits = largest.to(tl.int32)
+    top = largest_bits >> LOG_CUT
+    exponent = (((largest_bits - 1) >> 23) - 125) >> 1
     old = old_exponent - LOG_BIAS
-    fits = (exponent <= old) & (top > ((old + 127) << 23) - LOG_TOP_SLACK) & (old_exponent > 0)
-    exponent = tl.where(fits, old, exponent)
-    reach = ((top - mean).to(tl.float32) * LOG_REACH).to(tl.int32)
-    need = (((exponent + 127) << 23) - top) + reach
-    held = tl.minimum(
-        tl.maximum(old_mantissa, _log_mantissa(need, 2, C)), _log_mantissa(need, 1, C)
-    )
-    mantissa = tl.where(old_exponent > 0, held, _log_mantissa(need, 0, C))
-    exponent = tl.where(top > 0, exponent + LOG_BIAS, 0)
+    fits = (exponent <= old) & (top > (2 * old + 127) * LOG_UNITS - LOG_TOP_SLACK)
+    exponent = tl.where(fits & (old_exponent > 0), old, exponent)
+    gap = (2 * exponent + 127) * LOG_UNITS - top
+    need = (gap * count * 4 + (top * count - total) * LOG_REACH_QUARTERS).to(tl.float32)
+    window = count.to(tl.float32)
+    held = tl.maximum(old_mantissa, _log_mantissa(need, window, C[4]))
+    held = tl.minimum(held, _log_mantissa(need, window, C[3]))
+    mantissa = tl.where(old_exponent > 0, held, _log_mantissa(need, window, C[2]))
+    mantissa = tl.minimum(tl.maximum(mantissa, 0), C[1] - 1)
+    exponent = tl.where(largest_bits > 0, exponent + LOG_BIAS, 0)
     exponent = tl.where(largest > LARGEST_FLOAT, LOG_NONFINITE, exponent)
-    return exponent, tl.where(top > 0, mantissa, 0)
+    return exponent, tl.where(largest_bits > 0, mantissa, 0)
 
 
 @triton.jit
@@ -199,10 +202,12 @@ def _log_lowest(exponent, mantissa, C: tl.constexpr):
 def log_v_decode(word, exponent, mantissa, C: tl.constexpr):
     """Return the second moment of words: `LogV.decode`."""
     BITS: tl.constexpr = C[1]
-    code = unpack(word, BITS).to(tl.int32)
-    bits = (code << (23 - mantissa)) + _log_lowest(exponent, mantissa, C)
-    unit = tl.where(exponent == LOG_NONFINITE, float("inf"), 1.0)
-    root = bits.to(tl.float32, bitcast=True) * tl.where(exponent == 0, 0.0, unit)
+    # All levels of blocks of zeros are 0, and those of blocks that are not finite infinity.
+    flat = (exponent == 0) | (exponent == LOG_NONFINITE)
+    lowest = tl.where(exponent == 0, 0, _log_lowest(exponent, mantissa, C))
+    lowest = tl.where(exponent == LOG_NONFINITE, INFINITY, lowest)
+    step = tl.where(flat, 0, 1 << (23 - mantissa))
+    root = (unpack(word, BITS).to(tl.int32) * step + lowest).to(tl.float32, bitcast=True)
     return root * root
 
 
@@ -211,6 +216,10 @@ def log_v_encode(root, exponent, mantissa, bits, C: tl.constexpr):
     """Return the words of the second moment's root: `LogV.encode`."""
     BITS: tl.constexpr = C[1]
     place = root.to(tl.int32, bitcast=True) - _log_lowest(exponent, mantissa, C)
-    noise = (bits >> 16 << (7 - mantissa).to(tl.uint32)).to(tl.int32)
+    noise = (bits >> 16).to(tl.int32) * (1 << (7 - mantissa))
     code = (tl.maximum(place, 0) + noise) >> (23 - mantissa)
-    return pack(tl.minimum(code, 2**BITS - 1).to(tl.uint32), BITS)
+    if BITS > 6:
+        # With fewer bits the noise ends so far below a step that an approximate root at the top,
+        # too large by a unit or two, does not carry into the next code.
+        code = tl.minimum(code, 2**BITS - 1)
+    return pack(code.to(tl.uint32), BITS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -217,6 +218,8 @@ class Plan:
         self.device = device
         self.tensors = [tensor for part in order.values() for tensor in part]
         self.params = [tensor.param for tensor in self.tensors]
+        self._device_indices = [*map(Tensor.get_device, self.params)]
+        self._aligned = [tensor.bucket.aligned for tensor in self.tensors]
         self.launches: list[Launch] = []
         self._staging: list[Tensor] = []
         rows: list[list[int]] = []
@@ -242,14 +245,13 @@ class Plan:
 
         Everything else about them is as it was when the plan was made.
         """
-        addresses = []
-        for tensor in self.tensors:
-            grad = tensor.param.grad
-            if grad is None or grad.device != self.device:
-                return False
-            addresses.append(grad.data_ptr())
-            if tensor.bucket.aligned and not _is_aligned(addresses[-1]):
-                return False
+        found = [param.grad for param in self.params]
+        grads = [grad for grad in found if grad is not None]
+        if len(grads) < len(found) or [*map(Tensor.get_device, grads)] != self._device_indices:
+            return False
+        addresses = [*map(Tensor.data_ptr, grads)]
+        if any(map(ALIGNMENT_BYTES.__rmod__, compress(addresses, self._aligned))):
+            return False
         self._host_table[:, GRAD] = torch.tensor(addresses, dtype=torch.int64)
         # A captured graph may read the old table as long as it lives.
         self.table = self.upload(self._host_table)

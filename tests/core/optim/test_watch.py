@@ -8,7 +8,26 @@ import torch
 from torch import nn
 
 from luma_core import LUMA
-from luma_core.optim.watch import Change, Watch
+from luma_core.optim import watch
+from luma_core.optim.watch import Change, Watch, metadata_comparison
+
+ONE_CALL = "_tensors_data_ptrs_at_indices_equal"
+
+
+def one_call(tensors: list[torch.Tensor], addresses: list[int], indices: list[int]) -> bool:
+    """Do as PyTorch's function of that name does, which only builds for CUDA have."""
+    return all(tensors[index].data_ptr() == addresses[index] for index in indices)
+
+
+@pytest.fixture(params=["one call", "in Python", "without guards"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look in each of the ways that builds of PyTorch allow."""
+    if request.param == "one call":
+        monkeypatch.setattr(torch._C, ONE_CALL, one_call, raising=False)
+    else:
+        monkeypatch.delattr(torch._C, ONE_CALL, raising=False)
+    if request.param == "without guards":
+        monkeypatch.setattr(watch, "metadata_comparison", lambda tensors: lambda *now: False)
 
 
 class Case:
@@ -191,3 +210,28 @@ def test_memory_of_gradients_is_not_held() -> None:
     case.params[0].grad = None
     del grad
     assert alive.expired()
+
+
+def test_addresses_are_compared_in_one_call_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+
+    def count(*arguments: object) -> bool:
+        calls.append(arguments)
+        return True
+
+    monkeypatch.setattr(torch._C, ONE_CALL, count, raising=False)
+    case = Case()
+    monkeypatch.setattr(watch, "_addresses_of", None)
+    assert case.look() is Change.NOTHING
+    assert len(calls) == 2
+
+
+def test_metadata_are_compared_in_one_call() -> None:
+    tensors = [torch.ones(4, 6), torch.ones(3, dtype=torch.bfloat16)]
+    same = metadata_comparison(tensors)
+    assert same(torch.zeros(4, 6), torch.zeros(3, dtype=torch.bfloat16))
+    assert not same(torch.zeros(6, 4).t(), tensors[1])
+    assert not same(torch.zeros(4, 7), tensors[1])
+    assert not same(tensors[0], torch.zeros(3, dtype=torch.float16))

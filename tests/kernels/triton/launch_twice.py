@@ -11,10 +11,12 @@ from triton.runtime import driver
 from luma_kernels.triton.launch import KernelLaunch
 
 calls = []
+asked = []
 
 
 def plain(item):
     if isinstance(item, torch.Tensor):
+        asked[-1] += 1
         return item.data_ptr()
     return item if isinstance(item, int) else type(item).__name__
 
@@ -24,6 +26,7 @@ class Launcher:
         pass
 
     def __call__(self, *arguments):
+        asked.append(0)
         calls.append([plain(item) for item in arguments])
 
 
@@ -67,6 +70,10 @@ run = kernel.run
 kernel.run = lambda *args, **kwargs: binds.append(1) or run(*args, **kwargs)
 launch = KernelLaunch(kernel, {"TYPE": tl.float32, "LANES": 64, "APPLY": double}, num_warps=2)
 source, target = torch.zeros(100), torch.zeros(100)
+unbound = launch.repeated(2, source, target, 100)
 for count in (100, 100, 1):
     launch(2, source, target, count)
-print("REPORT " + json.dumps({"calls": calls, "binds": len(binds)}))
+repeat = launch.repeated(2, source, target, 100)
+repeat()
+report = {"calls": calls, "binds": len(binds), "tensors": asked, "unbound": unbound}
+print("REPORT " + json.dumps(report))

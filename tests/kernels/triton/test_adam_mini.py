@@ -153,7 +153,7 @@ def test_options(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("policy", ["skip", "propagate"])
 @pytest.mark.parametrize("cut", ["rows", "long rows", "qkv", "columns", "transposed qkv"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=pytest.mark.heavy), 1e30])
 def test_nonfinite_gradients(policy: str, cut: str, value: float) -> None:
     pair = Pair([cut], nonfinite=policy)
     pair.gradients()

@@ -4,6 +4,7 @@ On a GPU the kernels run compiled; elsewhere in the interpreter, on small tensor
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*FP_FUSION.*")
 
 from luma_kernels.triton import plan, tables  # noqa: E402
+from luma_kernels.triton.launch import KernelLaunch  # noqa: E402
 from luma_kernels.triton.launcher import FusedStep  # noqa: E402
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -84,8 +86,20 @@ class Pair:
                 assert float((a != b).double().mean()) < 2e-3
 
 
-@pytest.mark.parametrize("block_size", [128, 64, None], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+SIZES = [
+    (torch.float32, 128),
+    (torch.float32, 64),
+    (torch.float32, None),
+    (torch.bfloat16, 128),
+    (torch.float16, 64),
+    (torch.bfloat16, None),
+    pytest.param(torch.bfloat16, 64, marks=pytest.mark.heavy),
+    pytest.param(torch.float16, 128, marks=pytest.mark.heavy),
+    pytest.param(torch.float16, None, marks=pytest.mark.heavy),
+]
+
+
+@pytest.mark.parametrize(("dtype", "block_size"), SIZES, ids=str)
 def test_one_step_of_every_shape(dtype: torch.dtype, block_size: int | None) -> None:
     pair = Pair(SHAPES, dtype, block_size=block_size)
     pair.step()
@@ -124,9 +138,42 @@ def test_groups_with_their_own_options_share_a_launch() -> None:
     pair.assert_equal()
 
 
+@pytest.mark.parametrize("new_gradients", [False, True])
+def test_repeated_launches_see_new_options_and_gradients(
+    new_gradients: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repeats = []
+
+    def repeated(launch: KernelLaunch, *arguments: Any) -> Callable[[], Any]:
+        return lambda: (repeats.append(launch), launch(*arguments))
+
+    monkeypatch.setattr(KernelLaunch, "repeated", repeated)
+    pair = Pair([(4, 128)])
+    pair.step()
+    step = pair.build()
+    for lr in (0.01, 0.01, 0.5, 0.5):
+        for optimizer in (pair.eager_optimizer, pair.fused_optimizer):
+            optimizer.param_groups[0]["lr"] = lr
+        grad = torch.randn(4, 128, generator=pair.generator).to(DEVICE) * 1e-2
+        assert pair.eager[0].grad is not None
+        assert pair.fused[0].grad is not None
+        pair.eager[0].grad.copy_(grad)
+        pair.eager_optimizer.step()
+        if new_gradients:
+            pair.fused[0].grad = grad
+            assert step.follow_gradients()
+        else:
+            pair.fused[0].grad.copy_(grad)
+        step.launch(pair.fused_optimizer.param_groups)
+        pair.assert_equal()
+    assert len(repeats) == (0 if new_gradients else 4)
+
+
 @pytest.mark.parametrize("policy", ["skip", "propagate"])
 @pytest.mark.parametrize("block_size", [128, None])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, pytest.param(-math.inf, marks=pytest.mark.heavy)]
+)
 def test_nonfinite_gradients(policy: str, block_size: int | None, value: float) -> None:
     pair = Pair([(6, 300)], nonfinite=policy, block_size=block_size)
     pair.step()

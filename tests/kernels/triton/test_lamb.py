@@ -86,8 +86,20 @@ class Pair:
                 assert float((a != b).double().mean()) < 2e-3
 
 
-@pytest.mark.parametrize("block_size", [128, 64, None], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+SIZES = [
+    (torch.float32, 128),
+    (torch.float32, 64),
+    (torch.float32, None),
+    (torch.bfloat16, 128),
+    (torch.float16, 64),
+    (torch.bfloat16, None),
+    pytest.param(torch.bfloat16, 64, marks=pytest.mark.heavy),
+    pytest.param(torch.float16, 128, marks=pytest.mark.heavy),
+    pytest.param(torch.float16, None, marks=pytest.mark.heavy),
+]
+
+
+@pytest.mark.parametrize(("dtype", "block_size"), SIZES, ids=str)
 def test_one_step_of_every_shape(dtype: torch.dtype, block_size: int | None) -> None:
     pair = Pair(SHAPES, dtype, block_size=block_size)
     pair.step()

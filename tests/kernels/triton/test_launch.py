@@ -22,8 +22,11 @@ def test_later_launches_skip_binding_and_pass_the_same_arguments(tmp_path: Path)
     assert run.returncode == 0, run.stderr[-3000:]
     line = next(line for line in run.stdout.splitlines() if line.startswith("REPORT "))
     report = json.loads(line.removeprefix("REPORT "))
-    first, second, third = report["calls"]
+    first, second, third, repeated = report["calls"]
     assert report["binds"] == 1
     assert first == second
     assert [a for a, b in zip(first, third, strict=True) if a != b] == [100]
     assert 1 in third
+    assert repeated == first
+    assert report["unbound"] is None
+    assert report["tensors"] == [2, 2, 2, 0]

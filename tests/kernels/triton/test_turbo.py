@@ -114,7 +114,7 @@ def test_one_step_of_every_shape(dtype: torch.dtype, preset: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
-@pytest.mark.parametrize("floor", [0.25, 0.0, None])
+@pytest.mark.parametrize("floor", [0.25, pytest.param(2.0**-10, marks=pytest.mark.heavy), None])
 def test_every_size_of_code(bits: int, floor: float | None) -> None:
     pair = Pair([(2, 256), (2, 150)], m_bits=bits, v_bits=bits, v_floor=floor)
     pair.step()
@@ -175,7 +175,9 @@ def test_gradients_of_zero_and_of_every_magnitude(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", ["5bit", "8bit"])
 @pytest.mark.parametrize("policy", ["skip", "propagate"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, pytest.param(-math.inf, marks=pytest.mark.heavy)]
+)
 def test_nonfinite_gradients(value: float, policy: str, preset: str) -> None:
     pair = Pair([(4, 300)], nonfinite=policy, preset=preset)
     pair.step()

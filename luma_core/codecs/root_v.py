@@ -40,8 +40,7 @@ class RootV(PackedCodec):
         super().__post_init__()
         if not is_number_in(self.floor, SMALLEST_FLOOR) or self.floor >= 1:
             raise ConfigurationError(
-                f"floor={self.floor!r} of codec {self.name} must be from {SMALLEST_FLOOR} to "
-                "below 1.",
+                f"floor={self.floor!r} of codec {self.name} must be from 2**-10 to below 1.",
                 hint="A level at zero would be divided by; LogV keeps small elements apart.",
             )
 

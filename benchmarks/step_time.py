@@ -3,7 +3,8 @@
 ``python -m benchmarks.step_time [--device cpu|cuda] [--sets gpt2,llama1b] [--json F]``. The
 optimizers take turns, so that whatever disturbs the machine disturbs all of them; times are
 medians over turns, host overhead included. On a GPU a turn is 40 steps in a row, between two
-synchronisations; fewer of optimizers so slow that ``--budget-seconds`` would not last.
+synchronisations, behind one that is not timed, since a host that ran other code is slower in its
+first; fewer of optimizers so slow that ``--budget-seconds`` would not last.
 
 The JSON file is written anew after every round of turns, so that a run that is killed keeps what it
 measured. ``--resume`` measures what such a file lacks, beside the baseline once more, and adds it:
@@ -190,6 +191,8 @@ class Runner:
         """Time one turn, unless the budget is used up."""
         if len(self.times) >= LEAST_TURNS and self.used_seconds >= self.budget_seconds:
             return
+        if self.steps_per_turn > 1:
+            self.optimizer.step()
         self.times.append(machine.seconds(self.optimizer.step, self.steps_per_turn))
         self.used_seconds += self.times[-1] * self.steps_per_turn
 

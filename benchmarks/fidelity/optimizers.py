@@ -11,6 +11,8 @@ import torch
 
 from benchmarks.fidelity.model import GPT2
 from benchmarks.fidelity.probes import PREFIX, ProbeAdamW
+from benchmarks.fidelity.segments import PREFIX as SEGMENTS
+from benchmarks.fidelity.segments import SegmentProbe, read_name
 from benchmarks.fidelity.settings import BETAS, EPS, WEIGHT_DECAY
 
 BASELINE = "adamw"
@@ -143,7 +145,19 @@ OPTIMIZERS: dict[str, Entry] = {
 
 def entry_of(name: str) -> Entry | None:
     """Return the optimizer ``name``, a probe's where it is one; ``None`` if there is none."""
+    if name.startswith(SEGMENTS):
+        return _segments(name)
     if not name.startswith(PREFIX) or "/" not in name:
         return OPTIMIZERS.get(name)
     m, v = name.removeprefix(PREFIX).split("/", 1)
     return Entry("torch", lambda job: ProbeAdamW(job.groups(), m=m, v=v, **job.options))
+
+
+def _segments(name: str) -> Entry:
+    parts, modifiers = read_name(name)
+
+    def build(job: Job) -> torch.optim.Optimizer:
+        groups, heads = job.groups(named=True), job.model.size.heads
+        return SegmentProbe(groups, parts=parts, modifiers=modifiers, heads=heads, **job.options)
+
+    return Entry("torch", build)

@@ -338,11 +338,10 @@ def finish_kernel(
     tl.store(bad, tl.load(bad, mask=mask, other=0) + 1, mask=mask & (finite == 0))
     if SKIP:
         mask = mask & finite
-    if not scaled(M):
-        return
-    new_m = tl.where(finite, fit_exponent(largest_m, M[2]), 254)
-    new_v = tl.where(finite, fit_exponent(largest_root, M[2]), 254)
-    first = tl.load(entry + FIRST_EXPONENT, mask=mask, other=0).to(tl.pointer_type(tl.uint8))
-    second = tl.load(entry + SECOND_EXPONENT, mask=mask, other=0).to(tl.pointer_type(tl.uint8))
-    tl.store(first, new_m.to(tl.uint8), mask=mask)
-    tl.store(second, new_v.to(tl.uint8), mask=mask)
+    if scaled(M):
+        new_m = tl.where(finite, fit_exponent(largest_m, M[2]), 254)
+        new_v = tl.where(finite, fit_exponent(largest_root, M[2]), 254)
+        first = tl.load(entry + FIRST_EXPONENT, mask=mask, other=0).to(tl.pointer_type(tl.uint8))
+        second = tl.load(entry + SECOND_EXPONENT, mask=mask, other=0).to(tl.pointer_type(tl.uint8))
+        tl.store(first, new_m.to(tl.uint8), mask=mask)
+        tl.store(second, new_v.to(tl.uint8), mask=mask)

@@ -46,6 +46,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 TABLES = {"table": "*i64", "rows": "*i32", "owner": "*i32", "maxima": "*i32"}
+COUNTS = {"tensors": "i32", "first_tensor": "i32"}
 SCRATCH = {"sums": "*fp32", "skipped": "*u8"}
 RUNS = {"runs": "*i64", "first_tensor": "i32"}
 CUTS = {"cuts": "*i64", "partials": "*fp32", "rates": "*fp32", "first_tensor": "i32"}
@@ -72,12 +73,11 @@ def packed(dtype, first, second, ragged=False):
 
 def compiled(kernel, constants, signature, target, **options):
     signature = {**signature, **dict.fromkeys(constants, "constexpr")}
-    names = list(signature)
-    names.sort(key=kernel.arg_names.index)
+    names = [name for name in kernel.arg_names if name in signature]
     attrs = {
         (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
         for name, kind in signature.items()
-        if kind.startswith("*")
+        if kind.startswith("*") and name in names
     }
     source = ASTSource(kernel, {name: signature[name] for name in names}, constants, attrs)
     return triton.compile(source, target=target, options=options)
@@ -94,6 +94,9 @@ def usage(kernel, folder):
 def adamw_kernels(case, fast):
     constants = passes.step_constants(case, scaler=True, fast=fast)
     yield "", adamw.step_kernel, constants, TABLES, case.tuning.registers
+    if case.whole:
+        finish = {"M": constants["M"], "SKIP": case.skip, "LANES": plan.TENSORS_PER_PROGRAM}
+        yield "/finish", adamw.finish_kernel, finish, {**TABLES, **COUNTS}, case.tuning.registers
 
 
 def lamb_kernels(case, fast):
@@ -131,6 +134,7 @@ cases = {
     "ragged": bucket(torch.float32, ragged=True),
     "whole": bucket(torch.bfloat16, block=None),
     "plain": bucket(torch.float32, plain=True),
+    "plain whole": bucket(torch.float32, block=None, plain=True),
 }
 if sys.argv[2] == "turbo":
     five, eight = (TableM(bits=3), RootV(bits=2)), (TableM(bits=3), LogV(bits=5))

@@ -16,13 +16,13 @@ SCRIPT = Path(__file__).with_name("compile_kernels.py")
 @pytest.mark.parametrize(
     ("rule", "cases", "count"),
     [
-        ("adamw", 2, 10),
+        ("adamw", 2, 13),
         ("turbo", 2, 11),
-        ("lamb", 2, 20),
+        ("lamb", 2, 22),
         ("adam_mini", 2, 13),
-        pytest.param("adamw", 6, 18, marks=pytest.mark.heavy),
+        pytest.param("adamw", 7, 27, marks=pytest.mark.heavy),
         pytest.param("turbo", 7, 21, marks=pytest.mark.heavy),
-        pytest.param("lamb", 6, 36, marks=pytest.mark.heavy),
+        pytest.param("lamb", 7, 42, marks=pytest.mark.heavy),
         pytest.param("adam_mini", 7, 27, marks=pytest.mark.heavy),
     ],
 )
@@ -49,7 +49,7 @@ def test_kernels_compile_without_spills_and_with_wide_accesses(
             continue
         assert numbers["STACK"] == 0, (name, numbers)
         assert numbers["LOCAL"] == 0, (name, numbers)
-        if "ragged" not in name:
+        if "ragged" not in name and "finish" not in name:
             few = rule == "turbo"  # packed codes are few bytes: only the rest can be wide
             last = name.endswith("/last")
             assert numbers["loads"] >= (2 if few else 3 if last else 4), (name, numbers)

@@ -25,6 +25,7 @@ from luma_core.optim.rules import AdamMiniRule, Rule
 from luma_core.optim.telemetry import ParameterTelemetry, measure
 from luma_core.partition import (
     Overrides,
+    Partition,
     PartitionRow,
     PartitionTable,
     partition_model,
@@ -174,6 +175,8 @@ class AdamMini(AdamWStateOptimizer):
         """Find the partition of all parameters that are there from the start."""
         told = [name for name, value in self._geometry.items() if value is not None]
         told += ["model"] * (model is not None) + ["overrides"] * bool(self._overrides)
+        if model is not None and not isinstance(model, nn.Module):
+            raise ConfigurationError(f"model={model!r} must be a torch.nn.Module.")
         if partition is not None and told:
             raise ConfigurationError(
                 f"partition=... excludes {told[0]}: the table says how every parameter is cut."
@@ -225,13 +228,18 @@ class AdamMini(AdamWStateOptimizer):
             row = self._rows_of.get(param) or self._rows.get(name)
             if row is not None:
                 rows[name] = row
-            elif isinstance(item, tuple):
-                unknown.append(item)
-            else:
+            elif not isinstance(item, tuple):
                 raise ConfigurationError(
                     f"parameter {index} has no name, and no model tells what it is.",
                     hint="Give model=model, or model.named_parameters() as params.",
                 )
+            elif self._rows_of and not self._overridden(name):
+                raise ConfigurationError(
+                    f"parameter {name!r} is not one of model's, neither by itself nor by its name.",
+                    hint="Give the model whose parameters these are, or no model but n_heads.",
+                )
+            else:
+                unknown.append(item)
         # Only what concerns new parameters: a pattern that matches nothing is an error.
         overrides = {
             pattern: spec
@@ -239,6 +247,9 @@ class AdamMini(AdamWStateOptimizer):
             if any(fnmatch.fnmatchcase(name, pattern) for name, _ in unknown)
         }
         return {**rows, **self._by_names(unknown, overrides).by_name}
+
+    def _overridden(self, name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self._overrides)
 
     def group_codecs(self, group: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Return the codec configuration of each moment for a new group's options.
@@ -253,8 +264,19 @@ class AdamMini(AdamWStateOptimizer):
 
     @property
     def partition(self) -> PartitionTable:
-        """How the optimizer's parameters are cut, in their order."""
-        return PartitionTable(tuple(self._rows[name] for name in self.parameter_names()))
+        """How the optimizer's parameters are cut, in their order; state that was loaded decides."""
+        return PartitionTable(tuple(self._row(*item) for item in self.parameters_by_name()))
+
+    def _row(self, name: str, param: Tensor, group: dict[str, Any]) -> PartitionRow:
+        row = self._rows.get(name)
+        second = self.codecs(param, group)["exp_avg_sq"]
+        cut = second.partition if isinstance(second, SegmentMean) else None
+        if row is not None and (row.partition.elementwise if cut is None else row.partition == cut):
+            return row
+        shape = tuple(param.shape)
+        per = "element" if cut is None else "segment"
+        cut = cut or Partition.elements(shape)
+        return PartitionRow(name, shape, "loaded", per, "the loaded state", cut)
 
     def telemetry(self) -> list[ParameterTelemetry]:
         """Return the sizes of the last step's updates and moments, by Hessian block.

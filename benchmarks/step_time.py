@@ -2,26 +2,30 @@
 
 ``python -m benchmarks.step_time [--device cpu|cuda] [--sets gpt2,llama1b] [--json F]``. The
 optimizers take turns, so that whatever disturbs the machine disturbs all of them; times are
-medians over turns, host overhead included. On a GPU a turn is 40 steps in a row, between two
-synchronisations, behind one that is not timed, since a host that ran other code is slower in its
-first; fewer of optimizers so slow that ``--budget-seconds`` would not last.
+medians over turns. On a GPU a turn is 40 steps in a row, between two events on the device, behind
+one step that is not timed: so the host is ahead, as it is in training, and what it needs shows
+where it is slower than the device. Turns of optimizers so slow that ``--budget-seconds`` would not
+last are shorter.
 
 The JSON file is written anew after every round of turns, so that a run that is killed keeps what it
 measured. ``--resume`` measures what such a file lacks, beside the baseline once more, and adds it:
 a ratio is always that of two optimizers that took turns.
+
+On a CPU, ``--instruction-set avx2`` holds PyTorch's kernels and ours to that instruction set, for
+which it starts itself anew: PyTorch reads ``ATEN_CPU_CAPABILITY`` when it is loaded. Results name
+the set that was used.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
-import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -29,55 +33,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.instruction_set import INSTRUCTION_SETS, hold_to, torch_instruction_set
 from benchmarks.optimizers import BASELINE, OPTIMIZERS, distribution_version, state_bytes
 from benchmarks.shapes import SETS
+from benchmarks.step_results import Results, Row, Skipped, print_rows
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LEAST_TURNS = 3
 MOST_WARM_UP_STEPS = 5
 AGREE = 1.2
 """Ratio of two steps in a row that shows the optimizer to be warm."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """What was measured of one optimizer on one set.
-
-    Attributes:
-        set: name of the shapes.
-        dtype: of parameters and gradients.
-        optimizer: its name.
-        version: of its distribution.
-        step_ms: median over turns of the time of a step.
-        least_ms: that of the fastest turn.
-        steps: number of steps timed.
-        ratio: median over that of the baseline, same run.
-        state_bytes_per_parameter: bytes of the tensors in its state.
-        peak_extra_bytes: memory during a step above that before it.
-        bandwidth_share: bytes a step must move, per time, over the speed of a plain copy.
-    """
-
-    set: str
-    dtype: str
-    optimizer: str
-    version: str
-    step_ms: float
-    least_ms: float
-    steps: int
-    ratio: float | None
-    state_bytes_per_parameter: float
-    peak_extra_bytes: int
-    bandwidth_share: float
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An optimizer that could not be measured, and why."""
-
-    set: str
-    dtype: str
-    optimizer: str
-    reason: str
 
 
 class Machine:
@@ -98,6 +63,20 @@ class Machine:
             work()
         self.synchronize()
         return (time.perf_counter() - began) / repeats
+
+    def turn_seconds(self, step: Callable[[], Any], steps: int) -> float:
+        """Return the time of one of some steps in a row, on a GPU behind one that is not timed."""
+        if self.device != "cuda":
+            return self.seconds(step, steps)
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.synchronize()
+        step()
+        began.record()
+        for _ in range(steps):
+            step()
+        ended.record()
+        self.synchronize()
+        return began.elapsed_time(ended) / 1e3 / steps
 
     @property
     def steps_per_turn(self) -> int:
@@ -133,7 +112,10 @@ class Machine:
             lines = Path("/proc/cpuinfo").read_text().splitlines()
             models = (x.partition(":")[2].strip() for x in lines if x.startswith("model name"))
             name = next(models, name)
-        return {"device": self.device, "name": name, "threads": torch.get_num_threads()}
+        described = {"device": self.device, "name": name, "threads": torch.get_num_threads()}
+        if self.device == "cpu":
+            described["instruction_set"] = torch_instruction_set()
+        return described
 
 
 def _proc_status_bytes(key: str) -> int:
@@ -191,9 +173,7 @@ class Runner:
         """Time one turn, unless the budget is used up."""
         if len(self.times) >= LEAST_TURNS and self.used_seconds >= self.budget_seconds:
             return
-        if self.steps_per_turn > 1:
-            self.optimizer.step()
-        self.times.append(machine.seconds(self.optimizer.step, self.steps_per_turn))
+        self.times.append(machine.turn_seconds(self.optimizer.step, self.steps_per_turn))
         self.used_seconds += self.times[-1] * self.steps_per_turn
 
 
@@ -262,87 +242,6 @@ def _rows(
     return rows
 
 
-class Results:
-    """Everything measured so far, and the file it goes to.
-
-    Args:
-        path: the JSON file, if any.
-        machine: what `Machine.describe` returns.
-        resume: whether to begin with what the file holds, which must be of the same machine.
-    """
-
-    def __init__(self, path: Path | None, machine: dict[str, Any], *, resume: bool) -> None:
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        self._path = path
-        self._head = {"benchmark": "step_time", "machine": machine, "versions": versions}
-        self.rows: list[Row] = []
-        self.skipped: list[Skipped] = []
-        if resume and path is not None and path.exists():
-            found = json.loads(path.read_text())
-            if {key: found[key] for key in self._head} != self._head:
-                raise SystemExit(f"{path} was measured on another machine or with other versions.")
-            self.rows = [Row(**row) for row in found["rows"]]
-            self.skipped = [Skipped(**item) for item in found["skipped"]]
-
-    def lacking(self, name: str, dtype: str, labels: list[str]) -> list[str]:
-        """Return those of ``labels`` to measure, and the baseline where there is already some."""
-        here = {row.optimizer for row in self.rows if (row.set, row.dtype) == (name, dtype)}
-        left = [label for label in labels if label not in here]
-        return [BASELINE, *left] if left and BASELINE in here else left
-
-    def with_set(self, rows: list[Row], skipped: list[Skipped]) -> Results:
-        """Return these results and those of a set, of which rows that are there already stay."""
-        merged = copy.copy(self)
-        kept = {(row.set, row.dtype, row.optimizer) for row in self.rows}
-        new = [row for row in rows if (row.set, row.dtype, row.optimizer) not in kept]
-        merged.rows = [*self.rows, *new]
-        found: list[Row | Skipped] = [*rows, *skipped]
-        tried = {(item.set, item.dtype, item.optimizer) for item in found}
-        merged.skipped = [
-            *(item for item in self.skipped if (item.set, item.dtype, item.optimizer) not in tried),
-            *skipped,
-        ]
-        return merged
-
-    def write(self) -> None:
-        """Write the file, if any, so that there is a whole one at every moment."""
-        if self._path is None:
-            return
-        order = list(OPTIMIZERS)
-        rows = sorted(self.rows, key=lambda row: order.index(row.optimizer))
-        parts = {
-            "rows": [asdict(row) for row in rows],
-            "skipped": [asdict(item) for item in self.skipped],
-        }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_name(self._path.name + ".part")
-        beside.write_text(json.dumps({**self._head, **parts}, indent=1) + "\n")
-        beside.replace(self._path)
-
-
-def print_rows(rows: list[Row], skipped: list[Skipped]) -> None:
-    heads = ("step ms", "ratio", "state B/p", "extra B/p", "bandwidth", "steps")
-    for name, dtype in dict.fromkeys((row.set, row.dtype) for row in [*rows, *skipped]):
-        print(f"\n{name} {dtype:<24}" + "".join(f"{head:>11}" for head in heads))
-        numel = sum(_numel(shape) for shape in SETS[name]())
-        for row in rows:
-            if (row.set, row.dtype) == (name, dtype):
-                ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
-                print(
-                    f"{row.optimizer:<29}{row.step_ms:>11.3f}{ratio:>11}"
-                    f"{row.state_bytes_per_parameter:>11.3f}"
-                    f"{row.peak_extra_bytes / numel:>11.3f}{row.bandwidth_share:>11.0%}"
-                    f"{row.steps:>11}"
-                )
-        for item in skipped:
-            if (item.set, item.dtype) == (name, dtype):
-                print(f"{item.optimizer:<29}  skipped: {item.reason}")
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     default = "cuda" if torch.cuda.is_available() else "cpu"
@@ -363,6 +262,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=60.0,
         help="of each optimizer on each set, the first step not counted",
     )
+    parser.add_argument(
+        "--instruction-set", choices=INSTRUCTION_SETS, help="to use on a CPU; its best by default"
+    )
     parser.add_argument("--json", type=Path, help="file to write the results to")
     parser.add_argument("--resume", action="store_true", help="measure what the file lacks")
     return parser.parse_args(arguments)
@@ -371,8 +273,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measure what the arguments ask for, print tables and write the JSON file."""
     options = parse(arguments)
+    if options.instruction_set is not None:
+        if options.device != "cpu":
+            raise SystemExit("--instruction-set has a meaning with --device cpu only.")
+        hold_to(options.instruction_set, sys.argv[1:] if arguments is None else arguments)
     machine = Machine(options.device)
-    results = Results(options.json, machine.describe(), resume=options.resume)
+    described = machine.describe()
+    results = Results(options.json, described, resume=options.resume)
     parts = options.only.split(",")
     asked = [label for label in OPTIMIZERS if any(part in label for part in parts)]
     for name in options.sets.split(","):
@@ -387,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
                 grown = results.with_set(rows, skipped)
                 grown.write()
             results = grown
-            print_rows(rows, skipped)
+            print_rows(rows, skipped, described.get("instruction_set", ""))
             gc.collect()
             if machine.device == "cuda":
                 torch.cuda.empty_cache()

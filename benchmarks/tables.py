@@ -48,7 +48,8 @@ def page(results: list[dict[str, Any]]) -> str:
     for result in results:
         machine, versions = result["machine"], result["versions"]
         threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
-        lines.append(f"## {machine['name']}{threads}, torch {versions['torch']}\n")
+        held = f", {machine['instruction_set']}" if "instruction_set" in machine else ""
+        lines.append(f"## {machine['name']}{threads}{held}, torch {versions['torch']}\n")
         measured = [*result["rows"], *result["skipped"]]
         for name, dtype in dict.fromkeys((row["set"], row["dtype"]) for row in measured):
             shapes = SETS[name]()

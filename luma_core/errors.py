@@ -14,10 +14,11 @@
     │   ├── CheckpointExistsError (FileExistsError)
     │   ├── ConcurrentSaveError                another saver is, or was, at work in the same place
     │   ├── CorruptCheckpointError             a checksum, size, header or manifest is wrong
+    │   │   └── BrokenChainError               the base of a checkpoint is missing or changed
     │   ├── UnsupportedVersionError            written by a newer version of the format
     │   ├── UnsafeNameError                    a name that could leave its folder
     │   └── StorageError (OSError)             the store failed: full disk, permissions
-    └── ServiceError                           the server answered with an error, or not at all
+    └── ServiceError (OSError)                 the server answered with an error, or not at all
 
 A message gives the argument, its value and the requirement; ``hint`` says how to mend it.
 """
@@ -96,6 +97,10 @@ class CorruptCheckpointError(CheckpointError):
     """A file of a checkpoint is missing, cut, altered or inconsistent."""
 
 
+class BrokenChainError(CorruptCheckpointError):
+    """A checkpoint holds differences to another one, which is missing or not the same any more."""
+
+
 class UnsupportedVersionError(CheckpointError):
     """A checkpoint was written by a newer version of the format."""
 
@@ -108,7 +113,7 @@ class StorageError(CheckpointError, OSError):
     """The store failed: a full disk, missing permissions, an unknown kind of location."""
 
 
-class ServiceError(LumaError):
+class ServiceError(LumaError, OSError):
     """The server answered with an error, or not at all.
 
     Attributes:

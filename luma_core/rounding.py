@@ -114,6 +114,27 @@ def random_bits(
     return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int32, device=device)
 
 
+def random_bits_at(keys: StepKeys, indices: Tensor) -> Tensor:
+    """Return 32 random bits for each of some global indices.
+
+    Args:
+        keys: from `step_keys`.
+        indices: int64, 0 or more, of any shape.
+
+    Returns:
+        int32 tensor of the shape of ``indices``; equal to `random_bits` where those are a range.
+    """
+    high = (indices >> 32).to(torch.int32)
+    x = (((indices + keys.k0 + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)).to(torch.int32)
+    x ^= (x >> 16) & 0xFFFF
+    x *= M1
+    x ^= (x >> 15) & 0x1FFFF
+    x ^= high * GOLDEN ^ keys.k1
+    x *= M2
+    x ^= (x >> 16) & 0xFFFF
+    return x
+
+
 def first_draw(bits: Tensor) -> Tensor:
     """Return the low 16 of each element's random bits, int32 in ``[0, 65535]``."""
     return bits & 0xFFFF

@@ -12,19 +12,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.checkpoint.measure import SIDE, Result, dropped
+from benchmarks.checkpoint.measure import Job, Result, dropped
 from benchmarks.checkpoint.rows import ROWS, Row
+from benchmarks.checkpoint.state import SIDE, train_moments
 
 Found = dict[str, list[Result]]
 """Measurements by row, one a round."""
 
 
-def measure_apart(row: Row, folder: Path, count: int) -> Result:
+def measure_apart(row: Row, job: Job) -> Result:
     """Measure a row in a process of its own."""
-    place = folder / row.place
+    place = job.folder / row.place
     place.mkdir(exist_ok=True)
     dropped(place)
-    arguments = ["--worker", str(ROWS.index(row)), "--folder", str(place), "--count", str(count)]
+    arguments = ["--worker", str(ROWS.index(row)), "--folder", str(place)]
+    arguments += ["--count", str(job.matrices), "--state", str(job.state)]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "benchmarks.checkpoint", *arguments],
         stdout=subprocess.PIPE,
@@ -47,8 +49,7 @@ def summary(found: Found) -> dict[str, dict[str, float]]:
             row["held_seconds"] = statistics.median(held)
         rows[name] = row
     for name, row in rows.items():
-        reads = "load" in name or "read" in name or "verify" in name
-        plain = rows["plain read" if reads else "plain write, fsync"]
+        plain = rows[_plain(name)]
         row["of_plain"] = row["bytes_per_second"] / plain["bytes_per_second"]
         if "torch.save AdamW" in rows:
             row["of_torch_bytes"] = row["bytes"] / rows["torch.save AdamW"]["bytes"]
@@ -56,6 +57,14 @@ def summary(found: Found) -> dict[str, dict[str, float]]:
             whole = rows.get("LUMA save, none" if "LUMA" in name else "DCP save AdamW")
             row["held_of_save"] = row["held_seconds"] / whole["seconds"] if whole else float("nan")
     return rows
+
+
+def _plain(name: str) -> str:
+    """Return the row that does as much without us."""
+    if " to " in name:
+        return "copy of AdamW"
+    reads = any(word in name for word in ("load", "read", "verify", "stats"))
+    return "plain read" if reads else "plain write, fsync"
 
 
 def print_table(rows: dict[str, dict[str, float]]) -> None:
@@ -89,18 +98,21 @@ def options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--state", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def run_all(chosen: list[Row], rounds: int, place: Path | None, count: int) -> Found:
     """Measure all rows in turns; a folder is removed after the last row that uses it."""
     found: Found = {row.name: [] for row in chosen}
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory(dir=place, prefix="luma-bench-") as folder:
+    with tempfile.TemporaryDirectory(dir=place, prefix="luma-bench-") as folder:
+        job = Job(Path(folder), count, Path(folder) / "moments.pt")
+        train_moments(job.state)
+        for _ in range(rounds):
             for index, row in enumerate(chosen):
-                found[row.name].append(measure_apart(row, Path(folder), count))
+                found[row.name].append(measure_apart(row, job))
                 if index + 1 == len(chosen) or chosen[index + 1].place != row.place:
-                    shutil.rmtree(Path(folder) / row.place)
+                    shutil.rmtree(job.folder / row.place)
     return found
 
 
@@ -109,12 +121,16 @@ def main() -> None:
     given = options()
     if given.worker is not None:
         row = ROWS[given.worker]
-        print(json.dumps(row.action(given.folder, given.count, **row.options)._asdict()))
+        job = Job(given.folder, given.count, given.state)
+        print(json.dumps(row.action(job, **row.options)._asdict()))
         return
     count = max(round(given.parameters / SIDE**2), 1)
-    chosen = [row for row in ROWS if given.only in row.name or row.place == "plain"]
+    chosen = [row for row in ROWS if given.only in row.name or row.place in ("plain", "convert")]
     rows = summary(run_all(chosen, given.rounds, given.folder, count))
-    print(f"{count * SIDE**2} parameters, {given.rounds} rounds, {os.cpu_count()} cores")
+    print(
+        f"{count * SIDE**2} parameters, {given.rounds} rounds, {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f}"
+    )
     print_table(rows)
     if given.json:
         body = {"parameters": count * SIDE**2, "rounds": given.rounds, "rows": rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-SIDE = 4096
+from benchmarks.checkpoint.state import SIDE
+
+SAMPLE_SECONDS = 0.005
 
 
 class Result(NamedTuple):
@@ -20,7 +23,8 @@ class Result(NamedTuple):
     Attributes:
         seconds: until the operation had ended.
         bytes: written or read.
-        peak_bytes: memory over that before the operation, without the loaded state.
+        peak_bytes: memory over that before the operation, without the loaded state and without
+            pages of files, which the system takes back when it needs them.
         held_seconds: until the caller went on, where that is earlier.
     """
 
@@ -30,27 +34,39 @@ class Result(NamedTuple):
     held_seconds: float | None = None
 
 
-def moments() -> tuple[Tensor, Tensor]:
-    """Return both moments of one matrix: log-normal scales by row and by element."""
-    torch.manual_seed(0)
-    scale = torch.exp(torch.randn(SIDE, 1) + 2 * torch.randn(1, SIDE)) * 1e-4
-    m = scale * torch.randn(SIDE, SIDE)
-    return m, (scale * torch.exp(0.5 * torch.randn(SIDE, SIDE))).square()
+class Job(NamedTuple):
+    """What a row works on.
+
+    Attributes:
+        folder: where it writes, or where an earlier row wrote.
+        matrices: how many there are.
+        state: file with the moments of one, which `train_moments` wrote.
+    """
+
+    folder: Path
+    matrices: int
+    state: Path
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return both moments of a matrix by name."""
+        values: dict[str, Tensor] = torch.load(self.state, weights_only=True)
+        return values
 
 
-def luma_optimizer(count: int, *, with_state: bool) -> Any:
-    """Return LUMA over ``count`` bfloat16 matrices."""
-    from luma_core.optim import LUMA
+def luma_optimizer(job: Job, *, with_state: bool, kind: str = "LUMA") -> Any:
+    """Return one of our optimizers over bfloat16 matrices."""
+    from luma_core import optim
 
+    count = job.matrices
     names = [f"layers.{i}.weight" for i in range(count)]
     params = [
         (name, torch.nn.Parameter(torch.zeros(SIDE, SIDE, dtype=torch.bfloat16))) for name in names
     ]
-    optimizer = LUMA(params, seed=0)
+    optimizer = getattr(optim, kind)(params, seed=0)
     if with_state:
         optimizer.init_state()
         codecs = optimizer.parameter_state(names[0]).codecs
-        for moment, values in zip(("exp_avg", "exp_avg_sq"), moments(), strict=True):
+        for moment, values in job.moments().items():
             fields = codecs[moment].encode_tensor(values)
             for _, param in params:
                 for field, tensor in fields.items():
@@ -58,13 +74,13 @@ def luma_optimizer(count: int, *, with_state: bool) -> Any:
     return optimizer
 
 
-def adamw_state(count: int) -> dict[str, Tensor]:
-    """Return AdamW's moments of ``count`` matrices by name."""
-    m, v = moments()
+def adamw_state(job: Job) -> dict[str, Tensor]:
+    """Return AdamW's moments by name."""
+    moments = job.moments()
     return {
         f"layers.{i}.weight.{name}": value.clone()
-        for i in range(count)
-        for name, value in (("exp_avg", m), ("exp_avg_sq", v))
+        for i in range(job.matrices)
+        for name, value in moments.items()
     }
 
 
@@ -91,18 +107,38 @@ def dropped(folder: Path) -> None:
             os.close(descriptor)
 
 
-def memory_bytes(key: str) -> int:
-    """Return a line of ``/proc/self/status`` that counts kB."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
-    return int(line.split()[1]) * 1024
+def memory_bytes() -> int:
+    """Return the memory of this process that no file backs."""
+    fields = ("RssAnon:", "RssShmem:")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(fields))
+
+
+class Peak:
+    """Looks at the memory of this process every few milliseconds."""
+
+    def __init__(self) -> None:
+        self._bytes = self._before = memory_bytes()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(SAMPLE_SECONDS):
+            self._bytes = max(self._bytes, memory_bytes())
+
+    def grown(self) -> int:
+        """Stop looking and return the peak above what there was before."""
+        self._stop.set()
+        self._thread.join()
+        return max(self._bytes, memory_bytes()) - self._before
 
 
 def measured(action: Callable[[], float | None], folder: Path, *, state_bytes: int = 0) -> Result:
     """Run an action, which may return when its caller was let go on."""
-    Path("/proc/self/clear_refs").write_text("5")
-    before = memory_bytes("VmRSS")
+    peak = Peak()
     began = time.perf_counter()
     held = action()
     seconds = time.perf_counter() - began
-    peak = max(memory_bytes("VmHWM") - before - state_bytes, 0)
-    return Result(seconds, folder_bytes(folder), peak, held and held - began)
+    grown = max(peak.grown() - state_bytes, 0)
+    return Result(seconds, folder_bytes(folder), grown, held and held - began)

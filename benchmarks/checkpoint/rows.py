@@ -6,12 +6,13 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.checkpoint.conversion import copy, from_adamw, to_adamw
 from benchmarks.checkpoint.measure import (
+    Job,
     Result,
     adamw_state,
     folder_bytes,
@@ -23,12 +24,12 @@ from benchmarks.checkpoint.measure import (
 PIECE_BYTES = 8 << 20
 
 
-def plain_write(folder: Path, count: int) -> Result:
+def plain_write(job: Job) -> Result:
     """Write the bytes of LUMA's state and sync them."""
-    optimizer = luma_optimizer(count, with_state=True)
+    optimizer = luma_optimizer(job, with_state=True)
 
     def write() -> None:
-        with (folder / "plain").open("wb", buffering=0) as file:
+        with (job.folder / "plain").open("wb", buffering=0) as file:
             for state in optimizer.parameter_states():
                 for tensor in state.fields.values():
                     data = memoryview(tensor.view(-1).view(torch.uint8).numpy())
@@ -36,56 +37,56 @@ def plain_write(folder: Path, count: int) -> Result:
                         file.write(data[start : start + PIECE_BYTES])
             os.fsync(file.fileno())
 
-    return measured(write, folder)
+    return measured(write, job.folder)
 
 
-def plain_read_kept(folder: Path, _count: int) -> Result:
+def plain_read_kept(job: Job) -> Result:
     """Read those bytes into new memory that holds all of them, as a load must."""
-    size = folder_bytes(folder)
+    size = folder_bytes(job.folder)
 
     def read() -> None:
         memory = torch.empty(size, dtype=torch.uint8).numpy().data
         done = 0
-        with (folder / "plain").open("rb", buffering=0) as file:
+        with (job.folder / "plain").open("rb", buffering=0) as file:
             while count := file.readinto(memory[done : done + PIECE_BYTES]):
                 done += count
 
-    return measured(read, folder, state_bytes=size)
+    return measured(read, job.folder, state_bytes=size)
 
 
-def plain_read(folder: Path, _count: int) -> Result:
+def plain_read(job: Job) -> Result:
     """Read those bytes, piece after piece into the same memory."""
 
     def read() -> None:
         buffer = bytearray(PIECE_BYTES)
-        with (folder / "plain").open("rb", buffering=0) as file:
+        with (job.folder / "plain").open("rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
 
-    return measured(read, folder)
+    return measured(read, job.folder)
 
 
-def luma_save(folder: Path, count: int, *, compression: Any = "none") -> Result:
-    """Save with LUMA and wait."""
+def luma_save(job: Job, *, compression: Any = "none", kind: str = "LUMA") -> Result:
+    """Save one of our optimizers' state and wait."""
     from luma_core import checkpoint
 
-    optimizer = luma_optimizer(count, with_state=True)
+    optimizer = luma_optimizer(job, with_state=True, kind=kind)
 
     def save() -> None:
-        checkpoint.save(folder, optimizer=optimizer, compression=compression)
+        checkpoint.save(job.folder, optimizer=optimizer, compression=compression)
 
-    return measured(save, folder)
+    return measured(save, job.folder)
 
 
-def luma_async(folder: Path, count: int, *, earlier: int = 0) -> Result:
+def luma_async(job: Job, *, earlier: int = 0) -> Result:
     """Save with LUMA behind the caller, after some earlier saves of that kind."""
     from luma_core import checkpoint
 
-    optimizer = luma_optimizer(count, with_state=True)
+    optimizer = luma_optimizer(job, with_state=True)
 
     def save() -> float:
         handle: Any = checkpoint.save(
-            folder, optimizer=optimizer, compression="none", wait=False, overwrite=True
+            job.folder, optimizer=optimizer, compression="none", wait=False, overwrite=True
         )
         held = time.perf_counter()
         handle.result()
@@ -93,91 +94,102 @@ def luma_async(folder: Path, count: int, *, earlier: int = 0) -> Result:
 
     for _ in range(earlier):
         save()
-    return measured(save, folder)
+    return measured(save, job.folder)
 
 
-def luma_load(folder: Path, count: int) -> Result:
+def luma_load(job: Job) -> Result:
     """Load with LUMA, checksums verified."""
     from luma_core import checkpoint
 
-    optimizer = luma_optimizer(count, with_state=False)
-    state_bytes = checkpoint.open(folder).manifest.summary.state_bytes
+    optimizer = luma_optimizer(job, with_state=False)
+    state_bytes = checkpoint.open(job.folder).manifest.summary.state_bytes
 
     def load() -> None:
-        checkpoint.load(folder, optimizer=optimizer)
+        checkpoint.load(job.folder, optimizer=optimizer)
 
-    return measured(load, folder, state_bytes=state_bytes)
+    return measured(load, job.folder, state_bytes=state_bytes)
 
 
-def luma_verify(folder: Path, _count: int) -> Result:
+def luma_verify(job: Job) -> Result:
     """Check every byte with LUMA."""
     from luma_core import checkpoint
 
     def verify() -> None:
-        checkpoint.verify(folder)
+        checkpoint.verify(job.folder)
 
-    return measured(verify, folder)
+    return measured(verify, job.folder)
 
 
-def torch_save(folder: Path, count: int) -> Result:
+def luma_stats(job: Job) -> Result:
+    """Compute the statistics of all parameters."""
+    from luma_core import checkpoint, stats
+
+    def compute() -> None:
+        with checkpoint.open(job.folder) as saved:
+            stats.compute(saved)
+
+    return measured(compute, job.folder)
+
+
+def torch_save(job: Job) -> Result:
     """Save AdamW's state by torch.save."""
-    state = adamw_state(count)
+    state = adamw_state(job)
 
     def save() -> None:
-        torch.save(state, folder / "optimizer.pt")
-        synced(folder)
+        torch.save(state, job.folder / "optimizer.pt")
+        synced(job.folder)
 
-    return measured(save, folder)
+    return measured(save, job.folder)
 
 
-def torch_load(folder: Path, _count: int) -> Result:
+def torch_load(job: Job) -> Result:
     """Load AdamW's state by torch.load."""
     return measured(
-        lambda: torch.load(folder / "optimizer.pt", weights_only=True) and None,
-        folder,
-        state_bytes=folder_bytes(folder),
+        lambda: torch.load(job.folder / "optimizer.pt", weights_only=True) and None,
+        job.folder,
+        state_bytes=folder_bytes(job.folder),
     )
 
 
-def safetensors_save(folder: Path, count: int) -> Result:
+def safetensors_save(job: Job) -> Result:
     """Save AdamW's state by safetensors."""
     from safetensors.torch import save_file
 
-    state = adamw_state(count)
+    state = adamw_state(job)
 
     def save() -> None:
-        save_file(state, folder / "optimizer.safetensors")
-        synced(folder)
+        save_file(state, job.folder / "optimizer.safetensors")
+        synced(job.folder)
 
-    return measured(save, folder)
+    return measured(save, job.folder)
 
 
-def safetensors_load(folder: Path, _count: int) -> Result:
+def safetensors_load(job: Job) -> Result:
     """Load AdamW's state by safetensors; cloned, because it only maps the file."""
     from safetensors.torch import load_file
 
     def load() -> None:
-        loaded = load_file(folder / "optimizer.safetensors")
+        loaded = load_file(job.folder / "optimizer.safetensors")
         for name in list(loaded):
             loaded[name] = loaded[name].clone()
 
-    return measured(load, folder, state_bytes=folder_bytes(folder))
+    return measured(load, job.folder, state_bytes=folder_bytes(job.folder))
 
 
-def dcp_save(folder: Path, count: int) -> Result:
+def dcp_save(job: Job) -> Result:
     """Save AdamW's state by DCP."""
     from torch.distributed.checkpoint import state_dict_saver
 
-    state = adamw_state(count)
+    state = adamw_state(job)
 
     def save() -> None:
-        state_dict_saver.save(state, checkpoint_id=folder, no_dist=True)
-        synced(folder)
+        state_dict_saver.save(state, checkpoint_id=job.folder, no_dist=True)
+        synced(job.folder)
 
-    return measured(save, folder)
+    return measured(save, job.folder)
 
 
-def dcp_async(folder: Path, count: int) -> Result:
+def dcp_async(job: Job) -> Result:
     """Save AdamW's state by DCP behind the caller."""
     from torch import distributed
     from torch.distributed.checkpoint import state_dict_saver
@@ -187,30 +199,30 @@ def dcp_async(folder: Path, count: int) -> Result:
         distributed.init_process_group(
             "gloo", init_method=f"file://{meeting}/ranks", rank=0, world_size=1
         )
-        state = adamw_state(count)
+        state = adamw_state(job)
 
         def save() -> float:
-            saved: Any = state_dict_saver.async_save(state, checkpoint_id=folder)
+            saved: Any = state_dict_saver.async_save(state, checkpoint_id=job.folder)
             held = time.perf_counter()
             saved.result()
-            synced(folder)
+            synced(job.folder)
             return held
 
-        result = measured(save, folder)
+        result = measured(save, job.folder)
         distributed.destroy_process_group()
     return result
 
 
-def dcp_load(folder: Path, count: int) -> Result:
+def dcp_load(job: Job) -> Result:
     """Load AdamW's state by DCP into tensors that are there."""
     from torch.distributed.checkpoint import state_dict_loader
 
-    state = adamw_state(count)
+    state = adamw_state(job)
 
     def load() -> None:
-        state_dict_loader.load(state, checkpoint_id=folder, no_dist=True)
+        state_dict_loader.load(state, checkpoint_id=job.folder, no_dist=True)
 
-    return measured(load, folder)
+    return measured(load, job.folder)
 
 
 class Row(NamedTuple):
@@ -236,10 +248,15 @@ ROWS = (
     Row("LUMA save, none", luma_save, "luma", {}),
     Row("LUMA load", luma_load, "luma", {}),
     Row("LUMA verify", luma_verify, "luma", {}),
+    Row("LUMA stats", luma_stats, "luma", {}),
     Row("LUMA save, zstd", luma_save, "zstd", {"compression": "zstd"}),
     Row("LUMA load, zstd", luma_load, "zstd", {}),
     Row("LUMA save, behind", luma_async, "behind", {}),
     Row("LUMA behind, again", luma_async, "again", {"earlier": 1}),
+    Row("TurboAdam save, zstd", luma_save, "turbo", {"compression": "zstd", "kind": "TurboAdam"}),
+    Row("LUMA to AdamW", to_adamw, "convert", {}),
+    Row("copy of AdamW", copy, "convert", {}),
+    Row("AdamW to LUMA", from_adamw, "convert", {}),
     Row("torch.save AdamW", torch_save, "torch", {}),
     Row("torch.load AdamW", torch_load, "torch", {}),
     Row("safetensors save AdamW", safetensors_save, "safetensors", {}),

@@ -1,10 +1,14 @@
 """The on-disk format: safetensors shards, checksums, and a manifest that is written last."""
 
-from luma_core.checkpoint.background import SaveHandle
+from luma_core.checkpoint.background import SaveHandle, wait_for_saves
 from luma_core.checkpoint.compression import Chunk, Compression
+from luma_core.checkpoint.distributed import load_sharded, save_sharded
+from luma_core.checkpoint.flatten import flatten
 from luma_core.checkpoint.loading import LoadedCheckpoint, load
 from luma_core.checkpoint.manager import CheckpointManager
 from luma_core.checkpoint.manifest import (
+    MAX_CHAIN,
+    BaseEntry,
     FileEntry,
     Manifest,
     ParameterEntry,
@@ -20,7 +24,9 @@ from luma_core.checkpoint.writer import MAX_SHARD_BYTES, save
 
 __all__ = [
     "MANIFEST_NAME",
+    "MAX_CHAIN",
     "MAX_SHARD_BYTES",
+    "BaseEntry",
     "Checkpoint",
     "CheckpointManager",
     "Chunk",
@@ -37,9 +43,13 @@ __all__ = [
     "VerifyReport",
     "check_name",
     "exists",
+    "flatten",
     "load",
+    "load_sharded",
     "open",
     "parse_manifest",
     "save",
+    "save_sharded",
     "verify",
+    "wait_for_saves",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -96,6 +97,18 @@ def finish() -> None:
         _wait(handle)
 
 
+def wait_for_saves() -> None:
+    """Wait until all saves behind training have ended, and raise what one of them failed with.
+
+    At the end of a script this makes a failure of the last save one of the script. Without it the
+    failure is printed when the process ends, whose exit code stays as it is.
+
+    Raises:
+        LumaError: whatever `save` raises, where nobody was told so yet.
+    """
+    before_save(wait=True)
+
+
 def before_save(*, wait: bool) -> None:
     """Let earlier saves end, all or all but one, and raise what one of them failed with."""
     room = 1 if wait else MAX_IN_FLIGHT
@@ -132,7 +145,11 @@ def _finish_and_tell() -> None:
     finish()
     for handle in _saves.handles:
         if handle.has_untold_error():
-            _log.error("%s: the save failed: %s", handle.url, handle._future.exception())
+            told = f"{handle.url}: the save failed: {handle._future.exception()}"
+            # Nothing else tells of it: the process ends with the exit code it would have had.
+            print(f"luma: error: {told}", file=sys.stderr, flush=True)
+            if _log.hasHandlers():
+                _log.error(told)
 
 
 def _forget() -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from luma_core.checkpoint.zigzag import add_difference, difference
 from luma_core.errors import CorruptCheckpointError
 
 Compression = Literal["none", "zstd"]
@@ -45,6 +46,18 @@ T = TypeVar("T")
 _thread = threading.local()
 
 
+class Delta(NamedTuple):
+    """How a chunk that is stored as a difference becomes itself again.
+
+    Attributes:
+        fill: writes the base's bytes, as many as the chunk covers, into 1-D memory.
+        crc32: CRC-32 of the chunk's raw bytes.
+    """
+
+    fill: Callable[[Bytes], None]
+    crc32: int
+
+
 class Chunk(NamedTuple):
     """How one chunk is stored.
 
@@ -70,15 +83,36 @@ def encode_chunk(
         compression: how to store them.
     """
     if compression == "zstd":
-        planes = np.ascontiguousarray(raw.reshape(-1, itemsize).T)
-        frame = _compressor().compress(planes.data)
+        frame = _compressed_planes(raw, itemsize)
         if len(frame) < raw.nbytes:
             return frame, Chunk(len(frame), zlib.crc32(frame), False)
     return raw.data, Chunk(raw.nbytes, zlib.crc32(raw.data), True)
 
 
+def encode_difference(raw: Bytes, base: Bytes, itemsize: int) -> tuple[bytes, Chunk]:
+    """Return a chunk's stored bytes as a difference to ``base``, and their description.
+
+    Args:
+        raw: 1-D bytes of whole elements.
+        base: the base's, as many.
+        itemsize: bytes of one element.
+    """
+    frame = _compressed_planes(difference(raw, base, itemsize), itemsize)
+    return frame, Chunk(len(frame), zlib.crc32(frame), False)
+
+
+def _compressed_planes(raw: Bytes, itemsize: int) -> bytes:
+    planes = np.ascontiguousarray(raw.reshape(-1, itemsize).T)
+    return _compressor().compress(planes.data)
+
+
 def decode_chunk(
-    data: bytes | memoryview, chunk: Chunk, out: Bytes, itemsize: int, where: str
+    data: bytes | memoryview,
+    chunk: Chunk,
+    out: Bytes,
+    itemsize: int,
+    where: str,
+    delta: Delta | None = None,
 ) -> None:
     """Write a chunk's raw bytes into ``out``.
 
@@ -88,6 +122,7 @@ def decode_chunk(
         out: 1-D bytes, as many as the chunk covers.
         itemsize: bytes of one element.
         where: what is being read, for messages.
+        delta: what is added, where the stored bytes are a difference.
 
     Raises:
         CorruptCheckpointError: the data do not match their description.
@@ -102,7 +137,18 @@ def decode_chunk(
         out[:] = np.frombuffer(data, np.uint8)
         return
     planes = np.frombuffer(_decompress(data, out.nbytes, where), np.uint8)
-    out.reshape(-1, itemsize)[:] = planes.reshape(itemsize, -1).T
+    if delta is None:
+        out.reshape(-1, itemsize)[:] = planes.reshape(itemsize, -1).T
+        return
+    coded: Bytes = np.array(planes.reshape(itemsize, -1).T, order="C").reshape(-1)
+    del planes
+    delta.fill(out)
+    add_difference(coded, out, itemsize)
+    if zlib.crc32(out.data) != delta.crc32:
+        raise CorruptCheckpointError(
+            f"{where}: base and difference together have another CRC-32 than the manifest's.",
+            hint="Verify the checkpoint and its base with `luma verify`.",
+        )
 
 
 def _compressor() -> zstandard.ZstdCompressor:
@@ -143,11 +189,13 @@ class StoredChunk(NamedTuple):
         read: returns its stored bytes.
         chunk: their description.
         out: where its raw bytes go, 1-D.
+        delta: what is added, where it is a difference.
     """
 
     read: Callable[[], bytes]
     chunk: Chunk
     out: Bytes
+    delta: Delta | None = None
 
 
 def decode_chunks(
@@ -167,7 +215,7 @@ def decode_chunks(
     """
 
     def decode(item: StoredChunk) -> None:
-        decode_chunk(item.read(), item.chunk, item.out, itemsize, where)
+        decode_chunk(item.read(), item.chunk, item.out, itemsize, where, item.delta)
 
     workers = min(WORKERS, count, MAX_WAITING_BYTES // chunk_bytes)
     if workers < 2:
@@ -209,16 +257,14 @@ class ChunkEncoder:
         self, chunks: Iterable[Bytes], itemsize: int
     ) -> Iterator[tuple[bytes | memoryview, Chunk]]:
         """Yield stored bytes and description of each chunk; few are in memory at a time."""
+        yield from self.each(lambda raw: encode_chunk(raw, itemsize, self._compression), chunks)
+
+    def each(self, work: Callable[[A], T], items: Iterable[A]) -> Iterator[T]:
+        """Yield the results of ``work`` in the order of ``items``, done on the same threads."""
         if self._pool is None:
-            for raw in chunks:
-                yield encode_chunk(raw, itemsize, self._compression)
+            yield from map(work, items)
             return
-        yield from in_order(
-            self._pool,
-            lambda raw: encode_chunk(raw, itemsize, self._compression),
-            chunks,
-            waiting=self._workers,
-        )
+        yield from in_order(self._pool, work, items, waiting=self._workers)
 
     def __enter__(self) -> Self:
         return self

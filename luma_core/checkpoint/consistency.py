@@ -9,8 +9,17 @@ from itertools import groupby
 from luma_core.checkpoint.compression import MAX_CHUNK_BYTES
 from luma_core.checkpoint.dtypes import dtype_name, tensor_bytes, torch_dtype
 from luma_core.checkpoint.extra import tensor_names
-from luma_core.checkpoint.manifest import VERSION, Manifest, ParameterEntry, TensorEntry
+from luma_core.checkpoint.manifest import (
+    DELTA_VERSION,
+    MAX_CHAIN,
+    PIECES_VERSION,
+    VERSION,
+    Manifest,
+    ParameterEntry,
+    TensorEntry,
+)
 from luma_core.checkpoint.names import INDEX_NAME, check_name, shard_generation
+from luma_core.checkpoint.pieces import stored_tensors
 from luma_core.codecs import codec_from_dict
 from luma_core.errors import ConfigurationError, CorruptCheckpointError, UnknownCodecError
 from luma_core.state import field_key
@@ -33,8 +42,11 @@ def check_consistency(manifest: Manifest, where: str) -> None:
         UnknownCodecError: a codec is not known here.
         UnsafeNameError: a file's name could point outside the folder.
     """
-    if manifest.version != VERSION:
-        raise _wrong(where, "version", manifest.version, f"{VERSION}")
+    version = VERSION if manifest.base is None else DELTA_VERSION
+    if any(entry.first_row is not None for entry in manifest.tensors):
+        version = PIECES_VERSION
+    if manifest.version != version:
+        raise _wrong(where, "version", manifest.version, f"{version}")
     if manifest.generation < 1:
         raise _wrong(where, "generation", manifest.generation, "1 or more")
     if not (
@@ -50,6 +62,7 @@ def check_consistency(manifest: Manifest, where: str) -> None:
     _check_files(manifest, where)
     _check_parameters(manifest, where)
     _check_tensors(manifest, where)
+    _check_base(manifest, where)
     _check_state_fields(manifest, where)
     _check_aliases(manifest, where)
     _check_extra(manifest, where)
@@ -153,6 +166,31 @@ def _check_tensor(entry: TensorEntry, chunk_bytes: int, place: str, where: str) 
             )
 
 
+def _check_base(manifest: Manifest, where: str) -> None:
+    """Check the base, and which chunks are differences to it."""
+    base = manifest.base
+    if base is not None and manifest.version == PIECES_VERSION:
+        raise _wrong(where, "base", base.folder, "null, for tensors are in pieces")
+    if base is not None:
+        check_name(base.folder)
+        if not _HEX64.fullmatch(base.digest):
+            raise _wrong(where, "base.digest", base.digest, "64 lower-case hex digits")
+        if not 1 <= base.chain < MAX_CHAIN:
+            raise _wrong(where, "base.chain", base.chain, f"from 1 to {MAX_CHAIN - 1}")
+    state = {entry.name for entry in manifest.files_of("optimizer")}
+    for entry in manifest.tensors:
+        place = f"tensor {entry.name!r}.deltas"
+        if entry.deltas and (base is None or entry.file not in state):
+            raise _wrong(where, place, "not empty", "empty without a base or optimizer state")
+        if len(entry.deltas) not in (0, len(entry.chunks)):
+            raise _wrong(
+                where, place, f"{len(entry.deltas)} items", f"{len(entry.chunks)} items, or empty"
+            )
+        for chunk, crc32 in zip(entry.chunks, entry.deltas, strict=False):
+            if crc32 is not None and (chunk.raw or not 0 <= crc32 < 1 << 32):
+                raise _wrong(where, place, crc32, "the CRC-32 of a chunk that is not raw, or null")
+
+
 def state_fields(entry: ParameterEntry) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Yield key, safetensors dtype and shape of each stored field of a parameter.
 
@@ -168,9 +206,14 @@ def state_fields(entry: ParameterEntry) -> Iterator[tuple[str, str, tuple[int, .
 
 
 def _check_state_fields(manifest: Manifest, where: str) -> None:
-    found = {entry.name: (entry.dtype, entry.shape) for entry in manifest.tensors_of("optimizer")}
-    if len(found) != sum(1 for _ in manifest.tensors_of("optimizer")):
-        raise _wrong(where, "tensors", "an optimizer tensor", "there once")
+    found = stored_tensors(manifest.tensors_of("optimizer"))
+    for tensor in found.values():
+        if len(tensor.entries) > 1 and any(entry.first_row is None for entry in tensor.entries):
+            raise _wrong(where, "tensors", "an optimizer tensor", "there once")
+    pieces = {name for name, tensor in found.items() if tensor.entries[0].first_row is not None}
+    for tensor_entry in manifest.tensors:
+        if tensor_entry.first_row is not None and tensor_entry.name not in pieces:
+            raise _wrong(where, f"tensor {tensor_entry.name!r}.first_row", "there", "null")
     for entry in manifest.parameters:
         try:
             fields = list(state_fields(entry))
@@ -183,11 +226,12 @@ def _check_state_fields(manifest: Manifest, where: str) -> None:
         for key, dtype, shape in fields:
             name = tensor_name(entry.name, key)
             stored = found.pop(name, None)
-            if stored != (dtype, tuple(shape)):
+            problem = "missing" if stored is None else stored.problem(dtype, tuple(shape))
+            if problem:
                 raise _wrong(
                     where,
                     f"tensor {name!r}",
-                    stored,
+                    problem,
                     f"{dtype} of shape {list(shape)}, by its codec",
                 )
     if found:

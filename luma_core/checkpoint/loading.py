@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,9 +13,10 @@ from torch import Tensor, nn, optim
 from luma_core.checkpoint.budget import MAX_MEMORY_BYTES
 from luma_core.checkpoint.consistency import tensor_name
 from luma_core.checkpoint.extra import restore_extra
+from luma_core.checkpoint.files import Progress
 from luma_core.checkpoint.manifest import FileKind, Manifest, TensorEntry
 from luma_core.checkpoint.model import check_model, check_names, load_model
-from luma_core.checkpoint.reader import Checkpoint, Progress, open
+from luma_core.checkpoint.reader import Checkpoint, open
 from luma_core.checkpoint.store import Place
 from luma_core.errors import ConfigurationError, StateMismatchError
 from luma_core.state import GroupOptions, ParameterState, StateSource
@@ -91,11 +93,11 @@ def load(
     checkpoint = open(url, max_memory_bytes=max_memory_bytes)
     read: list[FileKind] = ["extra"]
     check: list[FileKind] = []
-    found = _Found({})
+    found = _Found({}, checkpoint.stored_shape)
     entries: dict[str, TensorEntry] = {}
     if optimizer is not None:
         read.append("optimizer")
-        found = _Found(_devices(checkpoint, optimizer))
+        found = _Found(_devices(checkpoint, optimizer), checkpoint.stored_shape)
     if model is not None:
         check += ["model", "index"]
         entries = check_model(checkpoint.manifest, model)
@@ -114,18 +116,32 @@ class _Found:
 
     Args:
         devices: where fields of the state belong, by stored name.
+        shape_of: returns the shape of one that is in pieces.
     """
 
-    def __init__(self, devices: Mapping[str, torch.device]) -> None:
+    def __init__(
+        self, devices: Mapping[str, torch.device], shape_of: Callable[[str], tuple[int, ...]]
+    ) -> None:
         self._devices = devices
+        self._shape_of = shape_of
+        self._lock = threading.Lock()
         self.state: dict[str, Tensor] = {}
         self.extra: dict[str, Tensor] = {}
 
     def put(self, entry: TensorEntry, tensor: Tensor) -> None:
         if entry.file.startswith("extra-"):
             self.extra[entry.name] = tensor
-        else:
+        elif entry.first_row is None:
             self.state[entry.name] = tensor.to(self._devices[entry.name])
+        else:
+            self._whole(entry, tensor)[entry.first_row :][: len(tensor)] = tensor
+
+    def _whole(self, entry: TensorEntry, piece: Tensor) -> Tensor:
+        with self._lock:
+            if entry.name not in self.state:
+                shape, device = self._shape_of(entry.name), self._devices[entry.name]
+                self.state[entry.name] = torch.empty(shape, dtype=piece.dtype, device=device)
+            return self.state[entry.name]
 
 
 def check_optimizer(optimizer: object, *, hint: str) -> None:
@@ -145,15 +161,19 @@ def _devices(checkpoint: Checkpoint, optimizer: LoadableState) -> dict[str, torc
     own = {name: param.device for name, param, _ in optimizer.parameters_by_name()}
     return {
         tensor_name(state.name, key): own[name]
-        for name, state in _matched_states(checkpoint, optimizer)
+        for name, state in matched_states(checkpoint, optimizer)
         for key in state.fields
     }
 
 
-def _matched_states(
+def matched_states(
     checkpoint: Checkpoint, optimizer: LoadableState
 ) -> list[tuple[str, ParameterState]]:
-    """Return the checkpoint's states, known to fit, with the optimizer's names for them."""
+    """Return the checkpoint's states, known to fit, with the optimizer's names for them.
+
+    Raises:
+        StateMismatchError: algorithm, names or shapes do not fit.
+    """
     if optimizer.algorithm != checkpoint.algorithm:
         raise StateMismatchError(
             f"{checkpoint.url}: state of {checkpoint.algorithm!r} cannot be loaded into "

@@ -120,6 +120,16 @@ class LocalStore(Store):
     def folder(self, name: str) -> Store:
         return LocalStore(self._path(name))
 
+    @property
+    def place(self) -> tuple[str, str]:
+        real = Path(os.path.realpath(self.path))
+        if not real.name:
+            raise self._alone()
+        return str(real.parent), real.name
+
+    def beside(self, name: str) -> Store:
+        return LocalStore(Path(self.place[0]) / check_name(name))
+
     def remove_folder(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -14,15 +13,25 @@ from torch import nn
 
 from luma_core.checkpoint import background
 from luma_core.checkpoint.background import SaveHandle
+from luma_core.checkpoint.base import BaseChoice
 from luma_core.checkpoint.budget import MAX_MEMORY_BYTES
+from luma_core.checkpoint.chain import base_folder
+from luma_core.checkpoint.files import Progress
 from luma_core.checkpoint.folder import GRACE_SECONDS, read_manifest
 from luma_core.checkpoint.loading import LoadableState, LoadedCheckpoint, load
-from luma_core.checkpoint.manifest import Manifest
-from luma_core.checkpoint.names import INDEX_NAME, MANIFEST_NAME, shard_generation
+from luma_core.checkpoint.manifest import MAX_CHAIN, Manifest
+from luma_core.checkpoint.names import MANIFEST_NAME
 from luma_core.checkpoint.plan import SavableState
-from luma_core.checkpoint.reader import Checkpoint, Progress, open
-from luma_core.checkpoint.shard import written_by_us
-from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
+from luma_core.checkpoint.reader import Checkpoint, open
+from luma_core.checkpoint.steps import is_marked, mark, remove_files, remove_finished
+from luma_core.checkpoint.store import (
+    ABSENT,
+    Place,
+    Store,
+    Version,
+    open_store,
+    storage_errors,
+)
 from luma_core.checkpoint.writer import SaveOptions, prepared
 from luma_core.codecs.base import is_number_in
 from luma_core.errors import (
@@ -30,15 +39,12 @@ from luma_core.errors import (
     CheckpointNotFoundError,
     ConcurrentSaveError,
     ConfigurationError,
+    StorageError,
     UnknownCodecError,
 )
 
 _log = logging.getLogger("luma")
 
-STEP_NAME = "luma-step.json"
-"""Written into a step's folder before anything else: the proof that a manager began it."""
-
-_MAX_MARK_BYTES = 1000
 _STEP = re.compile(r"\d{8,}")
 
 
@@ -47,7 +53,8 @@ class CheckpointManager:
 
     A step exists once its manifest is committed, so `latest` never names an unfinished one. Steps
     are removed only where a mark in their folder says that a manager saved them; the manifest goes
-    first, and only files that it lists, or that bear our mark, go with it.
+    first, and only files that it lists, or that bear our mark, go with it. A checkpoint that any
+    other in ``root`` holds differences to is never removed.
 
     Args:
         root: the run's folder, as `save` takes it; steps are folders inside.
@@ -56,6 +63,9 @@ class CheckpointManager:
         keep_every: steps divisible by it are kept.
         pinned: steps that are kept, integers of 0 or more.
         grace_seconds: unfinished steps to which nothing was written for that long are removed.
+        max_chain: how many steps it may take to read one, up to 32. With 1, every step is full.
+            With more, a step holds differences to the one before where they take fewer bytes
+            (``base`` of `save`), and after so many steps comes a full one.
 
     Raises:
         ConfigurationError: an option has a value that cannot work.
@@ -70,6 +80,7 @@ class CheckpointManager:
         keep_every: int | None = None,
         pinned: Iterable[int] = (),
         grace_seconds: float = GRACE_SECONDS,
+        max_chain: int = 1,
     ) -> None:
         for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
             if value is not None and (type(value) is not int or value < 1):
@@ -79,13 +90,19 @@ class CheckpointManager:
             raise ConfigurationError(
                 f"grace_seconds={grace_seconds!r} must be a number of 0 or more."
             )
+        if type(max_chain) is not int or not 1 <= max_chain <= MAX_CHAIN:
+            raise ConfigurationError(
+                f"max_chain={max_chain!r} must be an integer from 1 to {MAX_CHAIN}."
+            )
         self._root = open_store(root)
+        self._max_chain = max_chain
         self._keep_last = keep_last
         self._keep_every = keep_every
         self._pinned = pinned
         self._grace_seconds = grace_seconds
         self._collected = False
-        self._begun = -1
+        self._begun: list[int] = []
+        self._bases: dict[str, tuple[Version, str | None]] = {}
         self.url = self._root.url
 
     def store(self, step: int) -> Store:
@@ -96,7 +113,7 @@ class CheckpointManager:
         """
         if type(step) is not int or step < 0:
             raise ConfigurationError(f"step={step!r} must be an integer of 0 or more.")
-        return self._root.folder(f"{step:08d}")
+        return self._root.folder(_folder_name(step))
 
     def steps(self) -> list[int]:
         """Return all finished steps, in order.
@@ -180,33 +197,54 @@ class CheckpointManager:
         collects garbage. A failure to remove is no error but a warning in the log.
 
         Raises:
-            ConfigurationError: a later step exists. After going back to an earlier step, `rewind`
-                to it first: `latest` would go on naming the branch that was left.
+            ConfigurationError: a later step exists; with ``wait=False`` the handle may be what
+                says so, because the store is looked at behind training. After going back to an
+                earlier step, `rewind` to it first: `latest` would go on naming the branch that was
+                left.
         """
         store = self.store(step)
-        with storage_errors(self.url):
-            latest = max(self._begun, self.latest() or 0)
-        if step < latest:
-            raise ConfigurationError(
-                f"step={step} is before step {latest}, which {self.url} holds already.",
-                hint="To go on from an earlier step, remove those after it: manager.rewind(step).",
-            )
-        self._begun = step
-        run = prepared(store, optimizer=optimizer, wait=wait, **options)
+        if (later := max(self._begun, default=-1)) > step:
+            raise _too_early(step, f"{later}, which is being saved")
+        chains = self._max_chain > 1
+        choice = BaseChoice(partial(self._find_base, step), required=False) if chains else None
+        run = prepared(store, optimizer=optimizer, wait=wait, choice=choice, **options)
+        self._begun.append(step)
         save_and_clear = partial(self._save_and_clear, store, step, run)
         return save_and_clear() if wait else background.submit(save_and_clear, store.url)
 
     def _save_and_clear(self, store: Store, step: int, run: Callable[[], Manifest]) -> Manifest:
-        with storage_errors(store.url):
-            _mark(store, step)
-        manifest = run()
+        try:
+            with storage_errors(store.url):
+                latest = self.latest()
+                if latest is not None and latest > step:
+                    raise _too_early(step, f"{latest}, which {self.url} holds already")
+                mark(store, step)
+            manifest = run()
+        finally:
+            self._begun.remove(step)
         self._clear()
         return manifest
+
+    def _find_base(self, step: int) -> Store | None:
+        """Return the step before, unless it is not ours, unreadable or the last of its chain."""
+        earlier = (found for found in reversed(self._folders()) if found < step)
+        last = next((found for found in earlier if self._is_finished(self.store(found))), None)
+        if last is None or not is_marked(self.store(last), last):
+            return None
+        try:
+            chain = read_manifest(self.store(last)).chain
+        except StorageError:
+            raise
+        except (CheckpointError, UnknownCodecError) as error:
+            _log.warning("saving in full, for the last step is no base: %s", error)
+            return None
+        return self.store(last) if chain < self._max_chain else None
 
     def rewind(self, step: int) -> list[int]:
         """Remove all finished steps after ``step``, pinned ones too; return them.
 
-        Saves in flight of this process end first.
+        What other checkpoints in the root hold differences to stays. Saves in
+        flight of this process end first.
 
         Raises:
             ConfigurationError: ``step`` is not an integer of 0 or more.
@@ -214,13 +252,13 @@ class CheckpointManager:
         """
         self.store(step)
         background.finish()
-        self._begun = -1
         with storage_errors(self.url):
-            later = [found for found in self.steps() if found > step]
-            return [found for found in later if self._remove(found, finished=True)]
+            return self._remove_all([found for found in self.steps() if found > step])
 
     def prune(self) -> list[int]:
         """Remove the finished steps that need not be kept; return them.
+
+        Those that other checkpoints in the root hold differences to need to be.
 
         Raises:
             StorageError: the store failed.
@@ -229,8 +267,7 @@ class CheckpointManager:
             return []
         with storage_errors(self.url):
             steps = self.steps()
-            doomed = [step for step in steps if not self._is_kept(step, steps)]
-            return [step for step in doomed if self._remove(step, finished=True)]
+            return self._remove_all([step for step in steps if not self._is_kept(step, steps)])
 
     def collect_garbage(self) -> list[int]:
         """Remove steps that were begun, not finished and not written to for a while; return them.
@@ -251,7 +288,7 @@ class CheckpointManager:
 
     def _folders(self) -> list[int]:
         names = (name for name in self._root.folders() if _STEP.fullmatch(name))
-        return sorted(int(name) for name in names if f"{int(name):08d}" == name)
+        return sorted(int(name) for name in names if _folder_name(int(name)) == name)
 
     def _is_finished(self, store: Store) -> bool:
         return store.size(MANIFEST_NAME) is not None
@@ -270,19 +307,46 @@ class CheckpointManager:
         except OSError as error:
             _log.warning("saved, but old steps are left: %s", error)
 
+    def _remove_all(self, steps: list[int]) -> list[int]:
+        """Remove finished steps on which no other checkpoint builds; return them.
+
+        The later ones go first, so that none is ever left without its base.
+        """
+        if not steps:
+            return []
+        bases = self._present_bases()
+        removed = []
+        for step in sorted(steps, reverse=True):
+            name = _folder_name(step)
+            if name not in bases.values() and self._remove(step, finished=True):
+                bases.pop(name, None)
+                removed.append(step)
+        return sorted(removed)
+
+    def _present_bases(self) -> dict[str, str | None]:
+        """Return what each checkpoint in the root builds on, by name; a manifest is read once."""
+        known, self._bases = self._bases, {}
+        for name in self._root.folders():
+            store = self._root.folder(name)
+            version = store.version(MANIFEST_NAME)
+            if version != ABSENT:
+                same = name in known and known[name][0] == version
+                self._bases[name] = known[name] if same else (version, base_folder(store))
+        return {name: base for name, (_, base) in self._bases.items()}
+
     def _remove(self, step: int, *, finished: bool) -> bool:
         """Remove a step if it is ours and as expected; return whether that was so."""
         store = self.store(step)
         try:
             with store.exclusive():
-                if not _is_marked(store, step):
+                if not is_marked(store, step):
                     return False
                 if finished:
-                    return _remove_finished(store)
+                    return remove_finished(store)
                 store.discard_leftovers(older_than_seconds=self._grace_seconds)
                 if self._is_finished(store) or not self._is_old(store):
                     return False
-                _remove_files(store, set())
+                remove_files(store, set())
                 return True
         except ConcurrentSaveError:
             return False
@@ -291,6 +355,17 @@ class CheckpointManager:
         written = [store.modified(name) for name in store.names()]
         latest = time.time() - self._grace_seconds
         return all(seconds is not None and seconds <= latest for seconds in written)
+
+
+def _folder_name(step: int) -> str:
+    return f"{step:08d}"
+
+
+def _too_early(step: int, latest: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"step={step} is before step {latest}.",
+        hint="To go on from an earlier step, remove those after it: manager.rewind(step).",
+    )
 
 
 def _checked_steps(pinned: object) -> frozenset[int]:
@@ -304,43 +379,3 @@ def _checked_steps(pinned: object) -> frozenset[int]:
                 hint="For example pinned=[1000, 2000].",
             )
     return frozenset(steps)
-
-
-def _mark(store: Store, step: int) -> None:
-    """Say that a manager begins this step, unless the folder holds a checkpoint already."""
-    if store.size(MANIFEST_NAME) is None:
-        with store.write(STEP_NAME) as out:
-            out.write(_mark_bytes(step))
-            out.commit()
-
-
-def _mark_bytes(step: int) -> bytes:
-    return (json.dumps({"format": "luma-step", "step": step, "version": 1}) + "\n").encode()
-
-
-def _is_marked(store: Store, step: int) -> bool:
-    try:
-        return store.read_range(STEP_NAME, 0, _MAX_MARK_BYTES) == _mark_bytes(step)
-    except FileNotFoundError:
-        return False
-
-
-def _remove_finished(store: Store) -> bool:
-    try:
-        manifest = read_manifest(store)
-    except (CheckpointError, UnknownCodecError):
-        # Whoever reads this step shall be told what is wrong with it, so it stays.
-        return False
-    store.delete(MANIFEST_NAME)
-    _remove_files(store, {file.name for file in manifest.files})
-    return True
-
-
-def _remove_files(store: Store, listed: set[str]) -> None:
-    """Remove a step's files, its mark last: what an interrupted removal leaves is known as ours."""
-    for name in store.names():
-        ours = shard_generation(name) is not None and written_by_us(store, name)
-        if ours or name in listed or name == INDEX_NAME:
-            store.delete(name)
-    store.delete(STEP_NAME)
-    store.remove_folder()

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 FORMAT: Literal["luma"] = "luma"
 VERSION = 1
 
+DELTA_VERSION = 2
+"""Of checkpoints with a base; the others stay readable for software that knows none."""
+
+PIECES_VERSION = 3
+"""Of checkpoints whose tensors are in pieces, written by several processes; these have no base."""
+
+MAX_CHAIN = 32
+"""A longer chain is neither written nor read: each of its checkpoints is opened to read one."""
+
 MAX_MANIFEST_BYTES = 256 << 20
 """Larger manifests are neither written nor read; 100,000 parameters take about a quarter."""
 
@@ -74,6 +83,10 @@ class TensorEntry:
         chunks: its stored chunks, each of ``Manifest.chunk_bytes`` raw bytes but the last. Where
             all are raw, the shard's header names the tensor's own dtype and shape; else the chunks
             are one ``U8`` tensor of ``stored_bytes`` elements.
+        deltas: empty, or for each chunk the CRC-32 of its raw bytes where it is stored as a
+            difference to the base, and None where it is not.
+        first_row: of a tensor in pieces, the index of dimension 0 at which this piece of ``shape``
+            begins; None where the tensor is whole.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _CONFIG
@@ -84,6 +97,8 @@ class TensorEntry:
     shape: tuple[int, ...]
     offset: int
     chunks: tuple[Chunk, ...]
+    deltas: tuple[int | None, ...] = ()
+    first_row: int | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -138,12 +153,29 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class BaseEntry:
+    """The checkpoint that some chunks are differences to.
+
+    Attributes:
+        folder: its name; it lies beside the checkpoint, in the same folder.
+        digest: of its manifest.
+        chain: the checkpoints that it takes to read it, itself included: 1 where it is full.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _CONFIG
+
+    folder: str
+    digest: str
+    chain: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything about a checkpoint but its tensors' values.
 
     Attributes:
         format: ``"luma"``.
-        version: of the format.
+        version: of the format: 2 where there is a base, 3 where tensors are in pieces, else 1.
         generation: 1 or more, and larger than that of the checkpoint it replaced in place.
         created: when it was written, ISO 8601 in UTC.
         software: what wrote it.
@@ -158,6 +190,7 @@ class Manifest:
         extra: the caller's own values as JSON; ``{"$tensor": name}`` stands for a tensor.
         files: all files but the manifest.
         summary: totals.
+        base: the checkpoint that some chunks are differences to; None where there are none.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _CONFIG
@@ -178,10 +211,24 @@ class Manifest:
     aliases: dict[str, str] = field(default_factory=dict)
     format: Literal["luma"] = FORMAT
     version: int = VERSION
+    base: BaseEntry | None = None
+
+    @property
+    def chain(self) -> int:
+        """The checkpoints that it takes to read this one: 1 where it is full."""
+        return 1 if self.base is None else self.base.chain + 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the manifest as plain JSON values."""
-        return asdict(self)
+        """Return the manifest as plain JSON values, with the fields of its version."""
+        found = asdict(self)
+        if self.version < DELTA_VERSION:
+            del found["base"]
+        for entry in found["tensors"]:
+            if self.version < DELTA_VERSION:
+                del entry["deltas"]
+            if self.version < PIECES_VERSION:
+                del entry["first_row"]
+        return found
 
     @cached_property
     def _body(self) -> bytes:
@@ -263,9 +310,9 @@ def _body_of(document: Any, where: str) -> dict[str, Any]:
         raise CorruptCheckpointError(f"{where}: it must be an object with the field 'manifest'.")
     # A newer version may have other fields, so it is told before any of them is looked at.
     version = body.get("version")
-    if type(version) is int and version > VERSION:
+    if type(version) is int and version > PIECES_VERSION:
         raise UnsupportedVersionError(
-            f"{where}: format version {version}; this software reads up to {VERSION}.",
+            f"{where}: format version {version}; this software reads up to {PIECES_VERSION}.",
             hint="Upgrade the package 'luma-state'.",
         )
     return body

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from luma_core.checkpoint.consistency import tensor_name
 from luma_core.checkpoint.extra import flatten_extra
@@ -17,6 +18,7 @@ from luma_core.checkpoint.model import model_tensors
 from luma_core.checkpoint.names import ShardKind
 from luma_core.checkpoint.shard import PlannedTensor, plan_shards
 from luma_core.errors import ConfigurationError
+from luma_core.sharding import any_cut
 from luma_core.state import GroupOptions, ParameterState, StateSource, field_key
 
 
@@ -53,6 +55,21 @@ class Plan:
         )
 
 
+def refuse_sharded(optimizer: object) -> None:
+    """Refuse optimizers of which this process has only a part.
+
+    Raises:
+        ConfigurationError: saying so.
+    """
+    if isinstance(optimizer, Optimizer) and any_cut(
+        param for group in optimizer.param_groups for param in group["params"]
+    ):
+        raise ConfigurationError(
+            "the optimizer's parameters are sharded over processes; this process has a part only.",
+            hint="Call luma_core.checkpoint.save_sharded in all processes.",
+        )
+
+
 def plan_save(
     optimizer: SavableState, model: nn.Module | None, extra: Any, max_shard_bytes: int
 ) -> Plan:
@@ -72,7 +89,7 @@ def plan_save(
     tensors: dict[ShardKind, list[PlannedTensor]] = {"optimizer": []}
     for name in names:
         state = optimizer.parameter_state(name)
-        parameters.append(_entry(state))
+        parameters.append(parameter_entry(state))
         tensors["optimizer"].extend(_planned_fields(state, last))
     weights, aliases = model_tensors(model) if model is not None else ({}, {})
     tensors["model"] = [_planned(name, tensor) for name, tensor in weights.items()]
@@ -81,7 +98,7 @@ def plan_save(
     return Plan(
         algorithm=optimizer.algorithm,
         named=optimizer.named,
-        groups=tuple(_plain_options(i, group) for i, group in enumerate(optimizer.group_options())),
+        groups=tuple(plain_options(i, group) for i, group in enumerate(optimizer.group_options())),
         parameters=tuple(parameters),
         extra=tree,
         aliases=aliases,
@@ -89,7 +106,12 @@ def plan_save(
     )
 
 
-def _plain_options(index: int, group: GroupOptions) -> GroupOptions:
+def plain_options(index: int, group: GroupOptions) -> GroupOptions:
+    """Return a parameter group's options as JSON values.
+
+    Raises:
+        ConfigurationError: they are none.
+    """
     try:
         return cast(GroupOptions, json.loads(json.dumps(group, allow_nan=False)))
     except (TypeError, ValueError) as error:
@@ -98,7 +120,8 @@ def _plain_options(index: int, group: GroupOptions) -> GroupOptions:
         ) from error
 
 
-def _entry(state: ParameterState) -> ParameterEntry:
+def parameter_entry(state: ParameterState) -> ParameterEntry:
+    """Return what a manifest says of a parameter's state."""
     return ParameterEntry(
         name=state.name,
         shape=tuple(state.shape),

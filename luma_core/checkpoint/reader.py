@@ -2,54 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from functools import cached_property
-from typing import Any, Self, TypeVar
+from functools import cached_property, partial
+from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
-from luma_core.checkpoint.compression import in_order
+from luma_core.checkpoint.chain import base_manifest, check_counterparts
+from luma_core.checkpoint.compression import Bytes, Delta
 from luma_core.checkpoint.consistency import state_fields, tensor_name
+from luma_core.checkpoint.dtypes import torch_dtype
 from luma_core.checkpoint.extra import restore_extra
+from luma_core.checkpoint.files import (
+    MISSING,
+    Progress,
+    content_problem,
+    corrupt,
+    counted,
+    digest_problem,
+    in_lanes,
+    size_problem,
+)
 from luma_core.checkpoint.folder import read_manifest
 from luma_core.checkpoint.lazy import LazyFields
-from luma_core.checkpoint.manifest import FileEntry, FileKind, ParameterEntry, TensorEntry
+from luma_core.checkpoint.manifest import FileEntry, FileKind, Manifest, ParameterEntry, TensorEntry
 from luma_core.checkpoint.names import MANIFEST_NAME
+from luma_core.checkpoint.pieces import StoredTensor, stored_tensors
 from luma_core.checkpoint.rows import field_rows, moment_rows
-from luma_core.checkpoint.shard import ShardReader
+from luma_core.checkpoint.shard_reader import ShardReader
 from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
 from luma_core.checkpoint.whole import read_shard
 from luma_core.codecs import codec_from_dict
 from luma_core.errors import CorruptCheckpointError
 from luma_core.state import GroupOptions, ParameterState, field_key
-
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in total."""
-
-_PIECE_BYTES = 4 << 20
-_READ_AHEAD = 2
-
-T = TypeVar("T")
-
-
-def counted(total_bytes: int, progress: Progress | None) -> Callable[[int], None]:
-    """Return what adds up the bytes it is told of, by any thread, and tells ``progress``."""
-    done_bytes = 0
-    lock = threading.Lock()
-
-    def tick(count: int) -> None:
-        nonlocal done_bytes
-        with lock:
-            done_bytes += count
-            if progress is not None:
-                progress(done_bytes, total_bytes)
-
-    return tick
 
 
 class Checkpoint:
@@ -59,22 +49,28 @@ class Checkpoint:
 
     Attributes:
         url: the folder.
+        store: its store.
         manifest: what it holds.
     """
 
-    def __init__(self, store: Store, *, budget: Budget | None = None) -> None:
-        self._store = store
+    def __init__(
+        self, store: Store, *, budget: Budget | None = None, manifest: Manifest | None = None
+    ) -> None:
+        self.store = store
         self._budget = budget or Budget.of(MAX_MEMORY_BYTES)
         self.url = store.url
         with storage_errors(store.url):
-            self.manifest = read_manifest(store)
+            self.manifest = manifest or read_manifest(store)
         self._readers: dict[str, ShardReader] = {}
+        self._base: Checkpoint | None = None
+        self._base_lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._readers.clear()
+        self._base = None
 
     @property
     def algorithm(self) -> str:
@@ -148,9 +144,7 @@ class Checkpoint:
         codec = codec_from_dict(entry.codecs[moment])
 
         def elements(key: str, start: int, stop: int) -> Tensor:
-            stored = self._fields[tensor_name(parameter, field_key(moment, key))]
-            with storage_errors(f"{self.url}/{stored.file}"):
-                return self._reader(stored.file).read_elements(stored, start, stop)
+            return self._elements(tensor_name(parameter, field_key(moment, key)), start, stop)
 
         if field is not None:
             shape = codec.layout(entry.shape)[field].shape
@@ -167,13 +161,91 @@ class Checkpoint:
         with storage_errors(f"{self.url}/{entry.file}"):
             return self._reader(entry.file).read(entry)
 
+    def base(self) -> Checkpoint | None:
+        """Return the checkpoint that this one holds differences to; None where it is full.
+
+        Raises:
+            BrokenChainError: it is missing, or not the one that this one was made from.
+            CorruptCheckpointError: it has other tensors than this one's manifest says.
+            StorageError: the store failed.
+        """
+        entry = self.manifest.base
+        with self._base_lock:
+            if self._base is None and entry is not None:
+                store = self.store.beside(entry.folder)
+                with storage_errors(store.url):
+                    manifest = base_manifest(store, entry, self.url)
+                check_counterparts(self.manifest, manifest, self.url)
+                self._base = Checkpoint(store, budget=self._budget, manifest=manifest)
+            return self._base
+
+    def chain(self) -> list[Checkpoint]:
+        """Return the checkpoints that it takes to read this one: itself, its base, and so on.
+
+        Raises:
+            BrokenChainError: one is missing, or not the one that the other was made from.
+            StorageError: the store failed.
+        """
+        found = [self]
+        while (base := found[-1].base()) is not None:
+            found.append(base)
+        return found
+
+    def read_stored(self, name: str, start: int, out: Bytes) -> None:
+        """Read elements of a stored tensor of the state.
+
+        Args:
+            name: of the tensor.
+            start: the first element, in C order.
+            out: 1-D bytes of as many elements as are wanted.
+
+        Raises:
+            KeyError: there is no such tensor.
+            CorruptCheckpointError: its bytes are not those that were written.
+            StorageError: the store failed.
+        """
+        dtype = torch_dtype(self._fields[name].entries[0].dtype)
+        assert dtype is not None
+        itemsize = dtype.itemsize
+        for entry, first, last in self._fields[name].spans(start, start + out.nbytes // itemsize):
+            with storage_errors(f"{self.url}/{entry.file}"):
+                size = (last - first) * itemsize
+                self._reader(entry.file).read_into(entry, first, out[:size])
+                out = out[size:]
+
+    def stored_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a stored tensor of the state, which may be in pieces."""
+        return self._fields[name].shape
+
+    def _elements(self, name: str, start: int, stop: int) -> Tensor:
+        found = []
+        for entry, first, last in self._fields[name].spans(start, stop):
+            with storage_errors(f"{self.url}/{entry.file}"):
+                found.append(self._reader(entry.file).read_elements(entry, first, last))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _whole(self, name: str) -> Tensor:
+        shape = self._fields[name].shape
+        return self._elements(name, 0, math.prod(shape)).view(shape)
+
+    def _delta(self, entry: TensorEntry, place: int) -> Delta | None:
+        """Return what a chunk is a difference to; None where it is whole."""
+        crc32 = entry.deltas[place] if entry.deltas else None
+        base = self.base() if crc32 is not None else None
+        if crc32 is None or base is None:
+            return None
+        dtype = torch_dtype(entry.dtype)
+        assert dtype is not None
+        start = place * (self.manifest.chunk_bytes // dtype.itemsize)
+        return Delta(partial(base.read_stored, entry.name, start), crc32)
+
     @cached_property
     def _parameters(self) -> dict[str, ParameterEntry]:
         return {entry.name: entry for entry in self.manifest.parameters}
 
     @cached_property
-    def _fields(self) -> dict[str, TensorEntry]:
-        return {entry.name: entry for entry in self.manifest.tensors_of("optimizer")}
+    def _fields(self) -> dict[str, StoredTensor]:
+        return stored_tensors(self.manifest.tensors_of("optimizer"))
 
     @cached_property
     def _shards(self) -> dict[str, tuple[FileEntry, list[TensorEntry]]]:
@@ -188,11 +260,12 @@ class Checkpoint:
         if file not in self._readers:
             entry, tensors = self._shards[file]
             self._readers[file] = ShardReader(
-                self._store,
+                self.store,
                 entry,
                 tensors,
                 chunk_bytes=self.manifest.chunk_bytes,
                 generation=self.manifest.generation,
+                delta=self._delta,
             )
         return self._readers[file]
 
@@ -200,7 +273,7 @@ class Checkpoint:
         self, entry: ParameterEntry, *, keep: bool, read: Callable[[str], Tensor] | None = None
     ) -> ParameterState:
         keys = [key for key, _, _ in state_fields(entry)]
-        stored = read or (lambda name: self.read_tensor(self._fields[name]))
+        stored = read or self._whole
 
         return ParameterState(
             name=entry.name,
@@ -242,20 +315,18 @@ class Checkpoint:
         wanted, others = (list(self.manifest.files_of(*kinds)) for kinds in (read, check))
         tick = counted(sum(file.bytes for file in (*others, *wanted)), progress)
         tick(0)
+        if "optimizer" in read:
+            self.chain()
         self._refuse_problems(others, tick)
-        for _ in self._in_lanes(lambda file: self._read_file(file, tick, put), wanted):
+        for _ in in_lanes(
+            self._budget.lanes, lambda file: self._read_file(file, tick, put), wanted
+        ):
             pass
 
     def _refuse_problems(self, files: Sequence[FileEntry], tick: Callable[[int], None]) -> None:
         for file, problem in self.file_problems(files, tick):
             if problem is not None and not (file.kind == "index" and problem is MISSING):
-                raise self._corrupt(file, problem)
-
-    def _corrupt(self, file: FileEntry, problem: str) -> CorruptCheckpointError:
-        return CorruptCheckpointError(
-            f"{self.url}/{file.name}: {problem}.",
-            hint="Restore the file from a copy, or load an older checkpoint.",
-        )
+                raise corrupt(self.url, file, problem)
 
     def _read_file(
         self,
@@ -264,47 +335,33 @@ class Checkpoint:
         put: Callable[[TensorEntry, Tensor], None],
     ) -> None:
         with storage_errors(f"{self.url}/{file.name}"):
-            problem = self._size_problem(file)
+            problem = size_problem(self.store, file)
             if problem is None:
                 sha256 = read_shard(
-                    self._store,
+                    self.store,
                     file.name,
                     self._shards[file.name][1],
                     header=self._reader(file.name).header,
                     chunk_bytes=self.manifest.chunk_bytes,
                     tick=tick,
                     ended=put,
+                    delta=self._delta,
                 )
-                problem = _digest_problem(file, sha256)
+                problem = digest_problem(file, sha256)
         if problem is not None:
-            raise self._corrupt(file, problem)
-
-    def _in_lanes(self, work: Callable[[FileEntry], T], files: Sequence[FileEntry]) -> Iterator[T]:
-        """Yield the results of ``work``, done with several files at once, in order."""
-        lanes = self._budget.lanes
-        with ThreadPoolExecutor(lanes) as pool:
-            try:
-                yield from in_order(pool, work, files, waiting=lanes)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            raise corrupt(self.url, file, problem)
 
     def file_problems(
         self, files: Sequence[FileEntry], tick: Callable[[int], None]
     ) -> Iterator[tuple[FileEntry, str | None]]:
         """Check files, several at once; yield each with what is wrong, as `file_problem` says."""
-        found = self._in_lanes(lambda file: self.file_problem(file, tick), files)
+        found = in_lanes(self._budget.lanes, lambda file: self.file_problem(file, tick), files)
         yield from zip(files, found, strict=True)
 
     def file_problem(self, file: FileEntry, tick: Callable[[int], None]) -> str | None:
         """Return what is wrong with a file, `MISSING` where it is not there, or None."""
         with storage_errors(f"{self.url}/{file.name}"):
-            if (problem := self._size_problem(file)) is not None:
-                return problem
-            digest = hashlib.sha256()
-            for piece in self._pieces(file):
-                digest.update(piece)
-                tick(len(piece))
-            if (problem := _digest_problem(file, digest.hexdigest())) is not None:
+            if (problem := content_problem(self.store, file, tick)) is not None:
                 return problem
         if file.kind != "index":
             try:
@@ -312,35 +369,6 @@ class Checkpoint:
             except CorruptCheckpointError as error:
                 return error.message.removeprefix(f"{self.url}/{file.name}: ").rstrip(".")
         return None
-
-    def _size_problem(self, file: FileEntry) -> str | None:
-        size = self._store.size(file.name)
-        if size is None:
-            return MISSING
-        return None if size == file.bytes else f"the file has {size} bytes, expected {file.bytes}"
-
-    def _pieces(self, file: FileEntry) -> Iterator[bytes]:
-        """Yield a file's bytes, read ahead of their use."""
-
-        def read(start: int) -> bytes:
-            stop = min(file.bytes, start + _PIECE_BYTES)
-            return self._store.read_range(file.name, start, stop)
-
-        starts = range(0, file.bytes, _PIECE_BYTES)
-        if len(starts) < 2:
-            yield from map(read, starts)
-            return
-        with ThreadPoolExecutor(_READ_AHEAD) as pool:
-            yield from in_order(pool, read, starts, waiting=_READ_AHEAD)
-
-
-MISSING = "the file is missing"
-
-
-def _digest_problem(file: FileEntry, sha256: str) -> str | None:
-    return (
-        None if sha256 == file.sha256 else f"the file's SHA-256 is {sha256}, expected {file.sha256}"
-    )
 
 
 def open(url: Place, *, max_memory_bytes: int = MAX_MEMORY_BYTES) -> Checkpoint:

@@ -64,6 +64,10 @@ def open_remote(url: str) -> Store:
     except ImportError as error:
         hint = "pip install 'luma-state[s3]'" if scheme in ("s3", "s3a") else f"{error}."
         raise StorageError(told, hint=hint) from error
+    # What keeps checkpoints only is no plain file system, and brings a store of its own.
+    if hasattr(kind, "checkpoint_store"):
+        store: Store = kind.checkpoint_store(url)
+        return store
     if not path.strip("/"):
         raise StorageError(f"{url!r}: the URL names no folder.", hint="Give one, as in s3://b/run.")
     if scheme in ("s3", "s3a"):
@@ -206,6 +210,17 @@ class FsspecStore(Store):
 
     def folder(self, name: str) -> Store:
         return type(self)(self.fs, self.path_of(name), f"{self.url}/{name}")
+
+    @property
+    def place(self) -> tuple[str, str]:
+        parent, slash, name = self.path.rpartition("/")
+        if not slash:
+            raise self._alone()
+        return f"{type(self.fs).__name__}:{parent}", name
+
+    def beside(self, name: str) -> Store:
+        path = f"{self.path[: -len(self.place[1])]}{check_name(name)}"
+        return type(self)(self.fs, path, f"{self.url.rpartition('/')[0]}/{name}")
 
     def remove_folder(self) -> None:
         with contextlib.suppress(FileNotFoundError, NotImplementedError):

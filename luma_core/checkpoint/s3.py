@@ -63,6 +63,10 @@ class S3Store(FsspecStore):
     def folder(self, name: str) -> S3Store:
         return S3Store(f"{self.url}/{check_name(name)}", **self._options)
 
+    def beside(self, name: str) -> S3Store:
+        parent = self.url[: -len(self.place[1])]
+        return S3Store(f"{parent}{check_name(name)}", **self._options)
+
     def key(self, name: str) -> str:
         """Return the object's key."""
         return f"{self.prefix}/{check_name(name)}" if self.prefix else check_name(name)

@@ -1,37 +1,25 @@
-"""Shards: safetensors files written from start to end, and read back tensor by tensor.
-
-A shard's header follows from the manifest byte for byte, so a reader compares instead of parsing:
-no header is trusted, and none is allocated by its own claim.
-"""
+"""Shards: safetensors files, written from start to end."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from luma_core.checkpoint.budget import Budget
-from luma_core.checkpoint.compression import (
-    Bytes,
-    Chunk,
-    ChunkEncoder,
-    Compression,
-    StoredChunk,
-    decode_chunks,
-)
-from luma_core.checkpoint.dtypes import dtype_name, tensor_bytes, torch_dtype
+from luma_core.checkpoint.compression import Bytes, Chunk, ChunkEncoder, Compression
+from luma_core.checkpoint.delta import Encoded, ReadBase, encode_against
+from luma_core.checkpoint.dtypes import dtype_name, tensor_bytes
 from luma_core.checkpoint.manifest import FileEntry, TensorEntry
 from luma_core.checkpoint.names import ShardKind
 from luma_core.checkpoint.store import ObjectWriter, Store
-from luma_core.errors import CorruptCheckpointError, StateMismatchError
+from luma_core.errors import StateMismatchError
 
 MAX_HEADER_BYTES = 100_000_000
 """Readers of safetensors refuse longer headers."""
@@ -49,12 +37,15 @@ class PlannedTensor:
         dtype: its dtype.
         shape: its shape.
         load: returns it when its turn comes, on any device.
+        first_row: where it begins in dimension 0 of the tensor that it is a piece of; None where
+            it is whole.
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     load: Callable[[], Tensor]
+    first_row: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -123,6 +114,7 @@ class ShardWriter:
         generation: of the checkpoint.
         budget: how much memory one shard may take.
         tick: called with the number of raw bytes done, chunk by chunk.
+        base: returns what reads a tensor's counterpart in the base; None where there is none.
     """
 
     def __init__(
@@ -134,8 +126,10 @@ class ShardWriter:
         generation: int,
         budget: Budget,
         tick: Callable[[int], None],
+        base: Callable[[PlannedTensor], ReadBase | None] | None = None,
     ) -> None:
         self._store = store
+        self._base = base
         self._compression = compression
         self._chunk_bytes = chunk_bytes
         self._generation = generation
@@ -173,8 +167,7 @@ class ShardWriter:
         entries = []
         offset = 0
         for tensor in tensors:
-            chunks = (Chunk(tensor.nbytes, 0, True),)
-            entries.append(_entry(file, tensor, offset, chunks))
+            entries.append(_entry(file, tensor, offset, [Chunk(tensor.nbytes, 0, True)], []))
             offset += tensor.nbytes
         return entries
 
@@ -189,17 +182,26 @@ class ShardWriter:
         offset = 0
         for tensor in tensors:
             chunks = []
+            deltas = []
             left = tensor.nbytes
-            pieces = raw_chunks(tensor.checked(), self._chunk_bytes)
-            for data, chunk in encoder.encode(pieces, tensor.dtype.itemsize):
+            for data, chunk, delta in self._encoded(encoder, tensor):
                 sink.write(data)
                 chunks.append(chunk)
+                deltas.append(delta)
                 covered = min(left, self._chunk_bytes)
                 left -= covered
                 self._tick(covered)
-            entries.append(_entry(file, tensor, offset, tuple(chunks)))
+            entries.append(_entry(file, tensor, offset, chunks, deltas))
             offset += entries[-1].stored_bytes
         return entries
+
+    def _encoded(self, encoder: ChunkEncoder, tensor: PlannedTensor) -> Iterator[Encoded]:
+        pieces = raw_chunks(tensor.checked(), self._chunk_bytes)
+        read = self._base(tensor) if self._base is not None else None
+        if read is not None:
+            return encode_against(encoder, pieces, tensor.dtype.itemsize, read, self._chunk_bytes)
+        encoded = encoder.encode(pieces, tensor.dtype.itemsize)
+        return (Encoded(data, chunk, None) for data, chunk in encoded)
 
 
 class _Sink(Protocol):
@@ -234,144 +236,22 @@ class _HashingSink:
             hashed.result()
 
 
-def _entry(file: str, tensor: PlannedTensor, offset: int, chunks: tuple[Chunk, ...]) -> TensorEntry:
+def _entry(
+    file: str,
+    tensor: PlannedTensor,
+    offset: int,
+    chunks: Sequence[Chunk],
+    deltas: Sequence[int | None],
+) -> TensorEntry:
     stored = dtype_name(tensor.dtype)
     assert stored is not None
-    return TensorEntry(tensor.name, file, stored, tensor.shape, offset, chunks)
+    some = tuple(deltas) if any(delta is not None for delta in deltas) else ()
+    return TensorEntry(
+        tensor.name, file, stored, tensor.shape, offset, tuple(chunks), some, tensor.first_row
+    )
 
 
 def written_by_us(store: Store, name: str) -> bool:
     """Whether a file bears the mark of our shards, so that it is ours to remove."""
     head = store.read_range(name, 0, 8 + 64)
     return f'"{_GENERATION_KEY}"'.encode() in head
-
-
-class ShardReader:
-    """Reads tensors of one shard; checks its header first.
-
-    Args:
-        store: where it lies.
-        file: its entry in the manifest.
-        entries: its tensors, by offset.
-        chunk_bytes: raw bytes per chunk.
-        generation: of the checkpoint.
-
-    Attributes:
-        header: the file's head, as found and as the manifest implies.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        file: FileEntry,
-        entries: Sequence[TensorEntry],
-        *,
-        chunk_bytes: int,
-        generation: int,
-    ) -> None:
-        self._store = store
-        self._chunk_bytes = chunk_bytes
-        self._where = f"{store.url}/{file.name}"
-        self._name = file.name
-        self.header = header_bytes(entries, generation)
-        self._data_start = self._check_header(file, self.header, entries)
-
-    def _check_header(
-        self, file: FileEntry, expected: bytes, entries: Sequence[TensorEntry]
-    ) -> int:
-        end = len(expected) + sum(entry.stored_bytes for entry in entries)
-        if end != file.bytes or len(expected) - 8 > MAX_HEADER_BYTES:
-            raise CorruptCheckpointError(
-                f"{self._where}: the manifest says {file.bytes} bytes, but its tensors and header "
-                f"take {end}."
-            )
-        found = read_exactly(self._store, file.name, 0, len(expected))
-        if found[:8] != expected[:8]:
-            raise CorruptCheckpointError(
-                f"{self._where}: the header claims {int.from_bytes(found[:8], 'little')} bytes, "
-                f"expected {len(expected) - 8}."
-            )
-        if found != expected:
-            raise CorruptCheckpointError(
-                f"{self._where}: the header disagrees with the manifest about the tensors inside."
-            )
-        return len(expected)
-
-    def read(self, entry: TensorEntry) -> Tensor:
-        """Return one tensor on the CPU, its checksums checked.
-
-        Raises:
-            CorruptCheckpointError: its bytes are not those that were written.
-        """
-        return self.read_elements(entry, 0, math.prod(entry.shape)).view(entry.shape)
-
-    def read_elements(self, entry: TensorEntry, start: int, stop: int) -> Tensor:
-        """Return the elements ``[start, stop)`` of a tensor in C order, 1-D on the CPU.
-
-        Only the chunks that hold them are read, and their checksums checked.
-
-        Raises:
-            CorruptCheckpointError: their bytes are not those that were written.
-        """
-        dtype = torch_dtype(entry.dtype)
-        assert dtype is not None
-        per_chunk = self._chunk_bytes // dtype.itemsize
-        chunks = range(start // per_chunk, -(-stop // per_chunk) if stop > start else 0)
-        first = chunks.start * per_chunk
-        count = max(min(chunks.stop * per_chunk, math.prod(entry.shape)) - first, 0)
-        covered = torch.empty(count, dtype=dtype)
-        decode_chunks(
-            self._stored_chunks(entry, chunks, covered.view(torch.uint8).numpy()),
-            len(chunks),
-            chunk_bytes=self._chunk_bytes,
-            itemsize=dtype.itemsize,
-            where=f"{self._where}: tensor {entry.name!r}",
-        )
-        return covered[start - first : max(start, stop) - first]
-
-    def _stored_chunks(
-        self, entry: TensorEntry, chunks: range, out: Bytes
-    ) -> Iterator[StoredChunk]:
-        start = self._data_start + entry.offset
-        start += sum(chunk.stored_bytes for chunk in entry.chunks[: chunks.start])
-        for place, chunk in enumerate(entry.chunks[chunks.start : chunks.stop]):
-            stop = start + chunk.stored_bytes
-            read = partial(read_exactly, self._store, self._name, start, stop)
-            piece = out[place * self._chunk_bytes : (place + 1) * self._chunk_bytes]
-            yield StoredChunk(read, chunk, piece)
-            start = stop
-
-
-def read_exactly(store: Store, name: str, start: int, stop: int) -> bytes:
-    """Return the bytes ``[start, stop)`` of a file.
-
-    Raises:
-        CorruptCheckpointError: the file is missing or ends before.
-    """
-    try:
-        data = store.read_range(name, start, stop)
-    except FileNotFoundError as error:
-        raise CorruptCheckpointError(f"{store.url}/{name}: the file is missing.") from error
-    _check_length(store, name, start + len(data), stop)
-    return data
-
-
-def read_exactly_into(store: Store, name: str, start: int, out: memoryview) -> None:
-    """Fill ``out`` with the bytes from ``start`` on.
-
-    Raises:
-        CorruptCheckpointError: the file is missing or ends before.
-    """
-    try:
-        count = store.read_into(name, start, out)
-    except FileNotFoundError as error:
-        raise CorruptCheckpointError(f"{store.url}/{name}: the file is missing.") from error
-    _check_length(store, name, start + count, start + len(out))
-
-
-def _check_length(store: Store, name: str, found_bytes: int, needed_bytes: int) -> None:
-    if found_bytes != needed_bytes:
-        raise CorruptCheckpointError(
-            f"{store.url}/{name}: the file ends at byte {found_bytes}, "
-            f"expected at least {needed_bytes}."
-        )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Final, Self, cast
 
 from luma_core.checkpoint.commit import CommitStrategy
-from luma_core.errors import ConcurrentSaveError, LumaError, StorageError
+from luma_core.errors import ConcurrentSaveError, ConfigurationError, LumaError, StorageError
 
 SCRATCH_MEMORY_BYTES = 64 << 20
 """A scratch file stays in memory up to this size, unless its caller says otherwise."""
@@ -184,6 +184,28 @@ class Store(ABC):
     def folder(self, name: str) -> Store:
         """Return the store of a folder inside, which need not exist."""
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """The folder that holds this one, and this one's name there.
+
+        They are equal for two stores exactly where these are one place.
+
+        Raises:
+            ConfigurationError: there is no folder around this one.
+        """
+        raise self._alone()
+
+    def beside(self, name: str) -> Store:
+        """Return the store of another folder in the same folder; it need not exist.
+
+        Raises:
+            ConfigurationError: there is no folder around this one.
+        """
+        raise self._alone()
+
+    def _alone(self) -> ConfigurationError:
+        return ConfigurationError(f"{self.url}: no other checkpoint can lie beside this place.")
+
     @abstractmethod
     def remove_folder(self) -> None:
         """Remove this folder where the store keeps empty ones and it is empty."""
@@ -225,6 +247,7 @@ def open_store(place: Place) -> Store:
     """Return the store of the folder that ``place`` names; it need not exist yet.
 
     Raises:
+        ConfigurationError: ``place`` is neither a path, a URL nor a store.
         StorageError: no store handles that kind of URL, or its package is not installed.
     """
     from luma_core.checkpoint.local import LocalStore, local_path
@@ -232,6 +255,10 @@ def open_store(place: Place) -> Store:
 
     if isinstance(place, Store):
         return place
-    text = os.fspath(place)
+    text = os.fspath(place) if isinstance(place, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise ConfigurationError(
+            f"{place!r} is no place for a checkpoint: it must be a path, a URL or a store."
+        )
     scheme = text.split("://")[0].lower() if "://" in text else "file"
     return LocalStore(local_path(text)) if scheme == "file" else open_remote(text)

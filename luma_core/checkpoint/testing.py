@@ -57,11 +57,16 @@ def trained(steps: int) -> tuple[nn.Module, LUMA]:
     torch.manual_seed(steps)
     model = nn.Linear(40, 6)
     optimizer = LUMA(model.named_parameters(), seed=1, min_compress_elements=1)
+    train(model, optimizer, steps)
+    return model, optimizer
+
+
+def train(model: nn.Module, optimizer: LUMA, steps: int) -> None:
+    """Train on noise."""
     for _ in range(steps):
         optimizer.zero_grad()
         model(torch.randn(4, 40)).square().mean().backward()
         optimizer.step()
-    return model, optimizer
 
 
 def loaded_steps(store: Store) -> int:
@@ -271,6 +276,25 @@ class StoreConformance:
         assert loaded_steps(store) == 3
         files = {file.name for file in checkpoint.open(store).manifest.files}
         assert set(store.names()) == files | {"luma.json"}
+
+    def test_a_checkpoint_may_build_on_one_beside_it(self, store: Store) -> None:
+        """Differences to another checkpoint in the same folder are found by its name."""
+        first, second = store.folder("1"), store.folder("2")
+        assert first.place != second.place
+        assert first.beside("2").place == second.place
+        with pytest.raises(UnsafeNameError):
+            first.beside("../2")
+        model, expected = trained(20)
+        checkpoint.save(first, optimizer=expected)
+        train(model, expected, 1)
+        saved = checkpoint.save(second, optimizer=expected, base=first)
+        assert saved.base is not None
+        assert checkpoint.verify(second).ok
+        loaded = trained(1)[1]
+        checkpoint.load(second, optimizer=loaded)
+        for state in expected.parameter_states():
+            found = loaded.parameter_state(state.name).fields
+            assert all(torch.equal(found[key], field) for key, field in state.fields.items())
 
     def test_an_interrupted_save_leaves_the_previous_checkpoint(self, store: Store) -> None:
         def interrupt(done_bytes: int, total_bytes: int) -> None:

@@ -6,10 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
+from luma_core.checkpoint.files import MISSING, counted
+from luma_core.checkpoint.manifest import FileEntry
 from luma_core.checkpoint.names import MANIFEST_NAME
-from luma_core.checkpoint.reader import MISSING, Checkpoint, counted
+from luma_core.checkpoint.reader import Checkpoint
 from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
-from luma_core.errors import CheckpointNotFoundError, LumaError, StorageError
+from luma_core.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    LumaError,
+    StorageError,
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,8 @@ class Problem:
     """Something found in a checkpoint.
 
     Attributes:
-        file: name of the file.
+        file: name of the file; with that of its folder, ``00000010/luma.json``, where it is one of
+            a checkpoint that this one builds on.
         message: what is wrong with it.
     """
 
@@ -55,6 +63,9 @@ def verify(
 ) -> VerifyReport:
     """Check every file of a checkpoint: size, SHA-256, header, and the manifest's own consistency.
 
+    Of the checkpoints that it holds differences to, manifests and optimizer shards are checked
+    likewise.
+
     Args:
         url: folder of the checkpoint, as `save` takes it.
         max_memory_bytes: bound on what verifying holds; decides how many files are read at once.
@@ -74,21 +85,39 @@ def verify(
     except LumaError as error:
         problem = Problem(MANIFEST_NAME, str(error))
         return VerifyReport((problem,), (), 1, _size(store, MANIFEST_NAME))
-    manifest_bytes = len(checkpoint.manifest.to_bytes())
-    total = manifest_bytes + sum(file.bytes for file in checkpoint.manifest.files)
-    tick = counted(total, progress)
-    tick(manifest_bytes)
     problems: list[Problem] = []
     notes: list[Problem] = []
-    files, size = 1, manifest_bytes
-    for file, found in checkpoint.file_problems(checkpoint.manifest.files, tick):
-        if found is not MISSING:
-            files += 1
-            size += _size(store, file.name)
-        if found is not None:
-            harmless = found is MISSING and file.kind == "index"
-            (notes if harmless else problems).append(Problem(file.name, found))
-    return VerifyReport(tuple(problems), tuple(notes), files, size)
+    chain = _chain(checkpoint, problems)
+    size = sum(len(member.manifest.to_bytes()) for member in chain)
+    wanted = [_files(member, own=member is checkpoint) for member in chain]
+    tick = counted(size + sum(file.bytes for files in wanted for file in files), progress)
+    tick(size)
+    count = len(chain)
+    for member, files in zip(chain, wanted, strict=True):
+        folder = "" if member is checkpoint else f"{member.store.place[1]}/"
+        for file, found in member.file_problems(files, tick):
+            if found is not MISSING:
+                count += 1
+                size += _size(member.store, file.name)
+            if found is not None:
+                harmless = found is MISSING and file.kind == "index"
+                (notes if harmless else problems).append(Problem(f"{folder}{file.name}", found))
+    return VerifyReport(tuple(problems), tuple(notes), count, size)
+
+
+def _chain(checkpoint: Checkpoint, problems: list[Problem]) -> list[Checkpoint]:
+    """Return a checkpoint and those that it builds on, as far as these can be opened."""
+    found = [checkpoint]
+    try:
+        while (base := found[-1].base()) is not None:
+            found.append(base)
+    except CorruptCheckpointError as error:
+        problems.append(Problem(MANIFEST_NAME, str(error)))
+    return found
+
+
+def _files(member: Checkpoint, *, own: bool) -> list[FileEntry]:
+    return list(member.manifest.files if own else member.manifest.files_of("optimizer"))
 
 
 def _size(store: Store, name: str) -> int:

@@ -14,12 +14,13 @@ from luma_core.checkpoint.compression import (
     MAX_WAITING_BYTES,
     Bytes,
     Chunk,
+    Delta,
     decode_chunk,
     in_order,
 )
 from luma_core.checkpoint.dtypes import torch_dtype
 from luma_core.checkpoint.manifest import TensorEntry
-from luma_core.checkpoint.shard import read_exactly, read_exactly_into
+from luma_core.checkpoint.shard_reader import read_exactly, read_exactly_into
 from luma_core.checkpoint.store import Store
 
 _SPAN_BYTES = 4 << 20
@@ -33,13 +34,14 @@ class _Span:
     Attributes:
         start: of the first byte in the file.
         stored_bytes: its length.
-        parts: chunks inside, in order, each with its tensor's entry and where its raw bytes go.
+        parts: chunks inside, in order, each with its tensor's entry, its number there and where its
+            raw bytes go.
         ended: tensors whose last chunk is inside, with their entries.
     """
 
     start: int
     stored_bytes: int = 0
-    parts: list[tuple[TensorEntry, Chunk, Bytes]] = field(default_factory=list)
+    parts: list[tuple[TensorEntry, int, Chunk, Bytes]] = field(default_factory=list)
     ended: list[tuple[TensorEntry, Tensor]] = field(default_factory=list)
 
 
@@ -55,7 +57,7 @@ def _spans(entries: Sequence[TensorEntry], start: int, chunk_bytes: int) -> Iter
                 yield span
                 span = _Span(span.start + span.stored_bytes)
             out = memory[place * chunk_bytes : (place + 1) * chunk_bytes]
-            span.parts.append((entry, chunk, out))
+            span.parts.append((entry, place, chunk, out))
             span.stored_bytes += chunk.stored_bytes
         span.ended.append((entry, tensor))
     yield span
@@ -70,6 +72,7 @@ def read_shard(
     chunk_bytes: int,
     tick: Callable[[int], None],
     ended: Callable[[TensorEntry, Tensor], None],
+    delta: Callable[[TensorEntry, int], Delta | None],
 ) -> str:
     """Read all tensors of a shard and return the SHA-256 of the file in hex.
 
@@ -84,6 +87,7 @@ def read_shard(
         chunk_bytes: raw bytes per chunk.
         tick: called with numbers of bytes read.
         ended: called with each tensor, on the CPU, once its bytes are read.
+        delta: returns what a chunk, by its number in its tensor, is a difference to.
 
     Raises:
         CorruptCheckpointError: the file is missing or ends early, or a chunk cannot be decoded.
@@ -92,17 +96,18 @@ def read_shard(
 
     def fetch(span: _Span) -> tuple[_Span, bytes | memoryview]:
         stop = span.start + span.stored_bytes
-        if len(span.parts) == 1 and span.parts[0][1].raw:
-            out = span.parts[0][2]
+        if len(span.parts) == 1 and span.parts[0][2].raw:
+            out = span.parts[0][3]
             read_exactly_into(store, name, span.start, out.data)
             return span, out.data
         data = read_exactly(store, name, span.start, stop) if span.parts else b""
         at = 0
-        for entry, chunk, out in span.parts:
+        for entry, place, chunk, out in span.parts:
             piece = memoryview(data)[at : at + chunk.stored_bytes]
             dtype = torch_dtype(entry.dtype)
             assert dtype is not None
-            decode_chunk(piece, chunk, out, dtype.itemsize, f"{where}: tensor {entry.name!r}")
+            told = f"{where}: tensor {entry.name!r}"
+            decode_chunk(piece, chunk, out, dtype.itemsize, told, delta(entry, place))
             at += chunk.stored_bytes
         return span, data
 

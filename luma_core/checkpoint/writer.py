@@ -18,29 +18,32 @@ from torch import nn
 from luma_core._version import __version__
 from luma_core.checkpoint import background
 from luma_core.checkpoint.background import SaveHandle
+from luma_core.checkpoint.base import Base, BaseChoice, chosen_base
 from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
 from luma_core.checkpoint.compression import CHUNK_BYTES, COMPRESSIONS, Compression, in_order
 from luma_core.checkpoint.consistency import check_consistency
 from luma_core.checkpoint.dtypes import tensor_bytes
+from luma_core.checkpoint.files import Progress
 from luma_core.checkpoint.folder import CheckpointFolder
 from luma_core.checkpoint.loading import check_optimizer
 from luma_core.checkpoint.manifest import FileEntry, Manifest, Summary, TensorEntry
 from luma_core.checkpoint.model import index_bytes
 from luma_core.checkpoint.names import INDEX_NAME, MANIFEST_NAME, ShardKind, shard_name
-from luma_core.checkpoint.plan import Plan, SavableState, plan_save
+from luma_core.checkpoint.plan import Plan, SavableState, plan_save, refuse_sharded
 from luma_core.checkpoint.shard import PlannedTensor, ShardWriter
 from luma_core.checkpoint.staging import Staging, released
 from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
-from luma_core.errors import ConfigurationError
+from luma_core.errors import (
+    CheckpointNotFoundError,
+    ConfigurationError,
+    CorruptCheckpointError,
+)
 from luma_core.state import SCALAR_STATE_BYTES
 
 _log = logging.getLogger("luma")
 
 MAX_SHARD_BYTES = 512 << 20
 """Default bound on the uncompressed size of a shard."""
-
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in total."""
 
 
 class SaveOptions(TypedDict, total=False):
@@ -53,6 +56,7 @@ class SaveOptions(TypedDict, total=False):
     max_shard_bytes: int
     max_memory_bytes: int
     progress: Progress | None
+    base: Place | None
 
 
 @overload
@@ -87,6 +91,7 @@ def save(
     max_memory_bytes: int = MAX_MEMORY_BYTES,
     progress: Progress | None = None,
     wait: bool = True,
+    base: Place | None = None,
 ) -> Manifest | SaveHandle:
     """Write a checkpoint and return its manifest, or what will tell it.
 
@@ -114,10 +119,16 @@ def save(
         progress: called with uncompressed bytes done and in total, from any thread, never from two
             at once.
         wait: whether to return only when the checkpoint is committed.
+        base: an earlier checkpoint in the same folder (``run/00000010`` for ``run/00000020``).
+            Chunks of the state are stored as differences to it where that takes fewer bytes; the
+            new checkpoint can then be read only together with it. It may be one that an earlier
+            ``wait=False`` is still saving.
 
     Raises:
         ConfigurationError: an option, the model or ``extra`` holds something that cannot be saved.
         CheckpointExistsError: there is a checkpoint and ``overwrite`` is False.
+        CheckpointNotFoundError: there is no checkpoint at ``base``.
+        CorruptCheckpointError: what is needed of ``base`` cannot be read, or changed meanwhile.
         ConcurrentSaveError: another saver is at work in the folder, or committed meanwhile.
         StorageError: the store failed, for example a full disk. Nearly always the folder then holds
             the previous checkpoint. It holds the new one if its manifest was in place already, and
@@ -137,6 +148,7 @@ def save(
         max_memory_bytes=max_memory_bytes,
         progress=progress,
         wait=wait,
+        base=base,
     )
     return run() if wait else background.submit(run, store.url)
 
@@ -153,9 +165,17 @@ def prepared(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
     progress: Progress | None = None,
+    base: Place | None = None,
+    choice: BaseChoice | None = None,
 ) -> Callable[[], Manifest]:
-    """Return what is left of `save` once it is this save's turn and, unless it waits, staged."""
-    _check_options(compression, max_shard_bytes)
+    """Return what is left of `save` once it is this save's turn and, unless it waits, staged.
+
+    ``choice`` finds a base where none is given.
+    """
+    check_options(compression, max_shard_bytes)
+    refuse_sharded(optimizer)
+    if base is not None:
+        choice = chosen_base(base, store, compression)
     budget = Budget.of(max_memory_bytes)
     check_optimizer(optimizer, hint="Save it with torch.save, or convert it with luma convert.")
     background.before_save(wait=wait)
@@ -164,26 +184,47 @@ def prepared(
     if staging is not None:
         plan = staging.staged(plan)
     # A closure would keep the plan, and all copies with it, as long as a traceback lives.
-    run = partial(_run, store, plan, overwrite, compression, budget, progress)
+    run = partial(run_plan, store, plan, overwrite, compression, budget, progress, choice)
     return run if staging is None else partial(released, run, staging)
 
 
-def _run(
+def run_plan(
     store: Store,
     plan: Plan,
     overwrite: bool,
     compression: Compression,
     budget: Budget,
     progress: Progress | None,
+    choice: BaseChoice | None = None,
 ) -> Manifest:
-    with storage_errors(store.url), store.exclusive() as alone:
-        folder = CheckpointFolder(
-            store, overwrite=overwrite, with_model="model" in plan.shards, alone=alone
-        )
-        return _Save(folder, plan, compression, budget, progress).run()
+    """Save what was planned, as differences where a base was chosen and can be used."""
+
+    def run(base: Base | None) -> Manifest:
+        with store.exclusive() as alone:
+            folder = CheckpointFolder(
+                store, overwrite=overwrite, with_model="model" in plan.shards, alone=alone
+            )
+            return _Save(folder, plan, compression, budget, progress, base).run()
+
+    with storage_errors(store.url):
+        if choice is None or compression == "none":
+            return run(None)
+        try:
+            found = choice.find()
+            return run(None if found is None else Base(found, budget))
+        except (CheckpointNotFoundError, CorruptCheckpointError) as error:
+            if choice.required:
+                raise
+            _log.warning("saving in full, for the last checkpoint is no base: %s", error)
+        return run(None)
 
 
-def _check_options(compression: str, max_shard_bytes: int) -> None:
+def check_options(compression: str, max_shard_bytes: int) -> None:
+    """Refuse values that cannot work.
+
+    Raises:
+        ConfigurationError: naming the option, its value and what it must be.
+    """
     if compression not in COMPRESSIONS:
         raise ConfigurationError(
             f"compression={compression!r} must be one of {', '.join(map(repr, COMPRESSIONS))}."
@@ -216,8 +257,10 @@ class _Save:
         compression: Compression,
         budget: Budget,
         progress: Progress | None,
+        base: Base | None,
     ) -> None:
         self._folder = folder
+        self._base = base
         self._plan = plan
         self._compression = compression
         self._budget = budget
@@ -305,6 +348,7 @@ class _Save:
             generation=self._folder.generation,
             budget=self._budget,
             tick=self._tick,
+            base=self._base.reader if self._base and shard.kind == "optimizer" else None,
         )
         self._begun.append(shard.name)
         try:
@@ -332,6 +376,8 @@ class _Save:
             extra=plan.extra,
             aliases=dict(plan.aliases),
         )
+        if self._base is not None:
+            manifest = self._base.named_in(manifest)
         check_consistency(manifest, MANIFEST_NAME)
         return manifest
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, Literal, Self
 
 import torch
@@ -17,6 +18,13 @@ Runs = tuple[tuple[int, int], ...]
 """``(count, size)``: so many segments of so many positions, one run after the other."""
 
 Shape = tuple[int, ...]
+
+Fold = Callable[[Tensor, Shape], Tensor]
+"""Folds some dimensions of a tensor, to float64."""
+
+
+def _sum(part: Tensor, dims: Shape) -> Tensor:
+    return part.sum(dims, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -201,7 +209,7 @@ class Partition:
             x: the tensor, of any floating dtype and strides; ``of`` sees it as float32.
             of: an elementwise function.
         """
-        return self._folded(x, of, lambda part, dims: part.sum(dims, dtype=torch.float64), "add")
+        return self._folded(x, of, _sum, "add")
 
     def largest(self, x: Tensor, of: Callable[[Tensor], Tensor] = torch.abs) -> Tensor:
         """Return the largest ``of(x)``, which is 0 or more, of each segment, as `sums` does."""
@@ -209,26 +217,63 @@ class Partition:
 
     def means(self, x: Tensor, of: Callable[[Tensor], Tensor] = torch.square) -> Tensor:
         """Return the mean of ``of(x)`` of each segment, float32 ``[segments]``, as `sums` does."""
-        return (self.sums(x, of) / self.segment_elements(x.device)).float()
+        return self.means_of(self.position_sums(x, of))
+
+    def means_of(self, positions: Tensor) -> Tensor:
+        """Return the mean of each segment, float32 ``[segments]``, from `position_sums`."""
+        sums = self._of_segments(positions, _sum)
+        return (sums / self.segment_elements(sums.device)).float()
+
+    def position_sums(
+        self, x: Tensor, of: Callable[[Tensor], Tensor] = torch.square, *, first_index: int = 0
+    ) -> Tensor:
+        """Return what a part of the tensor adds to the sums of each position of ``length``.
+
+        The sums of positions that lie in the part as a whole are those of the whole tensor; others
+        have the rounding of a float64 addition more.
+
+        Args:
+            x: consecutive elements of the flattened tensor, in any shape.
+            of: an elementwise function.
+            first_index: of the first of them.
+
+        Returns:
+            float64 ``[outer, length]``.
+        """
+        return self._of_positions(x, of, _sum, "add", first_index)
 
     def _folded(
         self,
         x: Tensor,
         of: Callable[[Tensor], Tensor],
-        fold: Callable[[Tensor, tuple[int, ...]], Tensor],
+        fold: Fold,
         combine: Literal["add", "maximum"],
+    ) -> Tensor:
+        return self._of_segments(self._of_positions(x, of, fold, combine, 0), fold)
+
+    def _of_positions(
+        self,
+        x: Tensor,
+        of: Callable[[Tensor], Tensor],
+        fold: Fold,
+        combine: Literal["add", "maximum"],
+        first_index: int,
     ) -> Tensor:
         merge = getattr(torch, combine)
         shape = (self.outer, self.length)
         positions = torch.zeros(shape, dtype=torch.float64, device=x.device)
-        flat = BlockGrid((self.numel,), None, True, 1, self.numel)
-        for box in self._boxes(TILE_ELEMENTS):
-            part = Tile(flat, 0, 1, box.start, box.start + math.prod(box.sizes)).read(x).float()
+        flat = BlockGrid((x.numel(),), None, True, 1, x.numel())
+        for box in self._boxes(first_index, first_index + x.numel(), TILE_ELEMENTS):
+            start = box.start - first_index
+            part = Tile(flat, 0, 1, start, start + math.prod(box.sizes)).read(x).float()
             folded = fold(of(part).view(box.sizes), (1, 3))
             here = positions[
                 box.outer : box.outer + box.sizes[0], box.position : box.position + box.sizes[2]
             ]
             merge(here, folded, out=here)
+        return positions
+
+    def _of_segments(self, positions: Tensor, fold: Fold) -> Tensor:
         if self.positions_are_segments:
             return positions.reshape(-1)
         pieces, passed = [], 0
@@ -238,27 +283,59 @@ class Partition:
             passed += count * size
         return torch.cat(pieces, dim=1).reshape(-1)
 
-    def _boxes(self, limit: int) -> Iterator[_Box]:
-        """Cut the tensor into contiguous boxes of about ``limit`` elements at most."""
-        if self.numel == 0:
-            return
-        plane = self.length * self.inner
-        inner = min(self.inner, limit)
-        positions = min(self.length, max(1, limit // self.inner))
-        reduce = min(self.reduce, max(1, limit // plane))
-        outer = min(self.outer, max(1, limit // (plane * self.reduce)))
-        for o in range(0, self.outer, outer):
-            for r in range(0, self.reduce, reduce):
-                for p in range(0, self.length, positions):
-                    for i in range(0, self.inner, inner):
-                        start = ((o * self.reduce + r) * self.length + p) * self.inner + i
-                        sizes = (
-                            min(outer, self.outer - o),
-                            min(reduce, self.reduce - r),
-                            min(positions, self.length - p),
-                            min(inner, self.inner - i),
-                        )
-                        yield _Box(o, p, start, sizes)
+    def _boxes(self, first: int, last: int, limit: int) -> Iterator[_Box]:
+        """Cut elements ``first:last`` into contiguous boxes of about ``limit`` elements at most."""
+        dims = (self.outer, self.reduce, self.length, self.inner)
+        for origin, sizes in _cover(first, last, dims):
+            plane = sizes[2] * sizes[3]
+            steps = (
+                min(sizes[0], max(1, limit // (plane * sizes[1]))),
+                min(sizes[1], max(1, limit // plane)),
+                min(sizes[2], max(1, limit // sizes[3])),
+                min(sizes[3], limit),
+            )
+            ranges = [
+                range(begin, begin + size, step)
+                for begin, size, step in zip(origin, sizes, steps, strict=True)
+            ]
+            for corner in product(*ranges):
+                part = tuple(
+                    min(step, begin + size - at)
+                    for at, begin, size, step in zip(corner, origin, sizes, steps, strict=True)
+                )
+                o, r, p, i = corner
+                start = ((o * self.reduce + r) * self.length + p) * self.inner + i
+                yield _Box(o, p, start, (part[0], part[1], part[2], part[3]))
+
+
+def _cover(first: int, last: int, dims: Shape) -> Iterator[tuple[Shape, Shape]]:
+    """Cut elements ``first:last`` of a tensor of ``dims`` into boxes: corners and sizes, in order.
+
+    Each is contiguous: whole in all dimensions behind the first in which it has several indices.
+    """
+    if first >= last:
+        return
+    if len(dims) == 1:
+        yield (first,), (last - first,)
+        return
+    rest = dims[1:]
+    row = math.prod(rest)
+    begin, head = divmod(first, row)
+    end, tail = divmod(last, row)
+    if begin == end:
+        yield from _cover_within(begin, head, tail, rest)
+        return
+    if head:
+        yield from _cover_within(begin, head, row, rest)
+        begin += 1
+    if begin < end:
+        yield (begin, *(0,) * len(rest)), (end - begin, *rest)
+    yield from _cover_within(end, 0, tail, rest)
+
+
+def _cover_within(index: int, first: int, last: int, rest: Shape) -> Iterator[tuple[Shape, Shape]]:
+    for corner, sizes in _cover(first, last, rest):
+        yield (index, *corner), (1, *sizes)
 
 
 @dataclass(frozen=True)

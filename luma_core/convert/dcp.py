@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import io
 import math
-import secrets
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from luma_core.checkpoint.local import local_path, make_folder, sync_folder
-from luma_core.checkpoint.store import storage_errors
 from luma_core.convert.base import MOMENTS, Progress, SinkOptions, Source, Url, Written
 from luma_core.convert.dcp_metadata import METADATA_NAME, read_metadata
 from luma_core.convert.flat import is_flat, unflattened
 from luma_core.convert.names import namer_of
+from luma_core.convert.places import Folder, folder_at
 from luma_core.convert.state_dict import Entry, StateDictSource, moments_entry
+from luma_core.convert.targets import write_folder
 from luma_core.convert.writing import adamw_state_dict, require_names
-from luma_core.errors import CheckpointExistsError, ConversionError
+from luma_core.errors import ConversionError
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -34,10 +31,13 @@ FORMAT = "dcp"
 _ROOT = "optim"
 _GROUPS = "param_groups"
 
+# What metadata raise, when used, whose fields hold something else than they should.
+_MISSHAPEN = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError)
+
 
 def is_dcp(url: Url) -> bool:
     """Whether it is a folder of ``torch.distributed.checkpoint``."""
-    return "://" not in str(url) and (local_path(url) / METADATA_NAME).is_file()
+    return folder_at(url).size(METADATA_NAME) is not None
 
 
 def open_dcp(url: Url, model: Url | None = None) -> Source:
@@ -50,14 +50,20 @@ def open_dcp(url: Url, model: Url | None = None) -> Source:
         ConversionError: it holds no state of a single AdamW, or is damaged.
         StorageError: it cannot be read.
     """
-    folder = local_path(url)
-    files = _Files(folder, read_metadata(folder))
-    content = _nested(files)
+    folder = folder_at(url)
+    metadata = read_metadata(folder)
+    try:
+        files = _Files(folder, metadata)
+        content = _nested(files)
+    except _MISSHAPEN as error:
+        raise ConversionError(
+            f"{folder.where}: its metadata is damaged ({type(error).__name__})."
+        ) from error
     if is_flat(content):
         content = unflattened(content)
     return StateDictSource(
         content,
-        where=str(folder),
+        where=folder.where,
         stored_bytes=files.used_bytes,
         format=FORMAT,
         decoder=_decode,
@@ -80,8 +86,9 @@ class _Stored:
 class _Files:
     """The items of a folder by key."""
 
-    def __init__(self, folder: Path, metadata: Metadata) -> None:
+    def __init__(self, folder: Folder, metadata: Metadata) -> None:
         self.folder = folder
+        self.where = folder.where
         self.metadata = metadata
         self.used_bytes = 0
         self._pieces: dict[str, list[tuple[tuple[int, ...] | None, Any]]] = {}
@@ -96,12 +103,12 @@ class _Files:
         if not hasattr(entry, "chunks"):
             pieces = self._pieces.get(key, [])
             if len(pieces) != 1:
-                raise ConversionError(f"{self.folder}: {key!r} is not in any file.")
+                raise ConversionError(f"{self.where}: {key!r} is not in any file.")
             return self._load(key, pieces[0][1])
         entry = cast("TensorStorageMetadata", entry)
         if math.prod(entry.size) == 1 and key.rpartition(".")[2] not in MOMENTS:
             return self.tensor(key)
-        head = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+        head = torch.empty((), dtype=entry.properties.dtype).expand(entry.size)
         return _Stored(self, key, head)
 
     def tensor(self, key: str) -> Tensor:
@@ -110,38 +117,52 @@ class _Files:
         Raises:
             ConversionError: a piece is missing or is not as described.
         """
+        try:
+            return self._tensor(key)
+        except _MISSHAPEN as error:
+            raise ConversionError(
+                f"{self.where}: {key!r} is not as its metadata says ({type(error).__name__})."
+            ) from error
+
+    def _tensor(self, key: str) -> Tensor:
         entry = cast("TensorStorageMetadata", self.metadata.state_dict_metadata[key])
         sizes = {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in entry.chunks}
         pieces = {offset or (0,) * len(entry.size): info for offset, info in self._pieces[key]}
         covered = sum(map(math.prod, sizes.values()))
         if pieces.keys() != sizes.keys() or covered != math.prod(entry.size):
-            raise ConversionError(f"{self.folder}: {key!r} is not there in whole.")
+            raise ConversionError(f"{self.where}: {key!r} is not there in whole.")
+        stored = sum(self._stored_bytes(info) for info in pieces.values())
+        if math.prod(entry.size) * entry.properties.dtype.itemsize > stored:
+            raise ConversionError(f"{self.where}: {key!r} is larger than what is stored of it.")
         whole = torch.empty(entry.size, dtype=entry.properties.dtype)
         for offset, size in sizes.items():
             piece = self._load(key, pieces[offset])
             if not isinstance(piece, Tensor) or tuple(piece.shape) != size:
-                raise ConversionError(f"{self.folder}: {key!r} is not as its metadata says.")
+                raise ConversionError(f"{self.where}: {key!r} is not as its metadata says.")
             whole[tuple(slice(o, o + n) for o, n in zip(offset, size, strict=True))] = piece
         return whole
 
+    def _stored_bytes(self, info: Any) -> int:
+        size = self.folder.file(info.relative_path).required_bytes()
+        return min(int(info.length), size)
+
     def _load(self, key: str, info: Any) -> Any:
-        name = info.relative_path
-        if Path(name).name != name:
-            raise ConversionError(f"{self.folder}: {name!r} is not the name of a file in it.")
+        file = self.folder.file(info.relative_path)
         if getattr(info, "transform_descriptors", None):
             raise ConversionError(
-                f"{self.folder}: {key!r} is transformed ({info.transform_descriptors}).",
+                f"{self.where}: {key!r} is transformed ({info.transform_descriptors}).",
                 hint="Only folders written without stream extensions can be read.",
             )
-        with storage_errors(str(self.folder / name)), (self.folder / name).open("rb") as file:
-            file.seek(info.offset)
-            content = file.read(info.length)
+        size = file.required_bytes()
+        if not 0 <= info.offset <= info.offset + info.length <= size:
+            raise ConversionError(f"{self.where}: {key!r} is not in {file.name}, or damaged.")
+        content = file.read(info.offset, info.offset + info.length)
         try:
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         # What damaged bytes make torch.load raise is not one kind of error.
         except Exception as error:
             raise ConversionError(
-                f"{self.folder}: {key!r} in {name} is damaged, or would run code "
+                f"{self.where}: {key!r} in {file.name} is damaged, or would run code "
                 f"({type(error).__name__})."
             ) from error
 
@@ -151,7 +172,7 @@ def _nested(files: _Files) -> dict[str, Any]:
     paths = files.metadata.planner_data
     if not isinstance(paths, Mapping):
         raise ConversionError(
-            f"{files.folder}: its metadata does not tell how its keys are nested.",
+            f"{files.where}: its metadata does not tell how its keys are nested.",
             hint="Save it with the default planner of torch.distributed.checkpoint.",
         )
     roots = {
@@ -162,11 +183,11 @@ def _nested(files: _Files) -> dict[str, Any]:
     }
     if len(roots) != 1:
         raise ConversionError(
-            f"{files.folder}: the state of {len(roots)} optimizers is in it; it must be one."
+            f"{files.where}: the state of {len(roots)} optimizers is in it; it must be one."
         )
     root = roots.pop()
     content: dict[str, Any] = {}
-    groups: dict[int, dict[str, Any]] = {}
+    groups: dict[Any, Any] = {}
     for key, path in paths.items():
         rest = path[len(root) :]
         if path[: len(root)] != root or key not in files.metadata.state_dict_metadata:
@@ -175,12 +196,24 @@ def _nested(files: _Files) -> dict[str, Any]:
             content[rest[0]] = files.item(key)
         elif len(rest) == 3 and rest[0] == "state":
             content.setdefault("state", {}).setdefault(rest[1], {})[rest[2]] = files.item(key)
-        elif len(rest) == 3 and rest[0] == _GROUPS:
-            groups.setdefault(rest[1], {})[rest[2]] = files.item(key)
+        elif len(rest) >= 3 and rest[0] == _GROUPS:
+            place = groups
+            for part in rest[1:-1]:
+                place = place.setdefault(part, {})
+            place[rest[-1]] = files.item(key)
     if groups:
-        content[_GROUPS] = [groups[index] for index in sorted(groups)]
+        content[_GROUPS] = _with_lists(groups)
         content.setdefault("state", {})
     return content
+
+
+def _with_lists(value: Any) -> Any:
+    """Return nested values with lists where paths have indices; keys of dicts are strings there."""
+    if not isinstance(value, dict):
+        return value
+    if value and all(isinstance(key, int) for key in value):
+        return [_with_lists(value[index]) for index in sorted(value)]
+    return {key: _with_lists(child) for key, child in value.items()}
 
 
 def _decode(place: str, entry: Any) -> Entry | None:
@@ -210,44 +243,16 @@ def write_dcp(
         StorageError: the store failed.
     """
     require_names(source, FORMAT)
-    folder = local_path(destination)
-    _check_free(folder, options)
-    with storage_errors(str(folder)):
-        make_folder(folder.parent)
-        temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.luma-tmp")
-        try:
-            with tempfile.TemporaryFile(dir=folder.parent) as scratch:
-                state = adamw_state_dict(source, scratch, progress, by_name=True)
-                _save({_ROOT: state}, temporary)
-            if folder.exists():
-                old = temporary.with_suffix(".old")
-                folder.rename(old)
-                temporary.rename(folder)
-                shutil.rmtree(old)
-            else:
-                temporary.rename(folder)
-            sync_folder(folder.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return Written(sum(path.stat().st_size for path in folder.iterdir()))
+
+    def fill(folder: Path, scratch: IO[bytes]) -> None:
+        state = adamw_state_dict(source, scratch, progress, by_name=True)
+        _save({_ROOT: state}, folder)
+
+    return write_folder(destination, options, fill, own=_is_own, last=METADATA_NAME)
 
 
-def _check_free(folder: Path, options: SinkOptions) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not options.overwrite:
-        raise CheckpointExistsError(
-            f"{folder}: something is there already.",
-            hint="Choose another destination, or allow it to be overwritten.",
-        )
-    own = folder.is_dir() and all(
-        path.name == METADATA_NAME or path.suffix == ".distcp" for path in folder.iterdir()
-    )
-    if not own:
-        raise CheckpointExistsError(
-            f"{folder}: holds other files than a checkpoint's, so it is not replaced.",
-            hint="Choose another destination.",
-        )
+def _is_own(name: str) -> bool:
+    return name == METADATA_NAME or name.endswith(".distcp")
 
 
 def _save(state_dict: dict[str, Any], folder: Path) -> None:

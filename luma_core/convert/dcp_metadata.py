@@ -8,12 +8,11 @@ from __future__ import annotations
 import importlib
 import io
 import pickle
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from luma_core.checkpoint.store import storage_errors
+from luma_core.convert.places import Folder
 from luma_core.errors import ConversionError, UnsafePickleError
 
 if TYPE_CHECKING:
@@ -55,19 +54,20 @@ class _Unpickler(pickle.Unpickler):
         return getattr(importlib.import_module(module_name), global_name)
 
 
-def read_metadata(folder: Path) -> Metadata:
+def read_metadata(folder: Folder) -> Metadata:
     """Return the metadata of a folder.
 
     Raises:
         UnsafePickleError: it holds something else than descriptions of tensors.
         ConversionError: it is damaged.
+        CheckpointNotFoundError: there is none.
         StorageError: it cannot be read.
     """
     from torch.distributed.checkpoint.metadata import Metadata
 
-    path = folder / METADATA_NAME
-    with storage_errors(str(path)):
-        content = path.read_bytes()
+    path = folder.file(METADATA_NAME)
+    path.required_bytes()
+    content = path.read()
     try:
         found = _Unpickler(io.BytesIO(content)).load()
     except UnsafePickleError as error:

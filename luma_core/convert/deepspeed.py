@@ -11,22 +11,25 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from luma_core.checkpoint.local import local_path
-from luma_core.checkpoint.store import storage_errors
 from luma_core.convert.base import MOMENTS, Source, Url
-from luma_core.convert.state_dict import Entry, StateDictSource, moments_entry
+from luma_core.convert.places import File, Folder, folder_at
+from luma_core.convert.state_dict import Entry, StateDictSource, check_held, moments_entry
 from luma_core.convert.torch_file import load_torch_file
 from luma_core.errors import CheckpointNotFoundError, ConversionError
+from luma_core.optim.adamw_entry import check_moment_kind
 
 FORMAT = "deepspeed"
 
+MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
+"""Names of the file that has the parameters' shapes: with ZeRO-1 and 2, and with ZeRO-3."""
+
 _LATEST = "latest"
+_MAX_LATEST_BYTES = 4096
 _SHARD = re.compile(r"(?:(?:bf|fp)16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 Shape = tuple[int, ...]
 
@@ -60,10 +63,8 @@ class _Pieces:
 
 def is_deepspeed(url: Url) -> bool:
     """Whether it is the folder of a DeepSpeed run, or one step of it, with shards of ZeRO."""
-    if "://" in str(url) or not local_path(url).is_dir():
-        return False
     try:
-        return bool(_shards(_step_folder(local_path(url))))
+        return bool(_shards(step_folder(folder_at(url), _LATEST)))
     except ConversionError:
         return False
 
@@ -80,61 +81,71 @@ def open_deepspeed(url: Url, model: Url | None = None) -> Source:  # noqa: ARG00
         UnsafePickleError: reading it would run code it contains.
         ConversionError: it holds no AdamW state, or model parallelism cut it.
     """
-    folder = _step_folder(local_path(url))
+    folder = step_folder(folder_at(url), _LATEST)
     found = _shards(folder)
     if not found:
-        raise CheckpointNotFoundError(f"{folder}: no optimizer states of ZeRO here.")
+        raise CheckpointNotFoundError(f"{folder.where}: no optimizer states of ZeRO here.")
     if any(tensor_rank for _, tensor_rank in found):
         raise ConversionError(
-            f"{folder}: model parallelism cut it, which only DeepSpeed can put together.",
+            f"{folder.where}: model parallelism cut it, which only DeepSpeed can put together.",
             hint="Only state that is cut by ZeRO alone can be read.",
         )
     if sorted(found) != [(rank, 0) for rank in range(len(found))]:
-        raise CheckpointNotFoundError(f"{folder}: the shards of some ranks are missing.")
-    with storage_errors(str(folder)):
-        stored_bytes = sum(path.stat().st_size for path in found.values())
+        raise CheckpointNotFoundError(f"{folder.where}: the shards of some ranks are missing.")
+    stored_bytes = sum(file.required_bytes() for file in found.values())
     content = _state_dict(folder, [_loaded(found[key]) for key in sorted(found)])
     return StateDictSource(
-        content, where=str(folder), stored_bytes=stored_bytes, format=FORMAT, decoder=_decode
+        content, where=folder.where, stored_bytes=stored_bytes, format=FORMAT, decoder=_decode
     )
 
 
-def _step_folder(folder: Path) -> Path:
-    latest = folder / _LATEST
-    if not latest.is_file():
+def step_folder(folder: Folder, latest_name: str) -> Folder:
+    """Return the folder of the step that a file in ``folder`` names; itself without that file.
+
+    Raises:
+        ConversionError: it names no folder beside it.
+    """
+    latest = folder.file(latest_name)
+    if not latest.is_there():
         return folder
-    with storage_errors(str(latest)):
-        name = latest.read_text(errors="replace").strip()
-    if not name or Path(name).name != name:
+    name = latest.read(0, _MAX_LATEST_BYTES).decode(errors="replace").strip()
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise ConversionError(f"{latest}: {name!r} is not the name of a folder beside it.")
-    return folder / name
+    return folder.folder(name)
 
 
-def _shards(folder: Path) -> dict[tuple[int, int], Path]:
+def _shards(folder: Folder) -> dict[tuple[int, int], File]:
     """Return the files of optimizer states by data and model parallel rank."""
-    if not folder.is_dir():
-        return {}
-    matches = {path: _SHARD.fullmatch(path.name) for path in folder.iterdir()}
-    return {(int(found[1]), int(found[2])): path for path, found in matches.items() if found}
+    matches = {name: _SHARD.fullmatch(name) for name in folder.names()}
+    return {
+        (int(found[1]), int(found[2])): folder.file(name)
+        for name, found in matches.items()
+        if found
+    }
 
 
-def _loaded(path: Path) -> Mapping[str, Any]:
+def load_deepspeed_file(file: File) -> Any:
+    """Return what a file of DeepSpeed's holds; the errors are those of ``torch.save`` files."""
     with torch.serialization.safe_globals(list(_CLASSES)):
-        content = load_torch_file(path)
+        return load_torch_file(file)
+
+
+def _loaded(file: File) -> Mapping[str, Any]:
+    content = load_deepspeed_file(file)
     found = content.get("optimizer_state_dict") if isinstance(content, dict) else None
     if not isinstance(found, dict):
-        raise ConversionError(f"{path}: no 'optimizer_state_dict' in it.")
+        raise ConversionError(f"{file}: no 'optimizer_state_dict' in it.")
     return found
 
 
-def _state_dict(folder: Path, ranks: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _state_dict(folder: Folder, ranks: list[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a state dict by name of `_Pieces`.
 
     Raises:
         ConversionError: a part is missing, or parts do not fit each other.
     """
+    shapes = parameter_shapes(folder)
     try:
-        shapes = _shapes(folder)
         stage3 = "fp32_flat_groups" in ranks[0]
         kept = [
             rank["optimizer_state_dict" if stage3 else "base_optimizer_state"] for rank in ranks
@@ -153,19 +164,46 @@ def _state_dict(folder: Path, ranks: list[Mapping[str, Any]]) -> dict[str, Any]:
             group.pop("param_names", None)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ConversionError(
-            f"{folder}: its shards are not as ZeRO makes them ({type(error).__name__}: {error})."
+            f"{folder.where}: its shards are not as ZeRO makes them "
+            f"({type(error).__name__}: {error})."
         ) from error
     return {"state": state, "param_groups": groups}
 
 
-def _shapes(folder: Path) -> list[dict[str, Shape]]:
-    """Return each group's parameters from a file of model states."""
-    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
-        if (folder / name).is_file():
-            with torch.serialization.safe_globals(list(_CLASSES)):
-                groups = load_torch_file(folder / name)["param_shapes"]
-            return [{key: tuple(shape) for key, shape in group.items()} for group in groups]
-    raise CheckpointNotFoundError(f"{folder}: no model states, which have the parameters' shapes.")
+def parameter_shapes(folder: Folder) -> list[dict[str, Shape]]:
+    """Return each group's parameters from a file of model states.
+
+    Raises:
+        CheckpointNotFoundError: there is no such file.
+        ConversionError: it does not tell them.
+    """
+    for name in MODEL_STATES:
+        file = folder.file(name)
+        if file.is_there():
+            try:
+                groups = load_deepspeed_file(file)["param_shapes"]
+                return [
+                    {key: _checked_shape(shape) for key, shape in group.items()} for group in groups
+                ]
+            except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+                raise ConversionError(f"{file}: no shapes of parameters in it.") from error
+    raise CheckpointNotFoundError(
+        f"{folder.where}: no model states, which have the parameters' shapes."
+    )
+
+
+def _checked_shape(shape: Any) -> Shape:
+    found = tuple(shape)
+    if not all(isinstance(size, int) and size >= 0 for size in found):
+        raise TypeError(f"{shape!r} is not a shape")
+    return found
+
+
+def _flat(own: Mapping[str, Any], index: int, moment: str) -> Tensor:
+    flat = own["state"][index][moment]
+    check_moment_kind(f"group {index}", moment, flat)
+    check_held(f"{moment} of group {index}", flat)
+    return cast(Tensor, flat)
 
 
 def _cut_stages_1_2(
@@ -177,7 +215,7 @@ def _cut_stages_1_2(
     for rank, own in zip(ranks, kept, strict=True):
         for name, where in rank["param_slice_mappings"][index].items():
             for moment in MOMENTS:
-                flat = own["state"][index][moment]
+                flat = _flat(own, index, moment)
                 found[name][moment].append(flat.narrow(0, where.start, where.numel))
     for name, shape in shapes.items():
         for moment, pieces in found[name].items():
@@ -194,7 +232,7 @@ def _cut_stage_3(
     for name, shape in shapes.items():
         part = -(-math.prod(shape) // len(ranks))
         found[name] = {
-            moment: [own["state"][index][moment].narrow(0, start, part) for own in kept]
+            moment: [_flat(own, index, moment).narrow(0, start, part) for own in kept]
             for moment in MOMENTS
         }
         start += part

@@ -5,11 +5,9 @@ Reading them is part of `luma_core.convert.torch_adamw`: their keys are names.
 
 from __future__ import annotations
 
-import torch
-
-from luma_core.checkpoint.local import local_path
 from luma_core.convert.base import Progress, SinkOptions, Source, Url, Written
-from luma_core.convert.writing import adamw_state_dict, require_names, written_file
+from luma_core.convert.targets import write_torch_file
+from luma_core.convert.writing import adamw_state_dict, require_names
 
 FORMAT = "fsdp"
 
@@ -23,7 +21,8 @@ def write_fsdp(
         ConversionError: the parameters have no names.
     """
     require_names(source, FORMAT)
-    path = local_path(destination)
-    with written_file(path, options) as (out, scratch):
-        torch.save(adamw_state_dict(source, scratch, progress, by_name=True), out)
-    return Written(path.stat().st_size)
+    return write_torch_file(
+        destination,
+        options,
+        lambda scratch: adamw_state_dict(source, scratch, progress, by_name=True),
+    )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
-import torch
 from torch import Tensor
 
-from luma_core.checkpoint.local import local_path
-from luma_core.checkpoint.store import storage_errors
 from luma_core.convert.base import Progress, SinkOptions, Source, Url, Written
 from luma_core.convert.layouts import layout_of
 from luma_core.convert.names import ModelNames, Shape, assign_names, namer_of
+from luma_core.convert.places import file_at
 from luma_core.convert.state_dict import StateDictSource, find_state_dict
+from luma_core.convert.targets import write_torch_file
 from luma_core.convert.torch_file import load_torch_file
-from luma_core.convert.writing import adamw_state_dict, written_file
+from luma_core.convert.writing import adamw_state_dict
 from luma_core.errors import ConfigurationError, ConversionError, LumaError
 
 FORMAT = "lightning"
@@ -25,11 +24,11 @@ _MARK = "pytorch-lightning_version"
 
 def is_lightning(url: Url) -> bool:
     """Whether it is a ``.ckpt`` file of Lightning's."""
-    path = None if "://" in str(url) else local_path(url)
-    if path is None or path.suffix != ".ckpt" or not path.is_file():
+    file = file_at(url)
+    if not file.name.endswith(".ckpt") or not file.is_there():
         return False
     try:
-        content = load_torch_file(path)
+        content = load_torch_file(file)
     except LumaError:
         return False
     return isinstance(content, dict) and _MARK in content
@@ -43,27 +42,24 @@ def open_lightning(url: Url, model: Url | None = None) -> Source:
         UnsafePickleError: reading it would run code it contains.
         ConversionError: it holds no state of a single AdamW; says what is wrong where.
     """
-    path = local_path(url)
-    content = load_torch_file(path)
-    state_dict = find_state_dict(content, str(path))
+    file = file_at(url)
+    content = load_torch_file(file)
+    state_dict = find_state_dict(content, str(file))
     layout = layout_of(state_dict["state"])
     weights = content.get("state_dict") if isinstance(content, dict) else None
 
     def names(shapes: Sequence[Sequence[Shape]]) -> list[str] | None:
-        known = {
-            name: tuple(x.shape) for name, x in (weights or {}).items() if isinstance(x, Tensor)
-        }
+        items = weights.items() if isinstance(weights, dict) else ()
+        known = {name: tuple(x.shape) for name, x in items if isinstance(x, Tensor)}
         try:
-            return assign_names(ModelNames(str(path), known, ordered=True), shapes)
+            return assign_names(ModelNames(str(file), known, ordered=True), shapes)
         except ConversionError:
             return None
 
-    with storage_errors(str(path)):
-        stored_bytes = path.stat().st_size
     return StateDictSource(
         state_dict,
-        where=str(path),
-        stored_bytes=stored_bytes,
+        where=str(file),
+        stored_bytes=file.required_bytes(),
         format=FORMAT,
         decoder=layout.decode if layout else None,
         namer=namer_of(model) or names,
@@ -84,7 +80,7 @@ def write_lightning(
             "to='lightning' needs model=, the .ckpt file to write a copy of.",
             hint="Give it with --model.",
         )
-    content: Any = load_torch_file(local_path(options.model))
+    content: Any = load_torch_file(file_at(options.model))
     if not isinstance(content, dict) or _MARK not in content:
         raise ConversionError(f"{options.model}: none of Lightning's files: it has no {_MARK!r}.")
     original = open_lightning(options.model)
@@ -97,10 +93,11 @@ def write_lightning(
             f"{len(found)} and {len(given)} parameters.",
             hint="Give a .ckpt file of the same model and optimizer.",
         )
-    path = local_path(destination)
-    with written_file(path, options) as (out, scratch):
+
+    def made(scratch: IO[bytes]) -> dict[str, Any]:
         state = adamw_state_dict(source, scratch, progress)
         for group in state["param_groups"]:
             group.pop("param_names", None)
-        torch.save({**content, "optimizer_states": [state]}, out)
-    return Written(path.stat().st_size)
+        return {**content, "optimizer_states": [state]}
+
+    return write_torch_file(destination, options, made)

@@ -30,7 +30,8 @@ from luma_core.convert.codecs import target_codecs
 from luma_core.convert.names import namer_of
 from luma_core.convert.state_dict import Namer
 from luma_core.errors import ConversionError
-from luma_core.optim.interchange import check_moment_values, encode_state
+from luma_core.optim.adamw_entry import check_moment_values
+from luma_core.optim.interchange import encode_state
 from luma_core.rounding import parameter_key
 from luma_core.state import GroupOptions, ParameterState, field_key
 
@@ -199,10 +200,14 @@ class _Encoded:
     def fields(self) -> Mapping[str, Tensor]:
         found = self._source.read(self._head.name)
         moments = {moment: getattr(found, moment) for moment in MOMENTS}
-        check_finite(self._head.name, moments)
+        for moment, value in moments.items():
+            check_moment_values(repr(self._head.name), moment, value)
         state = encode_state(self._head, self._options, step=found.info.step, moments=moments)
         self._errors.measure(state, moments)
         return state.fields
+
+
+_PIECE_ELEMENTS = 1 << 17
 
 
 class CodingErrors:
@@ -215,13 +220,7 @@ class CodingErrors:
         """Compare a coded parameter with the float32 ``moments`` it was made of."""
         for moment, want in moments.items():
             if want.numel():
-                error = state.decode(moment) - want
-                largest = float(want.abs().max())
-                self._parts[state.name, moment] = (
-                    float(error.square().sum(dtype=torch.float64)),
-                    float(want.square().sum(dtype=torch.float64)),
-                    float(error.abs().max()) / largest if largest else 0.0,
-                )
+                self._parts[state.name, moment] = _compared(state.decode(moment), want)
 
     def by_moment(self) -> dict[str, MomentError]:
         """Return the errors of all parameters measured so far."""
@@ -236,14 +235,29 @@ class CodingErrors:
         return found
 
 
-def check_finite(name: str, moments: Mapping[str, Tensor]) -> None:
-    """Check that moments can be coded.
+def _compared(got: Tensor, want: Tensor) -> tuple[float, float, float]:
+    """Return the squares of the error and of ``want``, and the largest error over the largest.
 
-    Raises:
-        ConversionError: a value is NaN or infinite, or a second moment is negative.
+    Values are taken relative to the largest, since squares of second moments can be too small for
+    float32; sums in float32 over pieces that fit into a cache, and in float64 over the pieces.
     """
-    for moment, x in moments.items():
-        check_moment_values(repr(name), moment, x)
+    largest = _magnitude(want)
+    if not largest:
+        return float(got.double().square().sum()), 0.0, 0.0
+    errors = squares = largest_error = 0.0
+    pieces = (x.reshape(-1).split(_PIECE_ELEMENTS) for x in (got, want))
+    for decoded, values in zip(*pieces, strict=True):
+        error = (decoded - values).div_(largest)
+        share = values / largest
+        errors += float(torch.dot(error, error))
+        squares += float(torch.dot(share, share))
+        largest_error = max(largest_error, _magnitude(error))
+    return errors * largest**2, squares * largest**2, largest_error
+
+
+def _magnitude(x: Tensor) -> float:
+    low, high = x.aminmax()
+    return max(-float(low), float(high))
 
 
 def write_luma(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luma_core.checkpoint.local import local_path
+from luma_core.checkpoint.shard import MAX_HEADER_BYTES
 from luma_core.convert.base import Url
+from luma_core.convert.places import File, Folder, file_at, folder_at
 from luma_core.convert.state_dict import Namer
 from luma_core.convert.torch_file import load_torch_file
 from luma_core.errors import CheckpointNotFoundError, ConversionError, some_names
@@ -57,15 +59,15 @@ def namer_of(model: Url | None) -> Namer | None:
     """
     if model is None:
         return None
-    names = read_model_names(local_path(model))
+    names = read_model_names(model)
     return lambda shapes: assign_names(names, shapes)
 
 
-def read_model_names(path: Path) -> ModelNames:
+def read_model_names(model: Url) -> ModelNames:
     """Read names and shapes of a model's parameters.
 
     Args:
-        path: a safetensors file, its index, a ``torch.save`` file of the model's state dict, or a
+        model: a safetensors file, its index, a ``torch.save`` file of the model's state dict, or a
             folder with one of these. A ``config.json`` beside it gives the order, where
             ``transformers`` is installed and knows the model.
 
@@ -73,23 +75,66 @@ def read_model_names(path: Path) -> ModelNames:
         CheckpointNotFoundError: there is none of these.
         ConversionError: it cannot be read.
     """
-    if path.is_dir():
-        found = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
-        if found is None:
-            raise CheckpointNotFoundError(
-                f"{path}: no model here; looked for {', '.join(_WEIGHTS)}."
-            )
-        path = found
-    if not path.is_file():
-        raise CheckpointNotFoundError(f"{path}: there is no such file.")
-    if path.suffix not in (".safetensors", ".json"):
-        return ModelNames(str(path), _torch_shapes(path), ordered=True)
-    shapes = _index_shapes(path) if path.suffix == ".json" else _safetensors_shapes(path)
-    of_config = _config_shapes(path.parent)
+    file = weights_file(model)
+    if not file.name.endswith((".safetensors", ".json")):
+        return ModelNames(str(file), _torch_shapes(file), ordered=True)
+    shapes: dict[str, Shape] = {}
+    for part in safetensors_parts(file):
+        shapes.update(_safetensors_shapes(part))
+    of_config = _config_shapes(file.folder)
     # A configuration that is not of these weights must not name anything.
     if of_config is not None and len(of_config.keys() & shapes.keys()) * 2 > len(shapes):
-        return ModelNames(str(path), of_config, ordered=True)
-    return ModelNames(str(path), shapes, ordered=False)
+        return ModelNames(str(file), of_config, ordered=True)
+    return ModelNames(str(file), shapes, ordered=False)
+
+
+def weights_file(model: Url) -> File:
+    """Return the file that says what a model's weights are: itself, or the one in its folder.
+
+    Raises:
+        CheckpointNotFoundError: there is none.
+    """
+    given = file_at(model)
+    if given.is_there():
+        return given
+    inside = (folder_at(model).file(name) for name in _WEIGHTS)
+    found = next((file for file in inside if file.is_there()), None)
+    if found is None:
+        raise CheckpointNotFoundError(
+            f"{given}: no model here, neither as a file nor as a folder with one of "
+            f"{', '.join(_WEIGHTS)}."
+        )
+    return found
+
+
+def safetensors_parts(file: File) -> list[File]:
+    """Return the safetensors files of weights: the file, or those that it is the index of.
+
+    Raises:
+        CheckpointNotFoundError: there is no such file.
+        ConversionError: it is no index, or names files elsewhere.
+    """
+    if not file.name.endswith(".json"):
+        return [file]
+    file.required_bytes()
+    try:
+        names = sorted(set(json.loads(file.read())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConversionError(f"{file}: not an index of safetensors files.") from error
+    return [file.folder.file(name) for name in names]
+
+
+def nested_weights(content: Any, where: str) -> dict[str, Tensor]:
+    """Return the tensors of a model's state dict in what a training program saved.
+
+    Raises:
+        ConversionError: there is no state dict in it.
+    """
+    if isinstance(content, dict):
+        content = next((content[key] for key in _NESTS if key in content), content)
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConversionError(f"{where}: no state dict of a model in it.")
+    return {key: x for key, x in content.items() if isinstance(x, Tensor)}
 
 
 def assign_names(model: ModelNames, groups: Sequence[Sequence[Shape]]) -> list[str]:
@@ -136,53 +181,46 @@ def _numbers(name: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", name)]
 
 
-def _safetensors_shapes(path: Path) -> dict[str, Shape]:
-    from safetensors import SafetensorError, safe_open
-
+def _safetensors_shapes(file: File) -> dict[str, Shape]:
+    """Return the shapes in a safetensors file's header, which is all that is read."""
+    size = file.required_bytes()
+    header_bytes = int.from_bytes(file.read(0, 8), "little")
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ConversionError(f"{path}: {error}.") from error
-
-
-def _index_shapes(path: Path) -> dict[str, Shape]:
-    try:
-        files = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"{path}: not an index of safetensors files.") from error
-    shapes: dict[str, Shape] = {}
-    for name in files:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ConversionError(f"{path}: {name!r} is not the name of a file beside it.")
-        shapes.update(_safetensors_shapes(path.parent / name))
+        if not 2 <= header_bytes <= min(size - 8, MAX_HEADER_BYTES):
+            raise ValueError(f"a header of {header_bytes} bytes")
+        header = json.loads(file.read(8, 8 + header_bytes))
+        header.pop("__metadata__", None)
+        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        if not all(isinstance(n, int) for shape in shapes.values() for n in shape):
+            raise TypeError("a shape that is not of integers")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConversionError(f"{file}: not a safetensors file ({error}).") from error
     return shapes
 
 
-def _torch_shapes(path: Path) -> dict[str, Shape]:
-    content = load_torch_file(path)
-    if isinstance(content, dict):
-        content = next((content[key] for key in _NESTS if key in content), content)
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConversionError(f"{path}: no state dict of a model in it.")
-    return {key: tuple(x.shape) for key, x in content.items() if isinstance(x, Tensor)}
+def _torch_shapes(file: File) -> dict[str, Shape]:
+    weights = nested_weights(load_torch_file(file), str(file))
+    return {name: tuple(x.shape) for name, x in weights.items()}
 
 
-def _config_shapes(folder: Path) -> dict[str, Shape] | None:
+def _config_shapes(folder: Folder) -> dict[str, Shape] | None:
     """Return the parameters of the ``transformers`` model of a folder, without its weights.
 
     None where there is no configuration, or nothing that can build its model.
     """
-    if not (folder / "config.json").is_file():
+    config_file = folder.file("config.json")
+    if not config_file.is_there():
         return None
     try:
         transformers: Any = importlib.import_module("transformers")
     except ImportError:
         return None
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        with tempfile.TemporaryDirectory(prefix="luma-") as scratch:
+            (Path(scratch) / "config.json").write_bytes(config_file.read())
+            config = transformers.AutoConfig.from_pretrained(
+                scratch, local_files_only=True, trust_remote_code=False
+            )
         kind = getattr(transformers, (config.architectures or [""])[0])
         with torch.device("meta"):
             made = kind(config)

@@ -7,7 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from luma_core import checkpoint
-from luma_core.convert import beside_model, dcp, deepspeed, fsdp, lightning, luma, torch_adamw
+from luma_core.convert import (
+    beside_model,
+    dcp,
+    deepspeed,
+    fsdp,
+    lightning,
+    luma,
+    torch_adamw,
+    universal,
+    universal_writing,
+)
 from luma_core.convert.base import (
     MomentError,
     Progress,
@@ -50,6 +60,12 @@ _FORMATS = {
             beside_model.open_accelerate,
             None,
             beside_model.is_accelerate_folder,
+        ),
+        Format(
+            universal.FORMAT,
+            universal.open_universal,
+            universal_writing.write_universal,
+            universal.is_universal,
         ),
         Format(deepspeed.FORMAT, deepspeed.open_deepspeed, None, deepspeed.is_deepspeed),
         Format(
@@ -118,6 +134,13 @@ def open_source(url: Url, *, format: str | None = None, model: Url | None = None
     )
 
 
+def _gives_names(model: Url | None, to: str) -> bool:
+    """Whether a model is one, and not a checkpoint to write a copy of."""
+    if model is None or to == lightning.FORMAT:
+        return False
+    return to != universal.FORMAT or not universal.is_universal(model)
+
+
 @dataclass(frozen=True)
 class ConversionReport:
     """What `convert` did.
@@ -162,10 +185,12 @@ def convert(
 
     Args:
         src: where the state is; its format is detected.
-        dst: where it shall go: a folder for ``"luma"`` and ``"dcp"``, else a file.
+        dst: where it shall go: a folder for ``"luma"``, ``"dcp"`` and ``"deepspeed-universal"``,
+            else a file.
         to: one of `target_names`.
         model: gives parameters names where the state has none, as for `open_source`; for
-            ``"lightning"``, the ``.ckpt`` file to write a copy of.
+            ``"lightning"``, the ``.ckpt`` file to write a copy of; for ``"deepspeed-universal"``,
+            the weights that go with the state.
         overwrite: whether to replace what is at ``dst``.
         codec: for ``"luma"``: how moments are kept. ``"luma16"``, ``"fp32"`` and ``"bf16"`` make
             a checkpoint for `LUMA`, ``"turbo"`` and ``"turbo-8bit"`` one for `TurboAdam`.
@@ -185,7 +210,7 @@ def convert(
     sink = _FORMATS[to].sink if to in _FORMATS else None
     if sink is None:
         raise _no_format("to", to, target_names())
-    source = open_source(src, model=None if to == lightning.FORMAT else model)
+    source = open_source(src, model=model if _gives_names(model, to) else None)
     options = SinkOptions(
         overwrite=overwrite,
         codec=codec,

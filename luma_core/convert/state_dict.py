@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from luma_core.convert.base import MOMENTS, AdamWState, ParameterInfo
 from luma_core.convert.flat import is_flat, unflattened
 from luma_core.errors import ConfigurationError, ConversionError
-from luma_core.optim.interchange import (
-    check_moment_kind,
-    check_moment_values,
-    checked_step,
-    shared_options,
-)
+from luma_core.optim.adamw_entry import check_moment_values, checked_entry, checked_parts, scalar
+from luma_core.optim.interchange import shared_options
 from luma_core.state import GroupOptions
 
 _NESTS = ("optimizer", "optimizer_state_dict", "optimizer_states", "optim")
@@ -125,21 +122,22 @@ class StateDictSource:
                     f"{place} has no {key!r}; it has {', '.join(map(repr, group))}.",
                     hint="Only the state of torch.optim.AdamW can be read.",
                 )
-        if group.get("decoupled_weight_decay", True) is False and group["weight_decay"] != 0:
-            raise ConversionError(
-                f"{place} is Adam with weight_decay={group['weight_decay']} added to the gradient, "
-                "which AdamW cannot continue.",
-                hint="Only the state of torch.optim.AdamW can be read.",
-            )
         plain = {
             key: _plain_option(value, f"{place}[{key!r}]")
             for key, value in group.items()
-            if key not in _DROPPED_OPTIONS
+            if key == "amsgrad" or key not in _DROPPED_OPTIONS
         }
+        if group.get("decoupled_weight_decay", True) is False and plain["weight_decay"] != 0:
+            raise ConversionError(
+                f"{place} is Adam with weight_decay={plain['weight_decay']} added to the gradient, "
+                "which AdamW cannot continue.",
+                hint="Only the state of torch.optim.AdamW can be read.",
+            )
         try:
-            shared_options({**plain, "amsgrad": group.get("amsgrad")})
+            shared_options(plain)
         except (ConfigurationError, ConversionError) as error:
             raise ConversionError(f"{place}: {error.message}", hint=error.hint) from error
+        plain.pop("amsgrad", None)
         return {"maximize": False, **plain, "betas": list(plain["betas"])}
 
     def _collect(self, content: Mapping[str, Any], decoder: Decoder, namer: Namer | None) -> None:
@@ -174,13 +172,16 @@ class StateDictSource:
 
     def _entry(self, name: str, state: Any, decoder: Decoder) -> Entry:
         place = f"{self._where}: {name!r}"
+        if state is not None and not isinstance(state, dict):
+            raise ConversionError(f"{place}: the state is a {type(state).__name__}, not a dict.")
         if not state:
             raise ConversionError(
                 f"{place} has no state, so its shape is not known.",
                 hint="Give the optimizer only parameters that get gradients, and take a step.",
             )
-        if not isinstance(state, dict):
-            raise ConversionError(f"{place}: the state is a {type(state).__name__}, not a dict.")
+        for value in state.values():
+            for part in value.values() if isinstance(value, dict) else (value,):
+                check_held(place, part)
         entry = decoder(place, state)
         return entry if entry is not None else adamw_entry(place, state)
 
@@ -191,8 +192,8 @@ def adamw_entry(place: str, state: Any) -> Entry:
     Raises:
         ConversionError: it is not that; the message begins with ``place``.
     """
-    _check_keys(place, state)
-    return moments_entry(place, state["step"], [state[moment] for moment in MOMENTS])
+    found = checked_entry(place, state)
+    return moments_entry(place, found.step, list(found.moments.values()))
 
 
 def moments_entry(
@@ -206,20 +207,28 @@ def moments_entry(
     Raises:
         ConversionError: they are something else, or differ in shape.
     """
-    shapes = [check_moment_kind(place, *pair) for pair in zip(MOMENTS, moments, strict=True)]
-    if shapes[0] != shapes[1]:
+    found = checked_parts(place, step, moments)
+    exp_avg, exp_avg_sq = found.moments.values()
+    dtype = str(exp_avg.dtype).removeprefix("torch.")
+    read = read or (lambda: (exp_avg.float(), exp_avg_sq.float()))
+    return Entry(found.shape, dtype, found.step, read)
+
+
+def check_held(place: str, value: object) -> None:
+    """Check that a tensor is not larger than what it was stored as.
+
+    One that repeats its values takes no room in a file and all of it once they are used.
+
+    Raises:
+        ConversionError: it is larger; the message begins with ``place``.
+    """
+    if type(value) is not Tensor or value.layout != torch.strided or value.is_meta:
+        return
+    if value.numel() * value.itemsize > value.untyped_storage().nbytes():
         raise ConversionError(
-            f"{place}: exp_avg has shape {list(shapes[0])}, exp_avg_sq {list(shapes[1])}; "
-            "they must be equal."
+            f"{place}: a tensor of shape {list(value.shape)} repeats its values.",
+            hint="Save it again with its tensors made contiguous().",
         )
-    dtype = str(moments[0].dtype).removeprefix("torch.")
-    exp_avg, exp_avg_sq = moments
-    return Entry(
-        shapes[0],
-        dtype,
-        checked_step(place, step),
-        read or (lambda: (exp_avg.float(), exp_avg_sq.float())),
-    )
 
 
 def find_state_dict(content: Any, where: str) -> Mapping[str, Any]:
@@ -238,25 +247,23 @@ def find_state_dict(content: Any, where: str) -> Mapping[str, Any]:
         found = found[0]
     if is_flat(found):
         found = unflattened(found)
-    if not (
-        isinstance(found, dict)
-        and isinstance(found.get("state"), dict)
-        and isinstance(found.get("param_groups"), list)
-    ):
+    if not _has_parts(found):
         keys = ", ".join(map(repr, list(content)[:8])) if isinstance(content, dict) else "no keys"
         raise ConversionError(
             f"{where}: no optimizer state dict ('state' and 'param_groups') in it: {keys}.",
             hint="Save it with torch.save(optimizer.state_dict(), ...).",
         )
-    return found
+    return cast(Mapping[str, Any], found)
 
 
 def check_state_dict(content: Mapping[str, Any], where: str) -> None:
-    """Check the parameter groups of a state dict.
+    """Check the parts of a state dict, and its parameter groups.
 
     Raises:
         ConversionError: one is not as PyTorch makes them.
     """
+    if not _has_parts(content):
+        raise ConversionError(f"{where}: no dict 'state' and list 'param_groups' in it.")
     for index, group in enumerate(content["param_groups"]):
         params = group.get("params") if isinstance(group, dict) else None
         names = group.get("param_names") if isinstance(group, dict) else None
@@ -265,6 +272,14 @@ def check_state_dict(content: Mapping[str, Any], where: str) -> None:
                 f"{where}: param_groups[{index}] must be a dict with a list 'params' of integers "
                 "or strings and, if it has 'param_names', one string for each."
             )
+
+
+def _has_parts(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("state"), dict)
+        and isinstance(content.get("param_groups"), list)
+    )
 
 
 def _are_keys(params: Any) -> bool:
@@ -288,23 +303,8 @@ def _name_of(key: Any, position: int) -> str:
 
 
 def _plain_option(value: Any, place: str) -> Any:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
+    value = scalar(value)
     try:
         return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConversionError(f"{place} is {value!r}; it must be a plain finite value.") from error
-
-
-def _check_keys(place: str, entry: Mapping[str, Any]) -> None:
-    if "max_exp_avg_sq" in entry:
-        raise ConversionError(
-            f"{place} has 'max_exp_avg_sq': amsgrad's running maximum cannot be represented.",
-            hint="Only plain AdamW state can be converted.",
-        )
-    expected = {"step", *MOMENTS}
-    if set(entry) != expected:
-        raise ConversionError(
-            f"{place} has {', '.join(sorted(map(repr, entry)))}; AdamW's state is "
-            f"{', '.join(sorted(map(repr, expected)))}."
-        )

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import os
 
-import torch
-
-from luma_core.checkpoint.local import local_path
-from luma_core.checkpoint.store import storage_errors
 from luma_core.convert.base import Progress, SinkOptions, Source, Url, Written
 from luma_core.convert.layouts import layout_of
 from luma_core.convert.names import namer_of
+from luma_core.convert.places import file_at
 from luma_core.convert.state_dict import StateDictSource, find_state_dict
+from luma_core.convert.targets import write_torch_file
 from luma_core.convert.torch_file import load_torch_file
-from luma_core.convert.writing import adamw_state_dict, written_file
+from luma_core.convert.writing import adamw_state_dict
 
 FORMAT = "adamw"
 
 
 def is_torch_file(url: Url) -> bool:
     """Whether there is a file, which only ``torch.load`` can say more about."""
-    return local_path(url).is_file()
+    return file_at(url).is_there()
 
 
 def open_torch_adamw(url: Url, model: Url | None = None) -> Source:
@@ -33,16 +31,13 @@ def open_torch_adamw(url: Url, model: Url | None = None) -> Source:
         UnsafePickleError: reading it would run code it contains.
         ConversionError: it holds no AdamW state; says what is wrong where.
     """
-    path = local_path(url)
-    content = load_torch_file(path)
-    state_dict = find_state_dict(content, str(path))
+    file = file_at(url)
+    state_dict = find_state_dict(load_torch_file(file), str(file))
     layout = layout_of(state_dict["state"])
-    with storage_errors(str(path)):
-        stored_bytes = path.stat().st_size
     return StateDictSource(
         state_dict,
-        where=str(path),
-        stored_bytes=stored_bytes,
+        where=str(file),
+        stored_bytes=file.required_bytes(),
         format=layout.name if layout else FORMAT,
         decoder=layout.decode if layout else None,
         namer=namer_of(model),
@@ -57,7 +52,6 @@ def write_torch_adamw(
     /,
 ) -> Written:
     """Write what ``torch.optim.AdamW.load_state_dict`` loads, moments in float32."""
-    path = local_path(destination)
-    with written_file(path, options) as (out, scratch):
-        torch.save(adamw_state_dict(source, scratch, progress), out)
-    return Written(path.stat().st_size)
+    return write_torch_file(
+        destination, options, lambda scratch: adamw_state_dict(source, scratch, progress)
+    )

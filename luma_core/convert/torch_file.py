@@ -12,11 +12,14 @@ import torch
 
 from luma_core.checkpoint.store import storage_errors
 from luma_core.convert.layouts import torchao
-from luma_core.errors import CheckpointNotFoundError, ConversionError, UnsafePickleError
+from luma_core.convert.places import File
+from luma_core.errors import ConversionError, LumaError, UnsafePickleError
 
 
-def load_torch_file(path: Path) -> Any:
+def load_torch_file(file: File) -> Any:
     """Return what a file of ``torch.save`` holds, tensors mapped and not read.
+
+    A remote file is mapped from a temporary copy, which goes when the last tensor of it does.
 
     Raises:
         CheckpointNotFoundError: there is no such file.
@@ -24,37 +27,39 @@ def load_torch_file(path: Path) -> Any:
         ConversionError: it is damaged, or no file of ``torch.save``.
         StorageError: it cannot be read.
     """
-    if not path.is_file():
-        raise CheckpointNotFoundError(f"{path}: there is no such file.")
-    with storage_errors(str(path)):
-        return _load(path)
+    file.required_bytes()
+    with storage_errors(str(file)), file.local() as path:
+        return _load(path, str(file))
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, where: str) -> Any:
     try:
         with warnings.catch_warnings():
             # What cannot be read raises; what can be needs no warning.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            with torch.serialization.safe_globals(_known_classes(path)):
+            with torch.serialization.safe_globals(_known_classes(path, where)):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         told = str(error)
         if "weights_only" in told and "global" in told.lower():
             raise UnsafePickleError(
-                f"{path}: reading it would run code that it contains.",
+                f"{where}: reading it would run code that it contains.",
                 hint="Save it again with torch.save(optimizer.state_dict(), ...), tensors and "
                 "plain values only.",
             ) from error
         if "Unsupported operand" in told:
             raise UnsafePickleError(
-                f"{path}: pickled in a way that cannot be read without running code.",
+                f"{where}: pickled in a way that cannot be read without running code.",
                 hint="Save it again with torch.save(optimizer.state_dict(), ...), with torch's own "
                 "pickle_protocol.",
             ) from error
-        raise ConversionError(f"{path}: not a file of torch.save, or a damaged one.") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ConversionError(f"{where}: not a file of torch.save, or a damaged one.") from error
+    except (LumaError, OSError, MemoryError):
+        raise
+    # What damaged bytes make torch.load raise is not one kind of error.
+    except Exception as error:
         raise ConversionError(
-            f"{path}: not a file of torch.save, or a damaged one ({type(error).__name__})."
+            f"{where}: not a file of torch.save, or a damaged one ({type(error).__name__})."
         ) from error
 
 
@@ -64,7 +69,7 @@ def _is_zip(path: Path) -> bool:
         return file.read(2) == b"PK"
 
 
-def _known_classes(path: Path) -> list[Any]:
+def _known_classes(path: Path, where: str) -> list[Any]:
     """Return the tensor kinds of other libraries in the file, of those that are safe to read.
 
     Raises:
@@ -80,7 +85,7 @@ def _known_classes(path: Path) -> list[Any]:
             classes.append(getattr(importlib.import_module(module), name))
         except ImportError as error:
             raise ConversionError(
-                f"{path} holds {full_name}, and torchao is not installed.",
+                f"{where} holds {full_name}, and torchao is not installed.",
                 hint="pip install torchao",
             ) from error
     return classes

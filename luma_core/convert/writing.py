@@ -1,23 +1,17 @@
-"""What sinks of PyTorch's layout have in common: the state dict that they write."""
+"""The state dict that sinks of PyTorch's layout write."""
 
 from __future__ import annotations
 
 import math
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from luma_core.checkpoint.local import LocalWriter, make_folder
-from luma_core.checkpoint.store import storage_errors
-from luma_core.convert.base import MOMENTS, ParameterInfo, Progress, SinkOptions, Source
-from luma_core.errors import CheckpointExistsError, ConversionError
+from luma_core.convert.base import MOMENTS, ParameterInfo, Progress, Source
+from luma_core.errors import ConversionError
 from luma_core.optim.interchange import ADAMW_OPTIONS, adamw_group
 
 _LUMA_OPTIONS = {
@@ -33,28 +27,6 @@ _LUMA_OPTIONS = {
     "always_adapt",
     "bias_correction",
 }
-
-
-@contextmanager
-def written_file(path: Path, options: SinkOptions) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Open a file that appears when the block ends well, and a scratch file beside it.
-
-    Raises:
-        CheckpointExistsError: something is there and may not be overwritten.
-        StorageError: the store failed.
-    """
-    if path.is_dir():
-        raise CheckpointExistsError(f"{path}: is a folder; the state is written as one file.")
-    if path.exists() and not options.overwrite:
-        raise CheckpointExistsError(
-            f"{path}: there is a file already.",
-            hint="Choose another destination, or allow it to be overwritten.",
-        )
-    with storage_errors(str(path)):
-        make_folder(path.parent)
-        with tempfile.TemporaryFile(dir=path.parent) as scratch, LocalWriter(path) as out:
-            yield cast(IO[bytes], out), scratch
-            out.commit()
 
 
 def require_names(source: Source, format: str) -> None:
@@ -86,7 +58,7 @@ def adamw_state_dict(
     """
     return {
         "state": _decoded(source, scratch, progress, by_name),
-        "param_groups": _param_groups(source, by_name),
+        "param_groups": param_groups(source, by_name=by_name),
     }
 
 
@@ -127,7 +99,13 @@ def _parked(x: Tensor, scratch: IO[bytes]) -> Tensor:
     return torch.from_numpy(mapped).view(x.shape)
 
 
-def _param_groups(source: Source, by_name: bool) -> list[dict[str, Any]]:
+def param_groups(source: Source, *, by_name: bool) -> list[dict[str, Any]]:
+    """Return ``torch.optim.AdamW``'s parameter groups of a source, with options it does not know.
+
+    Args:
+        source: of the state.
+        by_name: whether parameters are listed by name and not counted.
+    """
     parameters = source.parameters()
     groups = []
     for index, options in enumerate(source.groups()):

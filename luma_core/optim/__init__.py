@@ -1,6 +1,7 @@
 """Optimizers whose state is compressed: rules, their base and their backends."""
 
 from luma_core.optim.adam_mini import AdamMini
+from luma_core.optim.backward import StepsInBackward, step_in_backward
 from luma_core.optim.base import CompressedOptimizer
 from luma_core.optim.lamb import LAMB
 from luma_core.optim.luma import LUMA, luma_codecs
@@ -19,8 +20,10 @@ __all__ = [
     "ParameterTelemetry",
     "ParityReport",
     "ParityRow",
+    "StepsInBackward",
     "TurboAdam",
     "luma_codecs",
     "parity_check",
+    "step_in_backward",
     "turbo_codecs",
 ]

@@ -31,6 +31,7 @@ from luma_core.partition import (
     partition_model,
     partition_names,
 )
+from luma_core.sharding import any_cut
 
 M_CODECS: dict[str, type[Codec]] = {
     "fp32": FP32,
@@ -284,7 +285,15 @@ class AdamMini(AdamWStateOptimizer):
         Computed when it is called, from the stored state; a step does nothing for it. Results are
         tensors on the parameters' devices, and nothing waits for a device until one is read.
         Memory: 4 bytes per element of one parameter at a time.
+
+        Raises:
+            ConfigurationError: parameters are sharded over processes.
         """
+        if any_cut(param for _, param, _ in self.parameters_by_name()):
+            raise ConfigurationError(
+                "telemetry is of whole parameters, and these are sharded over processes.",
+                hint="Save a checkpoint and use `luma stats`.",
+            )
         return [
             measure(name, param, self.state[param], self.codecs(param, group), group)
             for name, param, group in self.parameters_by_name()

@@ -24,12 +24,14 @@ class AdamWStateOptimizer(CompressedOptimizer):
         """Replace the state by an AdamW ``state_dict``, coded by rounding to nearest.
 
         The groups' ``lr``, ``betas``, ``eps``, ``weight_decay`` and ``maximize`` are adopted.
+        Within a group, parameters are matched by name where both sides have names
+        (``param_names``, or keys that are names), else by position.
         Importing what `export_adamw_state` returned restores every value bit for bit; but codecs
         of a few bits may code the second moment anew.
 
         Raises:
-            StateMismatchError: groups or shapes do not fit; nothing was changed.
-            ConversionError: the state cannot be represented (``amsgrad``), or a step or moment
-                has a value that no AdamW run could have; nothing was changed.
+            StateMismatchError: groups, names or shapes do not fit; nothing was changed.
+            ConversionError: it is not AdamW's state, cannot be represented (``amsgrad``), or a
+                step or moment has a value that no AdamW run could have; nothing was changed.
         """
         interchange.import_adamw_state(self, state_dict)

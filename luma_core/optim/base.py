@@ -24,6 +24,7 @@ from luma_core.optim.options import (
 )
 from luma_core.optim.rules import Rule
 from luma_core.optim.stepping import Stepper
+from luma_core.sharding import local_tensor, part_of, state_of_part
 from luma_core.state import GroupOptions, ParameterState, field_key
 
 _SEED_BITS = 53
@@ -38,8 +39,9 @@ class CompressedOptimizer(torch.optim.Optimizer):
     - ``step``: int64, 0-d, on the parameter's device: completed steps;
     - ``noise_key``: int64, 0-d, CPU: selects the parameter's rounding noise (`rounding`);
     - ``nonfinite``: int64, 0-d, on the parameter's device: blocks whose new moments were not
-      finite, over all steps;
-    - ``<moment>.<field>``: the stored moments, as the codecs lay them out.
+      finite, over all steps; of a sharded parameter, those of this process's part;
+    - ``<moment>.<field>``: the stored moments, as the codecs lay them out; DTensors where the
+      parameter is one and the field is cut with it (`luma_core.sharding`).
 
     Group options are plain JSON values (``lr`` may be a tensor); ``codecs`` holds the
     configuration of each moment's codec, and ``parameter_codecs``, in optimizers that need it,
@@ -181,11 +183,16 @@ class CompressedOptimizer(torch.optim.Optimizer):
         if state:
             return state
         key = rounding.parameter_key(group["seed"], name)
-        state["step"] = torch.zeros((), dtype=torch.int64, device=param.device)
+        part, device = part_of(param), local_tensor(param).device
+        state["step"] = torch.zeros((), dtype=torch.int64, device=device)
         state["noise_key"] = torch.tensor(key, dtype=torch.int64)
-        state["nonfinite"] = torch.zeros((), dtype=torch.int64, device=param.device)
+        state["nonfinite"] = torch.zeros((), dtype=torch.int64, device=device)
         for moment, codec in self.codecs(param, group).items():
-            for field, tensor in codec.init(param.shape, param.device).items():
+            if part is None:
+                fields = codec.init(param.shape, device)
+            else:
+                fields = state_of_part(part, codec, device)
+            for field, tensor in fields.items():
                 state[field_key(moment, field)] = tensor
         return state
 

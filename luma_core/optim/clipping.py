@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from luma_core.codecs import BlockGrid
-from luma_core.optim.rules.norms import square_sum
+from luma_core.optim.rules.norms import DIGITS, square_digits
 
 
 class GradientClip:
@@ -43,7 +43,7 @@ class GradientClip:
         return (max_grad_norm / self.norm).clamp(max=1.0).to(device, torch.float32)
 
 
-def gradient_square_sum(grad: Tensor) -> Tensor:
+def gradient_square_digits(grad: Tensor) -> Tensor:
     """Return the sum of a gradient's squares, tile by tile.
 
     Elements whose square is not finite in float32 do not count: what becomes of them is for the
@@ -53,9 +53,10 @@ def gradient_square_sum(grad: Tensor) -> Tensor:
         grad: float tensor of any shape.
 
     Returns:
-        float64 0-d tensor on its device.
+        int64 ``[DIGITS]`` on its device; see `norms.total`.
     """
-    total = torch.zeros((), dtype=torch.float64, device=grad.device)
-    for tile in BlockGrid.of(grad.shape, 128).tiles():
-        total += square_sum(tile.read(grad).float())
-    return total
+    digits = torch.zeros(DIGITS, dtype=torch.int64, device=grad.device)
+    grid = BlockGrid.of(grad.shape, 128)
+    for tile in grid.tiles():
+        digits += square_digits(tile.read(grad).float(), flat=grid.flat)
+    return digits

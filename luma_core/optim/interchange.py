@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from luma_core import rounding
-from luma_core.codecs import parameter_codecs
-from luma_core.errors import ConversionError, StateMismatchError
-from luma_core.optim.loading import check_entry_kind, matched_parts
+from luma_core.codecs import Codec, Fields, parameter_codecs
+from luma_core.errors import ConversionError, StateMismatchError, some_names
+from luma_core.optim.adamw_entry import AdamWEntry, check_moment_values, checked_entry
+from luma_core.optim.entries import check_entry_kind
+from luma_core.optim.loading import matched_parts
 from luma_core.optim.options import check_options
 from luma_core.optim.rules.adamw import MOMENTS
+from luma_core.sharding import Part, decoded_part, encoded_part, local_tensor, part_of
 from luma_core.state import GroupOptions, ParameterState, field_key
 
 if TYPE_CHECKING:
@@ -30,7 +33,6 @@ _TORCH_ONLY = {
     "fused": None,
     "decoupled_weight_decay": True,
 }
-_STEP_LIMIT = 1 << 63
 
 
 def adamw_group(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,11 +62,12 @@ def shared_options(group: Mapping[str, Any]) -> GroupOptions:
 def export_adamw_state(optimizer: CompressedOptimizer) -> dict[str, Any]:
     """Implement `AdamWStateOptimizer.export_adamw_state`."""
     entries: dict[int, dict[str, Tensor]] = {}
-    for index, state in enumerate(optimizer.parameter_states()):
+    params = [param for _, param, _ in optimizer.parameters_by_name()]
+    for index, (state, param) in enumerate(zip(optimizer.parameter_states(), params, strict=True)):
         if state.codecs:
             entries[index] = {
                 "step": torch.tensor(float(state.step)),
-                **{moment: state.decode(moment) for moment in MOMENTS},
+                **{moment: _decoded(state, moment, param) for moment in MOMENTS},
             }
     groups = []
     first = 0
@@ -78,77 +81,68 @@ def export_adamw_state(optimizer: CompressedOptimizer) -> dict[str, Any]:
     return {"state": entries, "param_groups": groups}
 
 
+def _decoded(state: ParameterState, moment: str, param: Tensor) -> Tensor:
+    part = part_of(param)
+    if part is None:
+        return state.decode(moment)
+    fields = state.moment_fields(moment)
+    return part.like_whole(decoded_part(part, state.codecs[moment], fields))
+
+
 def import_adamw_state(optimizer: CompressedOptimizer, state_dict: Mapping[str, Any]) -> None:
     """Implement `AdamWStateOptimizer.import_adamw_state`."""
-    entries, saved_groups, ids = matched_parts(optimizer, state_dict, "AdamW state")
+    entries, saved_groups, _ = matched_parts(optimizer, state_dict, "AdamW state")
+    ids = _matched_ids(saved_groups, optimizer.param_groups)
     groups = [
         _merged(group, shared_options(saved))
         for saved, group in zip(saved_groups, optimizer.param_groups, strict=True)
     ]
     heads = optimizer.parameter_states()
-    for head, key in zip(heads, ids, strict=True):
-        _check_entry(head, entries.get(key))
-    devices = [param.device for group in optimizer.param_groups for param in group["params"]]
-    states = _encoded(heads, ids, entries, groups, devices)
+    found = [_checked(head, entries.get(key)) for head, key in zip(heads, ids, strict=True)]
+    params = [param for _, param, _ in optimizer.parameters_by_name()]
+    states = [
+        _encoded(head, entry, groups[head.group], param)
+        for head, entry, param in zip(heads, found, params, strict=True)
+    ]
     optimizer.load_parameter_states(groups, states)
 
 
-def checked_step(place: str, value: object) -> int:
-    """Return AdamW's step count, kept as a number or a tensor of one.
+def _matched_ids(
+    saved_groups: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]
+) -> list[Any]:
+    """Return the keys of the entries in the optimizer's order: by name where both have names."""
+    ids: list[Any] = []
+    for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
+        keys = list(saved["params"])
+        theirs, own = _names_of(index, saved), group.get("param_names")
+        if theirs is None or own is None:
+            ids.extend(keys)
+            continue
+        if set(theirs) != set(own):
+            missing = [name for name in own if name not in set(theirs)]
+            unexpected = [name for name in theirs if name not in set(own)]
+            raise StateMismatchError(
+                f"parameter group {index} of the AdamW state has other names than the "
+                f"optimizer's: missing {some_names(missing)}, unexpected {some_names(unexpected)}.",
+                hint="Build the optimizer over the same model, grouped in the same way.",
+            )
+        by_name = dict(zip(theirs, keys, strict=True))
+        ids.extend(by_name[name] for name in own)
+    return ids
 
-    Raises:
-        ConversionError: it is not a whole number, or out of range; the message begins with
-            ``place``.
-    """
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not (0 <= value < _STEP_LIMIT and value == int(value))
-    ):
-        raise ConversionError(
-            f"{place}: step is {value!r}; it must be a whole number from 0 to below 2**63."
+
+def _names_of(index: int, saved: Mapping[str, Any]) -> list[str] | None:
+    """Return the names in a group: its ``param_names``, or keys that are names; None without."""
+    keys = saved["params"]
+    names = saved.get("param_names")
+    if names is None:
+        return list(keys) if keys and all(isinstance(key, str) for key in keys) else None
+    if not isinstance(names, list | tuple) or len(names) != len(keys):
+        raise StateMismatchError(
+            f"parameter group {index} of the AdamW state has 'param_names' that do not fit its "
+            f"{len(keys)} 'params'; there must be one name for each."
         )
-    return int(value)
-
-
-def check_moment_kind(place: str, moment: str, value: object) -> tuple[int, ...]:
-    """Check that one of AdamW's moments is a dense float tensor, and return its shape.
-
-    Raises:
-        ConversionError: it is something else; the message begins with ``place``.
-    """
-    if (
-        not isinstance(value, Tensor)
-        or value.layout != torch.strided
-        or not value.is_floating_point()
-    ):
-        what = (
-            f"{value.dtype} {value.layout}" if isinstance(value, Tensor) else type(value).__name__
-        )
-        raise ConversionError(f"{place}: {moment} is {what}; it must be a dense float tensor.")
-    return tuple(value.shape)
-
-
-def check_moment_values(place: str, moment: str, value: Tensor) -> None:
-    """Check that one of AdamW's moments is finite in float32 and, if a square, not negative.
-
-    Raises:
-        ConversionError: saying how many values are not; the message begins with ``place``.
-    """
-    x = value.detach().float()
-    bad = int((~torch.isfinite(x)).sum())
-    if bad:
-        raise ConversionError(
-            f"{place}: {moment} holds {bad} values that are NaN or infinite.",
-            hint="Use state from before the training diverged.",
-        )
-    negative = int((x < 0).sum()) if moment == "exp_avg_sq" else 0
-    if negative:
-        raise ConversionError(
-            f"{place}: exp_avg_sq holds {negative} negative values; squares are 0 or more."
-        )
+    return list(names)
 
 
 def _merged(group: Mapping[str, Any], adopted: GroupOptions) -> GroupOptions:
@@ -157,57 +151,41 @@ def _merged(group: Mapping[str, Any], adopted: GroupOptions) -> GroupOptions:
     return {**options, **adopted}
 
 
-def _check_entry(head: ParameterState, entry: Any) -> None:
+def _checked(head: ParameterState, entry: Any) -> AdamWEntry | None:
+    """Return a parameter's entry, checked; None where it has no state."""
     if entry is None:
-        return
+        return None
     check_entry_kind(head.name, entry)
     if not entry:
-        return
-    for moment in ("step", *MOMENTS):
-        if moment not in entry:
-            raise StateMismatchError(
-                f"{head.name!r}: the AdamW state has no {moment!r}; it has "
-                f"{', '.join(map(repr, entry))}."
-            )
-    place = repr(head.name)
-    checked_step(place, entry["step"])
-    for moment in MOMENTS:
-        found = check_moment_kind(place, moment, entry[moment])
-        if found != head.shape:
-            raise StateMismatchError(
-                f"{head.name!r}: {moment} has shape {list(found)}; "
-                f"the parameter has {list(head.shape)}."
-            )
-        check_moment_values(place, moment, entry[moment])
+        return None
+    found = checked_entry(repr(head.name), entry)
+    if found.shape != head.shape:
+        raise StateMismatchError(
+            f"{head.name!r}: exp_avg has shape {list(found.shape)}; "
+            f"the parameter has {list(head.shape)}."
+        )
+    for moment, value in found.moments.items():
+        check_moment_values(repr(head.name), moment, value)
+    return found
 
 
 def _encoded(
-    heads: Sequence[ParameterState],
-    ids: Sequence[Any],
-    entries: Mapping[Any, Mapping[str, Any]],
-    groups: Sequence[GroupOptions],
-    devices: Sequence[torch.device],
-) -> list[ParameterState]:
-    states = []
-    for head, key, device in zip(heads, ids, devices, strict=True):
-        entry = entries.get(key)
-        if not entry:
-            states.append(ParameterState(head.name, head.shape, head.dtype, head.group))
-            continue
-        options = groups[head.group]
-        states.append(
-            encode_state(
-                head,
-                options,
-                step=checked_step(repr(head.name), entry["step"]),
-                moments={moment: entry[moment].detach().to(device) for moment in MOMENTS},
-            )
-        )
-    return states
+    head: ParameterState, entry: AdamWEntry | None, options: GroupOptions, param: Tensor
+) -> ParameterState:
+    if entry is None:
+        return ParameterState(head.name, head.shape, head.dtype, head.group)
+    device = local_tensor(param).device
+    moments = {key: value.detach().to(device) for key, value in entry.moments.items()}
+    return encode_state(head, options, step=entry.step, moments=moments, part=part_of(param))
 
 
 def encode_state(
-    head: ParameterState, options: GroupOptions, *, step: int, moments: Mapping[str, Tensor]
+    head: ParameterState,
+    options: GroupOptions,
+    *,
+    step: int,
+    moments: Mapping[str, Tensor],
+    part: Part | None = None,
 ) -> ParameterState:
     """Code a parameter's float moments by rounding to nearest.
 
@@ -216,12 +194,13 @@ def encode_state(
         options: its group's options, with ``codecs``, ``min_compress_elements`` and ``seed``.
         step: completed steps.
         moments: float tensors of the parameter's shape by moment name.
+        part: what this process has of the parameter, where that is sharded.
     """
     codecs = parameter_codecs(options, head.name, head.shape)
     fields = {
         field_key(moment, name): tensor
         for moment, codec in codecs.items()
-        for name, tensor in codec.encode_tensor(moments[moment]).items()
+        for name, tensor in _coded(codec, moments[moment], part).items()
     }
     return ParameterState(
         name=head.name,
@@ -233,3 +212,7 @@ def encode_state(
         codecs=codecs,
         fields=fields,
     )
+
+
+def _coded(codec: Codec, moment: Tensor, part: Part | None) -> Fields:
+    return codec.encode_tensor(moment) if part is None else encoded_part(part, codec, moment)

@@ -8,24 +8,22 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from luma_core.codecs import Codec, parameter_codecs
 from luma_core.errors import ConfigurationError, StateMismatchError, some_names
+from luma_core.optim.entries import built_entry, check_state, checked_entry
 from luma_core.optim.options import (
     KNOWN_OPTIONS,
     check_codecs,
     check_options,
     check_parameter_codecs,
 )
-from luma_core.state import GroupOptions, ParameterState, field_key
+from luma_core.state import GroupOptions, ParameterState
 
 if TYPE_CHECKING:
     from luma_core.optim.base import CompressedOptimizer
 
 _POSITIONAL = re.compile(r"param\.\d+")
-_SCALARS = {"step": torch.int64, "noise_key": torch.int64, "nonfinite": torch.int64}
 _GROUP_IDENTITY = ("params", "param_names")
 _REQUIRED_OPTIONS = ("codecs", "min_compress_elements")
 
@@ -50,9 +48,9 @@ def load_states(
     options = _group_options(optimizer, own, matched, groups)
     chosen = [options[_index(optimizer, group)] for _, _, group in own]
     for (name, param, _), wanted, state in zip(own, chosen, matched, strict=True):
-        _check_state(name, param, wanted, state)
+        check_state(name, param, wanted, state)
     loaded = [
-        _built_entry(name, param, wanted, state)
+        built_entry(name, param, wanted, state)
         for (name, param, _), wanted, state in zip(own, chosen, matched, strict=True)
     ]
     _replace(optimizer, own, options, loaded)
@@ -73,7 +71,7 @@ def load_torch_state_dict(
     saved_groups = [_under_own_names(saved, names) for saved in saved_groups]
     options_of = [saved for saved in saved_groups for _ in saved["params"]]
     loaded = [
-        _checked_entry(name, param, options, entries.get(key))
+        checked_entry(name, param, options, entries.get(key))
         for (name, param, _), options, key in zip(own, options_of, ids, strict=True)
     ]
     options = [
@@ -128,18 +126,6 @@ def matched_parts(
             f"the {what} has entries for {some_names(stray)}, which no parameter group lists."
         )
     return entries, saved_groups, ids
-
-
-def check_entry_kind(name: str, entry: object) -> None:
-    """Check that a parameter's entry of a ``state_dict`` is a mapping.
-
-    Raises:
-        StateMismatchError: naming the parameter and what it has.
-    """
-    if not isinstance(entry, Mapping):
-        raise StateMismatchError(
-            f"{name!r}: the state is a {type(entry).__name__}; it must be a mapping."
-        )
 
 
 def _replace(
@@ -271,118 +257,6 @@ def _check_names(index: int, saved: Mapping[str, Any], group: Mapping[str, Any])
                     f"{expected!r}.",
                     hint="Build the optimizer over the same parameters in the same order.",
                 )
-
-
-def _expected(
-    name: str, param: Tensor, options: Mapping[str, Any]
-) -> tuple[dict[str, Codec], dict[str, tuple[torch.dtype, tuple[int, ...]]]]:
-    codecs = parameter_codecs(options, name, param.shape)
-    try:
-        fields = {
-            field_key(moment, key): (spec.dtype, spec.shape)
-            for moment, codec in codecs.items()
-            for key, spec in codec.layout(param.shape).items()
-        }
-    except ConfigurationError as error:
-        raise StateMismatchError(f"{name!r}: {error.message}", hint=error.hint) from error
-    return codecs, fields
-
-
-def _check_state(
-    name: str, param: Tensor, options: Mapping[str, Any], state: ParameterState
-) -> None:
-    if state.shape != tuple(param.shape):
-        raise StateMismatchError(
-            f"{name!r}: the state is for shape {list(state.shape)}; "
-            f"the parameter has {list(param.shape)}."
-        )
-    if not state.codecs:
-        return
-    codecs, fields = _expected(name, param, options)
-    if dict(state.codecs) != codecs:
-        raise StateMismatchError(
-            f"{name!r}: the state is stored by {_describe(state.codecs)}; "
-            f"its group asks for {_describe(codecs)}."
-        )
-    _check_keys(name, state.fields.keys(), fields.keys())
-
-
-def _describe(codecs: Mapping[str, Codec]) -> str:
-    return ", ".join(f"{moment}={codec!r}" for moment, codec in codecs.items())
-
-
-def _check_keys(name: str, found: Any, expected: Any) -> None:
-    missing = sorted(set(expected) - set(found))
-    unknown = sorted(set(found) - set(expected))
-    if missing or unknown:
-        hint = ""
-        if "exp_avg" in unknown:
-            hint = "Load AdamW state with import_adamw_state()."
-        raise StateMismatchError(
-            f"{name!r}: missing fields {some_names(missing)}, "
-            f"unknown fields {some_names(unknown)}.",
-            hint=hint,
-        )
-
-
-def _built_entry(
-    name: str, param: Tensor, options: Mapping[str, Any], state: ParameterState
-) -> dict[str, Tensor] | None:
-    """Copy one parameter's state, known to fit by its keys, to the parameter's device."""
-    if not state.codecs:
-        return None
-    scalars = {
-        "step": torch.tensor(state.step, device=param.device),
-        "noise_key": torch.tensor(state.noise_key),
-        "nonfinite": torch.tensor(state.nonfinite, device=param.device),
-    }
-    _, fields = _expected(name, param, options)
-    # Tensors that were read for this call alone need no second copy.
-    fresh = bool(getattr(state.fields, "fresh", False))
-    copies = {
-        key: _copied(name, key, state.fields[key], dtype, shape, param.device, share=fresh)
-        for key, (dtype, shape) in fields.items()
-    }
-    return {**scalars, **copies}
-
-
-def _checked_entry(
-    name: str, param: Tensor, options: Mapping[str, Any], saved: Any
-) -> dict[str, Tensor] | None:
-    """Check one parameter's entry of a ``state_dict`` and copy it to the parameter's device."""
-    if saved is None:
-        return None
-    check_entry_kind(name, saved)
-    if not saved:
-        return None
-    _, fields = _expected(name, param, options)
-    expected = {**{key: (dtype, ()) for key, dtype in _SCALARS.items()}, **fields}
-    _check_keys(name, saved.keys(), expected.keys())
-    cpu = torch.device("cpu")
-    return {
-        key: _copied(
-            name, key, saved[key], dtype, shape, cpu if key == "noise_key" else param.device
-        )
-        for key, (dtype, shape) in expected.items()
-    }
-
-
-def _copied(
-    name: str,
-    key: str,
-    value: object,
-    dtype: torch.dtype,
-    shape: tuple[int, ...],
-    device: torch.device,
-    *,
-    share: bool = False,
-) -> Tensor:
-    if not isinstance(value, Tensor) or value.dtype != dtype or tuple(value.shape) != shape:
-        got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value)
-        raise StateMismatchError(
-            f"{name!r}: field {key!r} is {got}; it must be {dtype} {list(shape)}."
-        )
-    return value.detach().to(device, copy=not share)
 
 
 def _adopt(group: dict[str, Any], options: Mapping[str, Any]) -> None:

@@ -9,12 +9,17 @@ from torch import Tensor
 
 from luma_core.codecs import BlockGrid
 from luma_core.errors import NonFiniteGradientError
+from luma_core.optim.collective import reduce_parts
+from luma_core.optim.rules.base import Reduction
+from luma_core.sharding import Part, local_tensor
 
 _SHOWN = 5
 
 
-def raise_if_nonfinite(grads: Sequence[tuple[str, Tensor]]) -> None:
-    """Check gradients given with their parameters' names; synchronises with their devices.
+def raise_if_nonfinite(grads: Sequence[tuple[str, Tensor, Part | None]]) -> None:
+    """Check gradients given with their parameters' names and parts; waits for their devices.
+
+    What one process finds in its part, all processes raise.
 
     An element counts when its square is not finite in float32, since that is what the second
     moment would take in.
@@ -22,8 +27,11 @@ def raise_if_nonfinite(grads: Sequence[tuple[str, Tensor]]) -> None:
     Raises:
         NonFiniteGradientError: names the first parameters and their counts.
     """
-    counts = [(name, _count(grad)) for name, grad in grads]
-    bad = [(name, int(count)) for name, count in counts if count]
+    found = [
+        (Reduction(_count(local_tensor(grad)).view(1), "sum"), part) for _, grad, part in grads
+    ]
+    counts = zip(grads, reduce_parts(found), strict=True)
+    bad = [(name, int(count)) for (name, _, _), count in counts if count]
     if not bad:
         return
     shown = ", ".join(f"{name!r} ({count} elements)" for name, count in bad[:_SHOWN])

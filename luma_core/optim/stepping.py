@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from luma_core import rounding
-from luma_core.codecs import Codec
-from luma_core.errors import BackendUnavailableError, StateMismatchError
-from luma_core.optim.backend import check_codecs_of_backend, check_device, step_parameter
-from luma_core.optim.clipping import GradientClip, gradient_square_sum
+from luma_core.errors import BackendUnavailableError
+from luma_core.optim.backend import step_parameter
+from luma_core.optim.clipping import GradientClip, gradient_square_digits
+from luma_core.optim.collective import reduce_parts, run_together
 from luma_core.optim.gpu import fused_step_class
 from luma_core.optim.nonfinite import raise_if_nonfinite
-from luma_core.optim.options import check_gradient
-from luma_core.optim.rules import ParameterStep, StoredMoment
+from luma_core.optim.rules.base import Reduction
+from luma_core.optim.rules.norms import total
 from luma_core.optim.watch import Change, Watch
-from luma_core.state import field_key
+from luma_core.optim.work import LocalTensors, Steppable, Work, collect
+from luma_core.sharding import is_sharded, part_of
 
 if TYPE_CHECKING:
-    from luma_core.optim.base import CompressedOptimizer
     from luma_kernels.triton.launcher import FusedStep
 
 
@@ -35,15 +33,9 @@ def _log_once(message: str) -> None:
     _LOGGER.warning(message)
 
 
-class Work(NamedTuple):
-    """One parameter that takes the step."""
-
-    name: str
-    param: Tensor
-    group: dict[str, Any]
-    group_index: int
-    state: dict[str, Tensor]
-    codecs: Mapping[str, Codec]
+def _whole(scalar: Tensor | None) -> Tensor | None:
+    """Return a number of all processes as a plain tensor."""
+    return scalar.full_tensor() if is_sharded(scalar) else scalar
 
 
 class Stepper:
@@ -53,16 +45,18 @@ class Stepper:
     change; all others are stepped one by one.
     """
 
-    def __init__(self, optimizer: CompressedOptimizer) -> None:
+    def __init__(self, optimizer: Steppable) -> None:
         self._optimizer = optimizer
         self._by_device: dict[torch.device, FusedStep] = {}
         self._fused: dict[torch.device, FusedStep] = {}
         self._single: list[Work] = []
+        self._tensors = LocalTensors()
         self._watch: Watch | None = None
 
     def reset(self) -> None:
         """Forget everything, since state or parameters were replaced."""
         self._watch = None
+        self._tensors.clear()
 
     @property
     def all_fused(self) -> bool:
@@ -77,11 +71,12 @@ class Stepper:
             grad_scale: what gradients were multiplied by, given by a GradScaler.
             found_inf: nonzero where the GradScaler asks to skip the step.
         """
+        grad_scale, found_inf = _whole(grad_scale), _whole(found_inf)
         groups = self._optimizer.param_groups
         if any(group["nonfinite"] == "raise" for group in groups):
             raise_if_nonfinite(
                 [
-                    (name, param.grad)
+                    (name, param.grad, part_of(param))
                     for name, param, group in self._optimizer.parameters_by_name()
                     if group["nonfinite"] == "raise" and param.grad is not None
                 ]
@@ -93,22 +88,31 @@ class Stepper:
         for fused in self._fused.values():
             norm = None if clip is None else clip.norm
             fused.launch(groups, grad_scale=grad_scale, found_inf=found_inf, grad_norm=norm)
-        for work in self._single:
-            self._step_one(work, clip)
+        self._step_all(clip)
+        self._tensors.release()
 
     def _clip(self) -> GradientClip:
         """Return the bound on all gradients of the step."""
-        grads = [item.param.grad for item in self._single if item.param.grad is not None]
         sums = [fused.square_sum() for fused in self._fused.values()]
-        return GradientClip([*sums, *map(gradient_square_sum, grads)])
+        parts = [
+            (Reduction(gradient_square_digits(work.param.grad), "sum"), work.part)
+            for work in self._single
+            if work.param.grad is not None
+        ]
+        device = parts[0][0].values.device if parts else None
+        digits = [part.to(device) for part in reduce_parts(parts)]
+        if digits:
+            sums.append(total(torch.stack(digits).sum(dim=0)))
+        return GradientClip(sums)
 
     def _prepare(self) -> None:
         """Decide where each parameter goes, unless that was decided for the same tensors."""
         optimizer = self._optimizer
         fused_class = fused_step_class(optimizer.backend, optimizer.rule)
+        self._tensors.follow()
         if fused_class is not None and self._tables_hold():
             return
-        work = self._collect()
+        work = collect(optimizer, self._tensors)
         self._fused, self._single = {}, work
         if fused_class is None:
             return
@@ -119,12 +123,17 @@ class Stepper:
             if device not in self._by_device:
                 self._by_device[device] = fused_class(device, optimizer.rule)
             fused = self._by_device[device]
+            able = [item for item in here if item.fusible(optimizer.rule)]
             taken = fused.build(
-                [(item.param, item.state, item.codecs, item.group_index) for item in here],
+                [
+                    (item.param, item.state, item.codecs, item.group_index, item.first_index)
+                    for item in able
+                ],
                 optimizer.param_groups,
             )
             self._fused[device] = fused
-            left = [item for item, ok in zip(here, taken, strict=True) if not ok]
+            left = [item for item in here if not item.fusible(optimizer.rule)]
+            left += [item for item, ok in zip(able, taken, strict=True) if not ok]
             self._refuse_or_log(left)
             self._single += left
         if devices:
@@ -148,9 +157,11 @@ class Stepper:
         """Fail where the kernels were asked for by name and cannot take a parameter."""
         for item in left:
             reason = (
-                "its codecs or block size have no kernel"
-                if item.param.is_contiguous()
-                else "it is not contiguous"
+                "it is not contiguous"
+                if not item.param.is_contiguous()
+                else "its codecs or block size have no kernel"
+                if item.fusible(self._optimizer.rule)
+                else "the kernels do not serve the way in which it is sharded"
             )
             if self._optimizer.backend == "triton":
                 raise BackendUnavailableError(
@@ -159,63 +170,21 @@ class Stepper:
                 )
             _log_once(f"LUMA steps some parameters in PyTorch, slowly: {item.name!r}: {reason}.")
 
-    def _collect(self) -> list[Work]:
-        optimizer = self._optimizer
-        found = [item for item in optimizer.parameters_by_name() if item[1].grad is not None]
-        for name, param, _ in found:
-            assert param.grad is not None
-            check_gradient(name, param.grad)
-            check_device(optimizer.backend, name, param)
-        indices = {id(group): index for index, group in enumerate(optimizer.param_groups)}
-        work = []
-        for name, param, group in found:
-            codecs = optimizer.codecs(param, group)
-            check_codecs_of_backend(optimizer.backend, optimizer.rule, name, codecs)
-            state = optimizer.state_of(name, param, group)
-            _check_shapes(name, param, state, codecs)
-            work.append(Work(name, param, group, indices[id(group)], state, codecs))
-        return work
-
-    def _step_one(self, work: Work, clip: GradientClip | None) -> None:
-        param, state = work.param, work.state
-        state["step"] += 1
-        step = int(state["step"])
-        assert param.grad is not None
-        bad = step_parameter(
-            self._optimizer.backend,
-            self._optimizer.rule,
-            ParameterStep(
-                param=param,
-                grad=param.grad,
-                moments={
-                    moment: StoredMoment(
-                        codec,
-                        {key: state[field_key(moment, key)] for key in codec.layout(param.shape)},
-                    )
-                    for moment, codec in work.codecs.items()
-                },
-                hyper=self._optimizer.rule.hyper(work.group, step),
-                keys=rounding.step_keys(int(state["noise_key"]), step),
-                skip_nonfinite=work.group["nonfinite"] != "propagate",
-                stochastic_rounding=work.group["stochastic_rounding"],
-                grad_factor=clip.factor(work.group["max_grad_norm"], param.device)
-                if clip is not None
-                else None,
-            ),
-        )
-        state["nonfinite"] += bad
-
-
-def _check_shapes(
-    name: str, param: Tensor, state: Mapping[str, Tensor], codecs: Mapping[str, Codec]
-) -> None:
-    for moment, codec in codecs.items():
-        for key, spec in codec.layout(param.shape).items():
-            found = tuple(state[field_key(moment, key)].shape)
-            if found != spec.shape:
-                raise StateMismatchError(
-                    f"{name!r}: its state {field_key(moment, key)!r} has shape {list(found)}, but "
-                    f"a parameter of shape {list(param.shape)} needs {list(spec.shape)}.",
-                    hint="The parameter changed its shape: drop its state with "
-                    "optimizer.state.pop(param), or build a new optimizer.",
-                )
+    def _step_all(self, clip: GradientClip | None) -> None:
+        """Step what no fused step takes."""
+        optimizer, together = self._optimizer, []
+        for work in self._single:
+            work.state["step"] += 1
+            step = int(work.state["step"])
+            factor = None
+            if clip is not None:
+                factor = clip.factor(work.group["max_grad_norm"], work.param.device)
+            item = work.parameter_step(optimizer.rule.hyper(work.group, step), step, factor)
+            if work.independent(optimizer.rule):
+                bad = step_parameter(optimizer.backend, optimizer.rule, item)
+                work.state["nonfinite"].add_(bad)
+            else:
+                together.append((work, optimizer.rule.stages(item)))
+        results = run_together([(stages, work.part) for work, stages in together])
+        for (work, _), bad in zip(together, results, strict=True):
+            work.state["nonfinite"].add_(bad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum, auto
 from itertools import chain
 from operator import is_
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from luma_core.sharding import is_sharded, local_tensor
 
 Groups = Sequence[Mapping[str, Any]]
 State = Mapping[Tensor, dict[str, Tensor]]
@@ -46,11 +48,15 @@ class Watch:
         self._owners = list(state)
         self._options = _options_of(groups)
         gradients = [param.grad for param in self._params]
+        held = [*self._params, *_values_of(state), *(x for x in gradients if x is not None)]
+        # Asking every tensor at every step whether it is a DTensor would take as long as the rest.
+        self._local = _local if any(map(is_sharded, held)) else list
+        params = self._local(self._params)
         self._missing = [gradient is None for gradient in gradients]
-        present = [gradient for gradient in gradients if gradient is not None]
-        self._metadata = _metadata(self._params, present)
-        self._same_metadata = metadata_comparison([*self._params, *present])
-        self._places = Places([*self._params, *_values_of(state)])
+        present = self._local([gradient for gradient in gradients if gradient is not None])
+        self._metadata = _metadata(params, present)
+        self._same_metadata = metadata_comparison([*params, *present])
+        self._places = Places([*params, *self._local(_values_of(state))])
         self._gradient_places = Places(present)
 
     def change(self, groups: Groups, state: State) -> Change:
@@ -59,12 +65,13 @@ class Watch:
         if not (_identical(params, self._params) and _identical(list(state), self._owners)):
             return Change.ANYTHING
         gradients = [param.grad for param in params]
-        present = [gradient for gradient in gradients if gradient is not None]
+        present = self._local([gradient for gradient in gradients if gradient is not None])
+        params = self._local(params)
         try:
             if not (
                 self._missing == [gradient is None for gradient in gradients]
                 and self._options == _options_of(groups)
-                and self._places.hold([*params, *_values_of(state)])
+                and self._places.hold([*params, *self._local(_values_of(state))])
                 and self._has_metadata(params, present)
             ):
                 return Change.ANYTHING
@@ -124,6 +131,10 @@ def _never(*_: Tensor) -> bool:
 
 def _params_of(groups: Groups) -> list[Tensor]:
     return [param for group in groups for param in group["params"]]
+
+
+def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [*map(local_tensor, tensors)]
 
 
 def _values_of(state: State) -> Iterator[Tensor]:

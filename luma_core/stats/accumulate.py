@@ -3,89 +3,85 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from luma_core.codecs import Codec
-from luma_core.stats.report import (
-    HISTOGRAM_BINS,
-    HISTOGRAM_LOW,
-    HISTOGRAM_WIDTH,
-    Histogram,
-    MomentStats,
-    QuantityStats,
-    ScaleStats,
-)
-from luma_core.stats.tiles import MomentTile, Values
-
-Counts = npt.NDArray[np.int64]
-
-CODE_BINS = 1 << 16
+from luma_core.stats.bins import NONFINITE, SLOTS, ZERO, Counts
+from luma_core.stats.measure import CODE_BINS, CodeCounts, Magnitudes, Values, measure
+from luma_core.stats.report import Histogram, MomentStats, QuantityStats, ScaleStats
+from luma_core.stats.tiles import MomentTile
 
 _MEDIAN_SHIFT = 13
 """Low bits of a float32 scale that totals cut off: the 10 bits of mantissa left give 0.1%."""
+
+
+_SCALE_PIECE = 1 << 14
+"""Blocks that PyTorch does not share out to threads: the others would wait for more at full speed,
+on the cores that measure tiles."""
 
 
 class Quantity:
     """Collects `QuantityStats`."""
 
     def __init__(self) -> None:
-        self.elements = 0
-        self.nonfinite = 0
-        self.zeros = 0
-        self.square_sum = 0.0
+        self.slots: Counts = np.zeros(SLOTS, dtype=np.int64)
+        self.square_sums: list[float] = []
         self.max = 0.0
-        # One more bin at each end, for what lies below and above.
-        self.counts: Counts = np.zeros(HISTOGRAM_BINS + 2, dtype=np.int64)
 
-    def add(self, values: Values) -> None:
-        """Take in float64 ``[elements]``."""
-        finite = np.isfinite(values)
-        size = np.abs(values if finite.all() else values[finite])
-        self.elements += values.size
-        self.nonfinite += values.size - size.size
-        if not size.size:
-            return
-        # numpy sums pairwise in one thread: the result does not depend on the number of cores.
-        self.square_sum += float(np.square(size).sum())
-        self.max = max(self.max, float(size.max()))
-        bins = np.log10(size[size > 0])
-        self.zeros += size.size - bins.size
-        bins -= HISTOGRAM_LOW
-        bins /= HISTOGRAM_WIDTH
-        # Clipped to at least 0 by the added 1, so cutting off the fraction rounds down.
-        bins = bins.clip(-1.0, HISTOGRAM_BINS, out=bins) + 1.0
-        self.counts += np.bincount(bins.astype(np.int64), minlength=HISTOGRAM_BINS + 2)
+    def add(self, run: Magnitudes) -> None:
+        """Take in a run of values."""
+        self.slots += run.slots
+        self.square_sums.append(run.square_sum)
+        self.max = max(self.max, run.largest)
 
     def merge(self, other: Quantity) -> None:
         """Take in another collection."""
-        self.elements += other.elements
-        self.nonfinite += other.nonfinite
-        self.zeros += other.zeros
-        self.square_sum += other.square_sum
+        self.slots += other.slots
+        self.square_sums += other.square_sums
         self.max = max(self.max, other.max)
-        self.counts += other.counts
 
     def result(self) -> QuantityStats:
         """Return what was collected."""
-        finite = self.elements - self.nonfinite
-        below, *counts, above = self.counts.tolist()
+        elements, nonfinite = int(self.slots.sum()), int(self.slots[NONFINITE])
+        finite = elements - nonfinite
+        zeros, below, *counts, above = self.slots[:NONFINITE].tolist()
         return QuantityStats(
-            elements=self.elements,
-            nonfinite=self.nonfinite,
-            rms=math.sqrt(self.square_sum / finite) if finite else None,
+            elements=elements,
+            nonfinite=nonfinite,
+            # Exact sums: the order in which threads finish does not show.
+            rms=math.sqrt(math.fsum(self.square_sums) / finite) if finite else None,
             max=self.max if finite else None,
-            histogram=Histogram(tuple(counts), self.zeros, below, above),
+            histogram=Histogram(tuple(counts), zeros, below, above),
         )
 
 
-def scale_stats(scale: Tensor) -> ScaleStats:
+def block_scales(
+    codec: Codec, fields: Mapping[str, Tensor], shape: tuple[int, ...]
+) -> Values | None:
+    """Return the scale of each block, float32 ``[blocks]``; ``None`` for codecs without."""
+    flat = {
+        name: fields[name].detach().cpu().reshape(-1)
+        for name, spec in codec.layout(shape).items()
+        if spec.entries_per_block == 1
+    }
+    blocks = max((field.numel() for field in flat.values()), default=0)
+    found = []
+    for start in range(0, max(blocks, 1), _SCALE_PIECE):
+        pieces = {name: field[start : start + _SCALE_PIECE] for name, field in flat.items()}
+        scale = codec.scales(pieces)
+        if scale is None:
+            return None
+        found.append(scale.float().numpy())
+    return np.concatenate(found)
+
+
+def scale_stats(values: Values) -> ScaleStats:
     """Return the exact statistics of one moment's block scales."""
-    values = scale.detach().cpu().reshape(-1).float().numpy()
     finite = values[np.isfinite(values)]
     return ScaleStats(
         blocks=values.size,
@@ -106,18 +102,16 @@ class Scales:
         self.max = -math.inf
         self.bins: Counts = np.zeros(1 << (31 - _MEDIAN_SHIFT), dtype=np.int64)
 
-    def add(self, scale: Tensor, exact: ScaleStats) -> None:
+    def add(self, values: Values, exact: ScaleStats) -> None:
         """Take in one moment's scales and their statistics."""
         self.blocks += exact.blocks
         self.nonfinite += exact.nonfinite
         if exact.min is None or exact.max is None:
             return
         self.min, self.max = min(self.min, exact.min), max(self.max, exact.max)
-        values = scale.detach().cpu().reshape(-1).float()
         # The bit patterns of non-negative floats are in the order of the floats.
-        bits = values[torch.isfinite(values)].clamp_(min=0.0).view(torch.int32).numpy()
-        index, counts = np.unique(bits >> _MEDIAN_SHIFT, return_counts=True)
-        self.bins[index] += counts
+        bits = values[np.isfinite(values)].clip(min=0.0).view(np.int32)
+        np.add.at(self.bins, bits >> _MEDIAN_SHIFT, 1)
 
     def result(self) -> ScaleStats:
         """Return what was collected."""
@@ -135,6 +129,31 @@ class Scales:
         return min(max(float(edge[0]), self.min), self.max)
 
 
+class MomentRun:
+    """Collects some tiles of one moment of one parameter."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.value = Quantity()
+        self.code_dtype: torch.dtype | None = None
+        self._codes: CodeCounts | None = None
+
+    def add(self, tile: MomentTile) -> None:
+        """Take in a tile."""
+        self.value.add(measure(tile.values))
+        if tile.codes is None:
+            return
+        if self._codes is None:
+            self._codes, self.code_dtype = CodeCounts(), tile.codes.dtype
+        self._codes.add(tile.codes)
+
+    def codes(self) -> tuple[Counts, torch.dtype] | None:
+        """Return how often each code occurs, and the dtype of codes; None without codes."""
+        if self._codes is None or self.code_dtype is None:
+            return None
+        return self._codes.flush(), self.code_dtype
+
+
 class Moment:
     """Collects the `MomentStats` of one moment of one parameter, or of all."""
 
@@ -146,16 +165,15 @@ class Moment:
         self.saturated = 0
         self.codes: Counts | None = None
 
-    def add(self, tile: MomentTile) -> None:
-        """Take in a tile."""
-        self.value.add(tile.values)
-        codes = tile.codes
-        if codes is None:
-            self.zeros += int(np.count_nonzero(tile.values == 0.0))
+    def add(self, run: MomentRun) -> None:
+        """Take in tiles."""
+        self.value.merge(run.value)
+        counted = run.codes()
+        if counted is None:
+            self.zeros += int(run.value.slots[ZERO])
             return
-        index = codes.to(torch.int64).bitwise_and_(CODE_BINS - 1).numpy()
-        counts = np.bincount(index, minlength=CODE_BINS)
-        zero, top = _zero_and_top(tile.codec, codes.dtype)
+        counts, dtype = counted
+        zero, top = _zero_and_top(run.codec, dtype)
         self.zeros += int(counts[zero].sum())
         self.saturated += int(counts[top].sum())
         self._code_counts()[:] += counts
@@ -176,7 +194,7 @@ class Moment:
 
     def result(self, scale: ScaleStats | None) -> MomentStats:
         """Return what was collected."""
-        elements = self.value.elements
+        elements = int(self.value.slots.sum())
         coded = 0 if self.codes is None else int(self.codes.sum())
         return MomentStats(
             moment=self.name,

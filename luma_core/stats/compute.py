@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-
-from torch import Tensor
+from contextlib import closing
 
 from luma_core.state import SCALAR_STATE_BYTES, ParameterState, StateSource
-from luma_core.stats.accumulate import Moment, Quantity, Scales, scale_stats
+from luma_core.stats.accumulate import Moment, Quantity, Scales, block_scales, scale_stats
+from luma_core.stats.measure import Values
 from luma_core.stats.report import CheckpointStats, ParameterStats, ScaleStats, TotalStats
-from luma_core.stats.tiles import Progress, UpdateRule, choose, moment_tiles
+from luma_core.stats.tiles import Progress, choose
+from luma_core.stats.walk import Measured, walk
 
 
 def compute(
@@ -17,8 +18,10 @@ def compute(
 ) -> CheckpointStats:
     """Measure an optimizer's state.
 
-    One parameter is read at a time and worked through in tiles of bounded size, on the CPU, so
-    a live optimizer and the checkpoint saved from it give exactly the same numbers.
+    Parameters are read one after another and worked through in tiles of bounded size, on the
+    CPU, so a live optimizer and the checkpoint saved from it give exactly the same numbers,
+    whatever the number of threads, which is torch's. Beside what the source holds, memory is
+    bounded by one parameter or 192 MiB of them, whichever is more.
 
     Args:
         source: an optimizer or an opened checkpoint.
@@ -29,14 +32,13 @@ def compute(
         CheckpointError: the source is a checkpoint that cannot be read.
     """
     names = choose(source.parameter_names(), pattern)
-    groups = source.group_options()
     total = _Total()
     parameters = []
-    for done, name in enumerate(names, start=1):
-        state = source.parameter_state(name)
-        parameters.append(_parameter(state, UpdateRule.of(state, groups), total))
-        if progress is not None:
-            progress(done, len(names))
+    with closing(walk(source, names, source.group_options())) as found:
+        for done, measured in enumerate(found, start=1):
+            parameters.append(_parameter(measured, total))
+            if progress is not None:
+                progress(done, len(names))
     return CheckpointStats(total=total.result(parameters), parameters=tuple(parameters))
 
 
@@ -60,7 +62,7 @@ class _Total:
         self.moments: dict[str, Moment] = {}
         self.scales: dict[str, Scales] = {}
 
-    def add(self, moment: Moment, scale: Tensor | None, exact: ScaleStats | None) -> None:
+    def add(self, moment: Moment, scale: Values | None, exact: ScaleStats | None) -> None:
         self.moments.setdefault(moment.name, Moment(moment.name)).merge(moment)
         if scale is not None and exact is not None:
             self.scales.setdefault(moment.name, Scales()).add(scale, exact)
@@ -84,15 +86,17 @@ class _Total:
         )
 
 
-def _parameter(state: ParameterState, rule: UpdateRule | None, total: _Total) -> ParameterStats:
-    update = Quantity()
+def _parameter(measured: Measured, total: _Total) -> ParameterStats:
+    state, update = measured.state, Quantity()
     moments = {name: Moment(name, codec.name) for name, codec in state.codecs.items()}
-    for (tile,) in moment_tiles(state):
-        for name, part in tile.items():
+    for run in measured.runs:
+        update.merge(run.update)
+        for name, part in run.moments.items():
             moments[name].add(part)
-        if rule is not None:
-            update.add(rule.apply(tile))
-    scales = {name: codec.scales(state.moment_fields(name)) for name, codec in state.codecs.items()}
+    scales = {
+        name: block_scales(codec, measured.fields[name], state.shape)
+        for name, codec in state.codecs.items()
+    }
     exact = {name: None if s is None else scale_stats(s) for name, s in scales.items()}
     for name, moment in moments.items():
         total.add(moment, scales[name], exact[name])

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from luma_core.state import ParameterState, StateSource
+from luma_core.stats.measure import UpdateRule, Wide
 from luma_core.stats.report import ErrorStats, MomentDiff, ParameterDiff, StateDiff, TotalDiff
 from luma_core.stats.tiles import (
+    FIRST_MOMENT,
+    SECOND_MOMENT,
     MomentTile,
     Progress,
-    UpdateRule,
-    Values,
     choose,
     moment_tiles,
+    update_rule,
 )
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -48,7 +51,7 @@ def diff(
     parameters = []
     for done, name in enumerate(common, start=1):
         state_a, state_b = a.parameter_state(name), b.parameter_state(name)
-        rules = (UpdateRule.of(state_a, groups_a), UpdateRule.of(state_b, groups_b))
+        rules = (update_rule(state_a, groups_a), update_rule(state_b, groups_b))
         parameters.append(_parameter(state_a, state_b, rules, total))
         if progress is not None:
             progress(done, len(common))
@@ -76,7 +79,7 @@ class _Error:
         self.max = self.error_max = 0.0
         self.element_max: float | None = None
 
-    def add(self, a: Values, b: Values) -> None:
+    def add(self, a: Wide, b: Wide) -> None:
         finite = np.isfinite(a) & np.isfinite(b)
         self.elements += a.size
         self.nonfinite += a.size - int(np.count_nonzero(finite))
@@ -135,7 +138,7 @@ class _MomentPair:
         self.codes = self.codes_differing = 0
 
     def add(self, a: MomentTile, b: MomentTile) -> None:
-        self.error.add(a.values, b.values)
+        self.error.add(a.values.astype(np.float64), b.values.astype(np.float64))
         codes_a, codes_b = a.codes, b.codes
         if a.codec == b.codec and codes_a is not None and codes_b is not None:
             self.codes += codes_a.numel()
@@ -198,7 +201,7 @@ def _parameter(
                 pair.moment(name).add(part, tile_b[name])
                 identical = identical and _same_bits(part, tile_b[name])
             if rules[0] is not None and rules[1] is not None:
-                pair.update.add(rules[0].apply(tile_a), rules[1].apply(tile_b))
+                pair.update.add(_update(rules[0], tile_a), _update(rules[1], tile_b))
         total.merge(pair)
     return ParameterDiff(
         name=a.name,
@@ -209,6 +212,10 @@ def _parameter(
         update=pair.update.result(),
         moments=pair.moment_results(),
     )
+
+
+def _update(rule: UpdateRule, tile: Mapping[str, MomentTile]) -> Wide:
+    return rule.apply(tile[FIRST_MOMENT].values, tile[SECOND_MOMENT].values)
 
 
 def _incomparable(a: ParameterState, b: ParameterState) -> str | None:

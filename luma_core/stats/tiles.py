@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from luma_core.codecs import BlockGrid, Codec, Fields, Tile
+from luma_core.native import native_cpu
 from luma_core.state import GroupOptions, ParameterState
-
-Values = npt.NDArray[np.float64]
+from luma_core.stats.measure import UpdateRule, Values
 
 Progress = Callable[[int, int], None]
 """Called with the parameters that are done and their total number."""
@@ -35,7 +33,7 @@ class MomentTile:
     Attributes:
         codec: the moment's codec.
         fields: the stored entries of the run and of the blocks it touches, without padding.
-        values: the decoded elements, float64 ``[elements]``.
+        values: the decoded elements, float32 ``[elements]``.
     """
 
     codec: Codec
@@ -57,7 +55,7 @@ def joint_tiles(shape: tuple[int, ...], codecs: Sequence[Codec]) -> Iterator[tup
     """Cut a tensor so that no codec's block is cut: one tile per codec, of the same elements."""
     sizes = [codec.block_size for codec in codecs if codec.block_size is not None]
     common = math.lcm(*sizes) if sizes else None
-    for tile in BlockGrid.of(shape, common).tiles():
+    for tile in BlockGrid.of(shape, common).tiles() if codecs else ():
         yield tuple(replace(tile, grid=codec.grid(shape)) for codec in codecs)
 
 
@@ -68,7 +66,7 @@ def moment_tiles(*states: ParameterState) -> Iterator[tuple[dict[str, MomentTile
     fields = [state.moment_fields(moment) for state, moment in keys]
     for tiles in joint_tiles(shape, [state.codecs[moment] for state, moment in keys]):
         read = [
-            (state, moment, _read(state.codecs[moment], stored, tile))
+            (state, moment, read_tile(state.codecs[moment], stored, tile))
             for (state, moment), stored, tile in zip(keys, fields, tiles, strict=True)
         ]
         yield tuple(
@@ -76,47 +74,63 @@ def moment_tiles(*states: ParameterState) -> Iterator[tuple[dict[str, MomentTile
         )
 
 
-def _read(codec: Codec, fields: Mapping[str, Tensor], tile: Tile) -> MomentTile:
+def read_tile(
+    codec: Codec, fields: Mapping[str, Tensor], tile: Tile, scratch: Tensor | None = None
+) -> MomentTile:
+    """Return a tile of one moment; its fields may lie on any device and in any memory order.
+
+    Args:
+        codec: the moment's codec.
+        fields: its stored tensors.
+        tile: the run of elements.
+        scratch: float32 memory of at least the tile's elements that the values may take, until
+            it is used again. Memory that is new for each tile costs more than decoding.
+    """
+    cpu = native_cpu() if codec.tiled else None
+    if cpu is not None:
+        # Its blocks are those of a tensor of its own; a single row is flat.
+        shape = (tile.rows, tile.cols) if tile.rows > 1 else (tile.cols,)
+        out = None if scratch is None else scratch[: tile.numel].view(shape)
+        parts = _parts(codec, fields, tile, shape)
+        # Tiles are shared out to threads by those who ask for them.
+        decoded: Tensor | None = cpu.decode(codec, parts, shape, out=out, threads=1)
+        if decoded is not None:
+            flat = {name: part.view(-1) for name, part in parts.items()}
+            return MomentTile(codec, flat, decoded.view(-1).numpy())
     stored = {name: part.detach().cpu() for name, part in codec.read_tile(fields, tile).items()}
-    values = tile.unblocked(codec.decode(stored)).double().numpy()
     specs = codec.layout(tile.grid.shape)
     flat = {
         name: tile.unblocked(part) if specs[name].entries_per_block is None else part
         for name, part in stored.items()
     }
-    return MomentTile(codec, flat, values)
+    return MomentTile(codec, flat, tile.unblocked(codec.decode(stored)).contiguous().numpy())
 
 
-@dataclass(frozen=True)
-class UpdateRule:
-    """``m_hat / (sqrt(v_hat) + eps)`` of one parameter.
+def _parts(
+    codec: Codec, fields: Mapping[str, Tensor], tile: Tile, shape: tuple[int, ...]
+) -> Fields:
+    """Return the stored entries of a tile as those of a tensor of ``shape``, on the CPU."""
+    parts = {}
+    for name, spec in codec.layout(shape).items():
+        field = fields[name]
+        if spec.entries_per_block is not None:
+            part = tile.read_blocks(field)
+        elif field.is_contiguous():
+            part = field.view(-1)[tile.start : tile.start + tile.numel]
+        else:
+            part = tile.unblocked(tile.read(field))
+        parts[name] = part.detach().cpu().reshape(spec.shape)
+    return parts
 
-    Attributes:
-        correction1: ``1 - beta1**step``.
-        correction2: ``1 - beta2**step``.
-        eps: added to the root.
-    """
 
-    correction1: float
-    correction2: float
-    eps: float
-
-    @classmethod
-    def of(cls, state: ParameterState, groups: Sequence[GroupOptions]) -> UpdateRule | None:
-        """Return the rule of a parameter; ``None`` where its state has no such update."""
-        options: Mapping[str, Any] = groups[state.group]
-        if not {FIRST_MOMENT, SECOND_MOMENT} <= state.codecs.keys() or not (
-            {"betas", "eps"} <= options.keys()
-        ):
-            return None
-        # Before the first step nothing is biased yet, and the formula would divide by zero.
-        step = state.step if state.step > 0 else math.inf
-        beta1, beta2 = options["betas"]
-        return cls(1.0 - beta1**step, 1.0 - beta2**step, float(options["eps"]))
-
-    def apply(self, tile: Mapping[str, MomentTile]) -> Values:
-        """Return the update of a tile, float64 ``[elements]``; NaN and infinity pass through."""
-        with np.errstate(all="ignore"):
-            root = np.sqrt(tile[SECOND_MOMENT].values / self.correction2)
-            update: Values = tile[FIRST_MOMENT].values / self.correction1 / (root + self.eps)
-        return update
+def update_rule(state: ParameterState, groups: Sequence[GroupOptions]) -> UpdateRule | None:
+    """Return the rule of a parameter; ``None`` where its state has no such update."""
+    options: Mapping[str, Any] = groups[state.group]
+    if not {FIRST_MOMENT, SECOND_MOMENT} <= state.codecs.keys() or not (
+        {"betas", "eps"} <= options.keys()
+    ):
+        return None
+    # Before the first step nothing is biased yet, and the formula would divide by zero.
+    step = state.step if state.step > 0 else math.inf
+    beta1, beta2 = options["betas"]
+    return UpdateRule(1.0 - beta1**step, 1.0 - beta2**step, float(options["eps"]))

@@ -1,6 +1,9 @@
 """A killed run keeps its rows, a resumed one adds to them, and no compiling step is counted."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -8,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import step_time
+from benchmarks import instruction_set, step_time
 from benchmarks.optimizers import BASELINE
+from luma_kernels import cpu
 
 FOREACH = "torch AdamW foreach"
 
@@ -93,3 +97,52 @@ def test_warming_up_is_bounded() -> None:
     runner = step_time.Runner(optimizer, "1", budget_seconds=1.0, warmup_seconds=0.01)
     runner.warm_up(step_time.Machine("cpu"))
     assert optimizer.count == 3  # the first, one to warm up, and one whose memory is measured
+
+
+def test_an_instruction_set_that_torch_did_not_choose_is_asked_of_a_new_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def execve(path: str, command: list[str], environment: dict[str, str]) -> None:
+        started.append((command, environment))
+        raise SystemExit
+
+    monkeypatch.setattr(instruction_set.os, "execve", execve)
+    monkeypatch.setattr(instruction_set.cpu, "use_instruction_set", lambda name: None)
+    monkeypatch.setattr(instruction_set, "torch_instruction_set", lambda: "default")
+    with pytest.raises(SystemExit):
+        measure(tmp_path / "results.json", BASELINE, "--instruction-set", "avx2")
+    ((command, environment),) = started
+    assert command[1:5] == ["-m", "benchmarks.step_time", "--device", "cpu"]
+    assert command[-2:] == ["--instruction-set", "avx2"]
+    assert environment["ATEN_CPU_CAPABILITY"] == "avx2"
+
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    with pytest.raises(SystemExit, match="PyTorch has no avx2 kernels"):
+        measure(tmp_path / "results.json", BASELINE, "--instruction-set", "avx2")
+
+
+@pytest.mark.skipif(
+    "avx2" not in cpu.native_status().instruction_sets, reason="needs a CPU with AVX2"
+)
+def test_a_held_instruction_set_stands_in_heading_and_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    arguments = ["--device", "cpu", "--sets", "gpt2", "--dtypes", "fp32", "--repeats", "3"]
+    arguments += ["--only", "LUMA", "--instruction-set", "avx2", "--json", str(path)]
+    program = (
+        "from benchmarks import step_time; from luma_kernels.cpu.library import native_library; "
+        "step_time.SETS['gpt2'] = lambda: [(64, 32)]; "
+        "step_time.Machine.copy_bytes_per_second = lambda self: 1e9; "
+        f"step_time.main({arguments}); print(native_library()._default)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": "avx2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "gpt2 fp32 avx2 " in shown
+    assert shown.splitlines()[-1] == "avx2"
+    assert json.loads(path.read_text())["machine"]["instruction_set"] == "avx2"

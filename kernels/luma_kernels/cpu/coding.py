@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from luma_core.codecs import Codec, Fields, Luma16M, Luma16V
+from luma_core.codecs import BF16, FP32, Codec, Fields, LogV, Luma16M, Luma16V, RootV, TableM
 from luma_core.codecs.loggrid import LogGridCodec
+from luma_core.codecs.packed import PackedCodec
 from luma_kernels.cpu.library import native_library
-from luma_kernels.cpu.structs import LOG_ROOT, LOG_SIGNED, PLAIN, Coding, Layout, Moment
+from luma_kernels.cpu.structs import (
+    BFLOAT,
+    LOG,
+    LOG_ROOT,
+    LOG_SIGNED,
+    PLAIN,
+    ROOT,
+    TABLE,
+    Coding,
+    Layout,
+    Moment,
+)
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Dtypes of parameters, gradients and encoded tensors, with their numbers in ``native.h``."""
+
+_KINDS: dict[type[Codec], int] = {
+    FP32: PLAIN,
+    BF16: BFLOAT,
+    Luma16M: LOG_SIGNED,
+    Luma16V: LOG_ROOT,
+    TableM: TABLE,
+    RootV: ROOT,
+    LogV: LOG,
+}
 
 _THREAD_ELEMENTS = 1 << 15
 """Fewer elements than this are not worth waking another thread for: some 20 microseconds."""
@@ -30,9 +53,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 def moment_kind(codec: Codec) -> int | None:
     """Return how the library stores moments of ``codec``; ``None`` if it cannot."""
-    if isinstance(codec, LogGridCodec):
-        return {Luma16M: LOG_SIGNED, Luma16V: LOG_ROOT}.get(type(codec))
-    return PLAIN if codec.name == "fp32" else None
+    return _KINDS.get(type(codec))
 
 
 def describe_layout(codec: Codec, shape: tuple[int, ...]) -> Layout:
@@ -43,12 +64,30 @@ def describe_layout(codec: Codec, shape: tuple[int, ...]) -> Layout:
 
 def describe_moment(codec: Codec, fields: Mapping[str, Tensor]) -> Moment:
     """Return a stored moment; its tensors must be contiguous and outlive it."""
-    kind = moment_kind(codec)
-    if not isinstance(codec, LogGridCodec):
-        return Moment(fields["value"].data_ptr(), None, kind, 0, 0)
-    grid = codec.log_grid
-    pointers = fields["codes"].data_ptr(), fields["exponent"].data_ptr()
-    return Moment(*pointers, kind, grid.octaves, grid.mantissa_bits)
+    moment = Moment(kind=moment_kind(codec))
+    for field, tensor in fields.items():
+        member = "values" if field in ("codes", "value") else field
+        setattr(moment, member, tensor.data_ptr())
+    if isinstance(codec, LogGridCodec):
+        grid = codec.log_grid
+        moment.octaves, moment.mantissa_bits = grid.octaves, grid.mantissa_bits
+    if isinstance(codec, PackedCodec):
+        moment.bits = codec.bits
+    if isinstance(codec, RootV):
+        moment.floor, moment.step, moment.per_step = codec.floor, codec.step, 1.0 / codec.step
+    if isinstance(codec, TableM):
+        levels, thresholds = _tables(codec)
+        moment.levels, moment.thresholds = levels.data_ptr(), thresholds.data_ptr()
+    return moment
+
+
+@cache
+def _tables(codec: TableM) -> tuple[Tensor, Tensor]:
+    """Return levels and thresholds as float32; kept, so that their memory outlives every call."""
+    return (
+        torch.tensor(codec.levels, dtype=torch.float32, device="cpu"),
+        torch.tensor(codec.thresholds, dtype=torch.float32, device="cpu"),
+    )
 
 
 def thread_count(elements: int, threads: int | None = None) -> int:
@@ -91,7 +130,7 @@ def encode(
     Raises:
         BackendUnavailableError: there is no library.
     """
-    if moment_kind(codec) in (None, PLAIN) or x.dtype not in DTYPES or not x.numel():
+    if moment_kind(codec) in (None, PLAIN, BFLOAT) or x.dtype not in DTYPES or not x.numel():
         return None
     if not is_plain(x) or not x.is_contiguous():
         return None
@@ -122,6 +161,7 @@ def decode(
     fields: Mapping[str, Tensor],
     shape: tuple[int, ...],
     *,
+    out: Tensor | None = None,
     threads: int | None = None,
     instruction_set: str | None = None,
 ) -> Tensor | None:
@@ -131,6 +171,7 @@ def decode(
         codec: any codec.
         fields: its stored tensors.
         shape: shape of the moment.
+        out: float32 of that shape, contiguous, that is written to and returned; new by default.
         threads: number of threads; torch's by default.
         instruction_set: one of the library's; the fastest by default.
 
@@ -140,11 +181,11 @@ def decode(
     Raises:
         BackendUnavailableError: there is no library.
     """
-    if moment_kind(codec) in (None, PLAIN):
+    if moment_kind(codec) in (None, PLAIN, BFLOAT):
         return None
     if not stored_as_specified(codec, fields, torch.Size(shape)):
         return None
-    x = torch.empty(shape, dtype=torch.float32)
+    x = torch.empty(shape, dtype=torch.float32) if out is None else out
     coding = Coding(
         x.data_ptr(), None, describe_moment(codec, fields), describe_layout(codec, shape), 0
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_int32, c_int64
+from ctypes import POINTER, Structure, c_char_p, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from torch import Tensor
 
 from luma_core.errors import BackendUnavailableError
 from luma_kernels.cpu.structs import INTERFACE_VERSION, Coding, Step
@@ -23,7 +25,8 @@ class NativeStatus:
         available: whether it was loaded.
         reason: why not; empty if it was.
         path: where it is, or would be.
-        instruction_sets: builds that run on this CPU, slowest first; the last is used.
+        instruction_sets: builds that run on this CPU, slowest first; the last is used unless
+            `use_instruction_set` chose another.
         threading: ``OpenMP`` or ``std::thread``; empty if it was not loaded.
     """
 
@@ -72,11 +75,25 @@ class NativeLibrary:
             if self._library.luma_instruction_set_runs_here(index)
         }
         self.instruction_sets = tuple(self._sets)
+        self._default = self.instruction_sets[-1]
+
+    def use_instruction_set(self, name: str | None) -> None:
+        """Choose the build that is used where none is named; ``None`` chooses the fastest."""
+        self._index(name)
+        self._default = self.instruction_sets[-1] if name is None else name
 
     def step(self, step: Step, threads: int, instruction_set: str | None = None) -> int:
         """Take one step; return the number of blocks whose new moments were not all finite."""
         index = self._index(instruction_set)
         return int(self._library.luma_step(ctypes.byref(step), index, threads))
+
+    def lamb_step(
+        self, step: Step, sums: Tensor, threads: int, instruction_set: str | None = None
+    ) -> int:
+        """Take one step of LAMB; ``sums`` is float64 room for two numbers for each block."""
+        index = self._index(instruction_set)
+        pointer = sums.data_ptr()
+        return int(self._library.luma_lamb_step(ctypes.byref(step), pointer, index, threads))
 
     def encode(self, coding: Coding, threads: int, instruction_set: str | None = None) -> None:
         """Encode one moment."""
@@ -86,8 +103,18 @@ class NativeLibrary:
         """Decode one moment."""
         self._library.luma_decode(ctypes.byref(coding), self._index(instruction_set), threads)
 
+    def summarize(self, summary: Structure, instruction_set: str | None = None) -> None:
+        """Add up what statistics need of a run of values."""
+        self._library.luma_summarize(ctypes.byref(summary), self._index(instruction_set))
+
+    def count_codes(
+        self, codes: int, count: int, counts: int, instruction_set: str | None = None
+    ) -> None:
+        """Count 16-bit codes at one address into uint32 counts at another."""
+        self._library.luma_count_codes(codes, count, counts, self._index(instruction_set))
+
     def _index(self, instruction_set: str | None) -> int:
-        name = self.instruction_sets[-1] if instruction_set is None else instruction_set
+        name = self._default if instruction_set is None else instruction_set
         if name not in self._sets:
             raise BackendUnavailableError(
                 f"instruction_set={name!r} does not run here; it must be one of "
@@ -105,6 +132,12 @@ class NativeLibrary:
         library.luma_threading.restype = c_char_p
         library.luma_step.argtypes = [POINTER(Step), c_int32, c_int32]
         library.luma_step.restype = c_int64
+        library.luma_lamb_step.argtypes = [POINTER(Step), c_void_p, c_int32, c_int32]
+        library.luma_lamb_step.restype = c_int64
+        library.luma_summarize.argtypes = [c_void_p, c_int32]
+        library.luma_summarize.restype = None
+        library.luma_count_codes.argtypes = [c_void_p, c_int64, c_void_p, c_int32]
+        library.luma_count_codes.restype = None
         for function in (library.luma_encode, library.luma_decode):
             function.argtypes = [POINTER(Coding), c_int32, c_int32]
             function.restype = None
@@ -118,6 +151,20 @@ def native_library() -> NativeLibrary:
         BackendUnavailableError: says why it cannot be used.
     """
     return NativeLibrary(LIBRARY_PATH)
+
+
+def use_instruction_set(name: str | None) -> None:
+    """Let steps and codecs of this process use one instruction set, to compare or to reproduce.
+
+    Results do not depend on it.
+
+    Args:
+        name: one of `NativeStatus.instruction_sets`; ``None`` returns to the fastest.
+
+    Raises:
+        BackendUnavailableError: there is no library, or it has no such instruction set here.
+    """
+    native_library().use_instruction_set(name)
 
 
 def native_status() -> NativeStatus:

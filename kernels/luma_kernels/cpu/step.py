@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from luma_core.codecs import Codec
-from luma_core.optim.rules import AdamWHyper, AdamWRule, ParameterStep, Rule
+from luma_core.optim.rules import AdamWHyper, AdamWRule, LAMBHyper, LAMBRule, ParameterStep, Rule
 from luma_core.optim.rules.adamw import MOMENTS
 from luma_kernels.cpu.coding import (
     DTYPES,
@@ -21,19 +22,32 @@ from luma_kernels.cpu.coding import (
     thread_count,
 )
 from luma_kernels.cpu.library import native_library
-from luma_kernels.cpu.structs import LOG_ROOT, LOG_SIGNED, PLAIN, Step
+from luma_kernels.cpu.structs import BFLOAT, LOG, LOG_ROOT, LOG_SIGNED, PLAIN, ROOT, TABLE, Step
 
-_KINDS = ((LOG_SIGNED, LOG_ROOT), (PLAIN, PLAIN))
+_WHOLE_KINDS = ((LOG_SIGNED, LOG_ROOT), (PLAIN, PLAIN))
+"""Pairs that may have one scale for the whole tensor."""
+
+_KINDS: dict[type[Rule], tuple[tuple[int, int], ...]] = {
+    AdamWRule: (
+        (LOG_SIGNED, LOG_ROOT),
+        (BFLOAT, BFLOAT),
+        *product((PLAIN, TABLE), (PLAIN, ROOT, LOG)),
+    ),
+    LAMBRule: ((LOG_SIGNED, LOG_ROOT), (BFLOAT, BFLOAT), (PLAIN, PLAIN)),
+}
 
 
 def unsupported_codecs(rule: Rule, codecs: Mapping[str, Codec]) -> str:
     """Return why the library cannot step moments stored by ``codecs``; empty if it can."""
-    if type(rule) is not AdamWRule or tuple(codecs) != MOMENTS:
+    if type(rule) not in _KINDS or tuple(codecs) != MOMENTS:
         return f"there is no native kernel of the rule {type(rule).__name__}"
     kinds = tuple(moment_kind(codec) for codec in codecs.values())
-    if kinds not in _KINDS or len({codec.block_size for codec in codecs.values()}) > 1:
+    sizes = {codec.block_size for codec in codecs.values()}
+    if kinds not in _KINDS[type(rule)] or len(sizes) > 1:
         names = " and ".join(codec.name for codec in codecs.values())
         return f"there is no native kernel of the codecs {names} together"
+    if None in sizes and (type(rule) is LAMBRule or kinds not in _WHOLE_KINDS):
+        return f"there is no native kernel of {type(rule).__name__} and block_size=None"
     return ""
 
 
@@ -44,8 +58,10 @@ def unsupported_step(rule: Rule, item: ParameterStep) -> str:
             return f"the {name} is {tensor.dtype}"
         if not is_plain(tensor):
             return f"the {name} is not a plain tensor on the CPU"
-    if item.grad_factor is not None:
-        return "the gradient is to be scaled"
+    if item.whole_row is not None:
+        return "the parameter is a part of another, cut along its rows"
+    if item.grad_factor is not None and not is_plain(item.grad_factor):
+        return "the gradient's factor is not a plain tensor on the CPU"
     lr = item.hyper.lr
     if isinstance(lr, Tensor) and (lr.dim() or lr.device.type != "cpu"):
         return "lr is a tensor with dimensions or not on the CPU"
@@ -58,7 +74,6 @@ def unsupported_step(rule: Rule, item: ParameterStep) -> str:
 def step_parameter(
     item: ParameterStep,
     *,
-    first_index: int = 0,
     threads: int | None = None,
     instruction_set: str | None = None,
 ) -> Tensor:
@@ -69,7 +84,6 @@ def step_parameter(
 
     Args:
         item: a step for which `unsupported_step` found nothing.
-        first_index: index of the tensor's first element in the whole parameter; selects its noise.
         threads: number of threads; torch's by default.
         instruction_set: one of the library's; the fastest by default.
 
@@ -79,26 +93,16 @@ def step_parameter(
     Raises:
         BackendUnavailableError: there is no library, or it has no such instruction set here.
     """
-    first, second = (item.moments[name] for name in MOMENTS)
     param = item.param.contiguous()
     grad = item.grad.contiguous()
-    step = Step(
-        param=param.data_ptr(),
-        grad=grad.data_ptr(),
-        first=describe_moment(first.codec, first.fields),
-        second=describe_moment(second.codec, second.fields),
-        layout=describe_layout(first.codec, param.shape),
-        first_index=first_index,
-        param_dtype=DTYPES[param.dtype],
-        grad_dtype=DTYPES[grad.dtype],
-        k0=item.keys.k0 & 0xFFFFFFFF,
-        k1=item.keys.k1 & 0xFFFFFFFF,
-        skip_nonfinite=item.skip_nonfinite,
-        round_param=item.stochastic_rounding and param.dtype == torch.bfloat16,
-        maximize=item.hyper.maximize,
-        **_scalars(item.hyper),
-    )
-    bad = native_library().step(step, thread_count(param.numel(), threads), instruction_set)
+    step = _describe(item, param, grad)
+    threads = thread_count(param.numel(), threads)
+    if isinstance(item.hyper, LAMBHyper):
+        blocks = next(iter(item.moments.values())).codec.grid(param.shape)
+        sums = torch.empty(blocks.rows, blocks.blocks_per_row, 2, dtype=torch.float64)
+        bad = native_library().lamb_step(step, sums, threads, instruction_set)
+    else:
+        bad = native_library().step(step, threads, instruction_set)
     if param is item.param:
         # Writing through a pointer, unlike PyTorch's own operations, is not seen by autograd.
         torch.autograd.graph.increment_version(param)
@@ -107,16 +111,48 @@ def step_parameter(
     return torch.tensor(bad)
 
 
-def _scalars(hyper: AdamWHyper) -> dict[str, float]:
+def _describe(item: ParameterStep, param: Tensor, grad: Tensor) -> Step:
+    """Return the step of contiguous tensors, which must outlive it."""
+    first, second = (item.moments[name] for name in MOMENTS)
+    return Step(
+        param=param.data_ptr(),
+        grad=grad.data_ptr(),
+        first=describe_moment(first.codec, first.fields),
+        second=describe_moment(second.codec, second.fields),
+        layout=describe_layout(first.codec, param.shape),
+        first_index=item.first_index,
+        param_dtype=DTYPES[param.dtype],
+        grad_dtype=DTYPES[grad.dtype],
+        k0=item.keys.k0 & 0xFFFFFFFF,
+        k1=item.keys.k1 & 0xFFFFFFFF,
+        skip_nonfinite=item.skip_nonfinite,
+        round_param=item.stochastic_rounding and param.dtype == torch.bfloat16,
+        maximize=item.hyper.maximize,
+        grad_factor=1.0 if item.grad_factor is None else float(item.grad_factor),
+        **_scalars(item.hyper),
+    )
+
+
+def _scalars(hyper: AdamWHyper | LAMBHyper) -> dict[str, float]:
     weight = 1.0 - hyper.beta1
     from_grad = weight >= 0.5  # as torch.lerp
-    return {
+    scalars = {
         "lerp_from_grad": from_grad,
         "lerp": weight - 1.0 if from_grad else weight,
         "beta2": hyper.beta2,
         "one_minus_beta2": 1.0 - hyper.beta2,
         "inverse_root_correction2": 1.0 / math.sqrt(hyper.bias_correction2),
         "eps": hyper.eps,
-        "decay": float(1.0 - hyper.lr * hyper.weight_decay),
-        "rate": float(hyper.lr / hyper.bias_correction1),
+    }
+    if isinstance(hyper, AdamWHyper):
+        return scalars | {
+            "decay": float(1.0 - hyper.lr * hyper.weight_decay),
+            "rate": float(hyper.lr / hyper.bias_correction1),
+        }
+    return scalars | {
+        "inverse_correction1": 1.0 / hyper.bias_correction1,
+        "weight_decay": hyper.weight_decay,
+        "adapt": hyper.adapt,
+        "trust_clip": hyper.trust_clip,
+        "lr": float(hyper.lr),
     }

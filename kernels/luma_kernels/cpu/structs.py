@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import Structure, c_double, c_float, c_int32, c_int64, c_uint32, c_void_p
 from typing import ClassVar
 
-INTERFACE_VERSION = 2
+INTERFACE_VERSION = 3
 """``kInterfaceVersion`` of the sources that these layouts were written for."""
 
-PLAIN, LOG_SIGNED, LOG_ROOT = range(3)
-"""How a moment is stored: float32 values, or codes of it or of its square root."""
+PLAIN, LOG_SIGNED, LOG_ROOT, TABLE, ROOT, LOG, BFLOAT = range(7)
+"""How a moment is stored: floats, codes of it or of its square root, or packed codes."""
 
 
 class Layout(Structure):
@@ -24,9 +24,17 @@ class Moment(Structure):
     _fields_: ClassVar = [
         ("values", c_void_p),
         ("exponent", c_void_p),
+        ("mantissa", c_void_p),
+        ("scale", c_void_p),
+        ("levels", c_void_p),
+        ("thresholds", c_void_p),
         ("kind", c_int32),
         ("octaves", c_int32),
         ("mantissa_bits", c_int32),
+        ("bits", c_int32),
+        ("floor", c_float),
+        ("step", c_float),
+        ("per_step", c_float),
     ]
 
 
@@ -55,6 +63,12 @@ class Step(Structure):
         ("eps", c_float),
         ("decay", c_float),
         ("rate", c_float),
+        ("grad_factor", c_float),
+        ("inverse_correction1", c_float),
+        ("weight_decay", c_float),
+        ("adapt", c_int32),
+        ("trust_clip", c_int32),
+        ("lr", c_double),
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +26,19 @@ from luma_kernels.triton.plan import (
 )
 from luma_kernels.triton.registry import KERNELS
 
-Item = tuple[Tensor, Mapping[str, Tensor], Mapping[str, Codec], int]
-"""Parameter, its state, its codecs, and the index of its group."""
+
+class Item(NamedTuple):
+    """A parameter, its state and codecs, its group's index, and its first element's index.
+
+    The last is above 0 of a part of a parameter. Such a part must not lie on both sides of a
+    multiple of 2**32.
+    """
+
+    param: Tensor
+    state: Mapping[str, Tensor]
+    codecs: Mapping[str, Codec]
+    group: int
+    first_index: int = 0
 
 
 class FusedStep:
@@ -56,17 +67,19 @@ class FusedStep:
         """Return whether there are kernels of a rule."""
         return type(rule) in KERNELS
 
-    def build(self, items: Sequence[Item], groups: Sequence[Mapping[str, Any]]) -> list[bool]:
-        """Build the tables over ``items``; return which of them the kernels take."""
+    def build(
+        self, items: Sequence[tuple[Any, ...]], groups: Sequence[Mapping[str, Any]]
+    ) -> list[bool]:
+        """Build the tables over ``items``, fields of `Item`; return which the kernels take."""
         tensors = []
         taken = []
-        for param, state, codecs, group in items:
+        for param, state, codecs, group, first_index in (Item(*item) for item in items):
             assert param.grad is not None
             bucket = self._rule.bucket(param, param.grad, codecs, groups[group])
             taken.append(bucket is not None)
             if bucket is not None:
                 grid = BlockGrid.of(param.shape, codecs["exp_avg"].block_size)
-                tensors.append(FusedTensor(param, state, group, grid, bucket))
+                tensors.append(FusedTensor(param, state, group, grid, bucket, first_index))
         with self._current():
             self._plan = Plan(tensors, self.device, self._rule.scratch)
         self._option_rows = []

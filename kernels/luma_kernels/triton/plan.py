@@ -16,7 +16,7 @@ from luma_core.codecs.loggrid import LogGridCodec
 from luma_core.codecs.packed import PackedCodec
 from luma_kernels.triton.configuration import first_moment, is_equal_pair, second_moment
 
-WIDTH = 15
+WIDTH = 16
 """Columns of the pointer table; `tables.py` names them."""
 
 GRAD = 1
@@ -118,13 +118,23 @@ class Bucket:
 
 @dataclass(frozen=True)
 class FusedTensor:
-    """One parameter of a fused step. Its gradient is held by nobody but the parameter."""
+    """One parameter of a fused step. Its gradient is held by nobody but the parameter.
+
+    Attributes:
+        param: the parameter, or a part of one.
+        state: its state.
+        group: index of its group.
+        grid: its blocks.
+        bucket: its launch.
+        first_index: index of the first element in the whole parameter; selects the noise.
+    """
 
     param: Tensor
     state: StateTensors
     group: int
     grid: BlockGrid
     bucket: Bucket
+    first_index: int = 0
 
 
 def bucket_of(
@@ -284,6 +294,7 @@ def _row(tensor: FusedTensor, first_program: int) -> list[int]:
         max(tensor.grid.cols, 1),
         max(tensor.grid.blocks_per_row, 1),
         _address(state, "exp_avg_sq.mantissa"),
+        tensor.first_index,
     ]
 
 

@@ -11,17 +11,23 @@ whose every element is a segment are AdamW's: their second moment is stored by a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from luma_core import rounding
-from luma_core.codecs import Fields, SegmentMean, Tile
+from luma_core.codecs import TILE_ELEMENTS, Fields, SegmentMean, Tile
 from luma_core.optim.rules.adamw import MOMENTS, AdamWHyper, AdamWRule
-from luma_core.optim.rules.base import ParameterStep, Rule
-from luma_core.optim.rules.moments import param_draw, write_parameter
+from luma_core.optim.rules.base import ParameterStep, Reduction, Rule, Stages
+from luma_core.optim.rules.moments import (
+    largest,
+    param_draw,
+    random_bits,
+    split_like,
+    write_parameter,
+)
 
 _ADAMW = AdamWRule()
 
@@ -35,7 +41,7 @@ class AdamMiniRule(Rule):
         """Return the numbers of step ``step`` (1 for the first) under a group's options."""
         return _ADAMW.hyper(group, step)
 
-    def step_parameter(self, item: ParameterStep) -> Tensor:
+    def stages(self, item: ParameterStep) -> Stages:
         """Take one parameter's step: the segments' sums first, then tile by tile.
 
         Memory: about 20 float32 temporaries of one tile (`TILE_ELEMENTS`), and about 8 float64 of
@@ -48,8 +54,9 @@ class AdamMiniRule(Rule):
             again on the new scale.
         """
         if not isinstance(item.moments["exp_avg_sq"].codec, SegmentMean):
-            return _ADAMW.step_parameter(item)
+            return (yield from _ADAMW.stages(item))
         step = _SegmentStep(item)
+        yield from step.measured()
         step.update_tiles()
         return step.finish()
 
@@ -57,10 +64,15 @@ class AdamMiniRule(Rule):
 class _SegmentStep:
     """One parameter's step.
 
+    The parameter may be a part of one; partition and second moment are those of the whole.
+
     Attributes:
-        second: the new second moment, float32 ``[segments]``.
+        second: the new second moment, float32 ``[segments]``; known once `measured` has run.
         finite: whether it is finite, bool ``[segments]``.
     """
+
+    second: Tensor
+    finite: Tensor
 
     def __init__(self, item: ParameterStep) -> None:
         stored = item.moments["exp_avg_sq"]
@@ -70,9 +82,39 @@ class _SegmentStep:
         self._stored = stored.fields["value"]
         self._partition = stored.codec.partition
         self._first = item.moments["exp_avg"]
-        mean = self._partition.means(item.grad, self._square)
+        self._scales: Fields = {}
+
+    def measured(self) -> Generator[Reduction, Tensor, None]:
+        """Find the new second moment, and the scale of a first moment that has one."""
+        sums = self._position_sums()
+        sums = (yield Reduction(sums.view(-1), "sum")).view_as(sums)
+        mean = self._partition.means_of(sums)
         self.second = (self._stored * self._hyper.beta2).add_(mean, alpha=1.0 - self._hyper.beta2)
         self.finite = torch.isfinite(self.second)
+        if self._first.codec.block_size is None:
+            yield from self._fit_tensor()
+
+    def _position_sums(self) -> Tensor:
+        item, of = self._item, self._square
+        if item.whole_row is None:
+            return self._partition.position_sums(item.grad, of, first_index=item.first_index)
+        sums = torch.zeros(
+            self._partition.outer,
+            self._partition.length,
+            dtype=torch.float64,
+            device=item.grad.device,
+        )
+        first, column = divmod(item.first_index, item.whole_row)
+        rows = max(1, TILE_ELEMENTS // item.whole_row)
+        for row in range(0, item.grad.shape[0] if item.row else 0, rows):
+            part = item.grad[row : row + rows].flatten(1)
+            # What other processes have of these rows is theirs to add.
+            whole = part.new_zeros(part.shape[0], item.whole_row)
+            whole[:, column : column + item.row] = part
+            sums += self._partition.position_sums(
+                whole, of, first_index=(first + row) * item.whole_row
+            )
+        return sums
 
     def _square(self, grad: Tensor) -> Tensor:
         # The factor comes first: squares of gradients that a scaler enlarged may be infinite.
@@ -83,7 +125,7 @@ class _SegmentStep:
         """Update the first moment and the parameter."""
         codec, fields = self._first.codec, self._first.fields
         shape = self._item.param.shape
-        scales = self._fit_tensor() if codec.block_size is None else {}
+        scales = self._scales
         for tile in codec.grid(shape).tiles():
             keep = self._keep(tile)
             stored = codec.read_tile(fields, tile)
@@ -106,8 +148,17 @@ class _SegmentStep:
         return (~self.finite).sum()
 
     def _spread(self, values: Tensor, tile: Tile) -> Tensor:
-        spread = self._partition.spread(values, tile.start, tile.start + tile.numel)
-        return tile.blocked(spread)
+        item, start, stop = self._item, tile.start, tile.start + tile.numel
+        if item.whole_row is None:
+            first = item.first_index
+            return tile.blocked(self._partition.spread(values, first + start, first + stop))
+        row, column = divmod(item.first_index, item.whole_row)
+        begin, end = start // item.row, -(-stop // item.row)
+        whole = self._partition.spread(
+            values, (row + begin) * item.whole_row, (row + end) * item.whole_row
+        )
+        part = whole.view(-1, item.whole_row)[:, column : column + item.row].reshape(-1)
+        return tile.blocked(part[start - begin * item.row : stop - begin * item.row])
 
     def _keep(self, tile: Tile) -> Tensor | None:
         return self._spread(self.finite, tile) if self._item.skip_nonfinite else None
@@ -124,15 +175,18 @@ class _SegmentStep:
         new = old.lerp(grad, 1.0 - self._hyper.beta1)
         return new if keep is None else torch.where(keep, new, old)
 
-    def _fit_tensor(self) -> Fields:
-        """Return the scales of a first moment with one for the whole tensor."""
+    def _fit_tensor(self) -> Generator[Reduction, Tensor, None]:
+        """Find the scales of a first moment with one for the whole tensor."""
         codec = self._first.codec
-        fitted: Fields = {}
+        fitted = codec.fit(torch.zeros(1, 1, 1, device=self.second.device))
         for tile in codec.grid(self._item.param.shape).tiles():
             stored = codec.read_tile(self._first.fields, tile)
             part = codec.fit(self._new_first(tile, stored, self._keep(tile)).reshape(1, 1, -1))
-            fitted = codec.merge(fitted, part) if fitted else part
-        return fitted
+            fitted = codec.merge(fitted, part)
+        if fitted:
+            found = list(fitted.values())
+            reduced = yield largest(found)
+            self._scales = dict(zip(fitted, split_like(reduced, found), strict=True))
 
     def _store_first(
         self, tile: Tile, new: Tensor, stored: Fields, scales: Fields, keep: Tensor | None
@@ -141,9 +195,7 @@ class _SegmentStep:
         codec = self._first.codec
         draw = None
         if codec.rounds:
-            item = self._item
-            bits = rounding.random_bits(item.keys, tile.start, tile.numel, device=new.device)
-            draw = tile.blocked(rounding.first_draw(bits))
+            draw = rounding.first_draw(random_bits(self._item, tile))
         own = {} if scales else codec.refit(new, stored)
         values = {**own, **codec.encode(new, scales or own, draw)}
         if keep is not None and not scales:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from luma_core import rounding
@@ -35,6 +37,10 @@ class ParameterStep:
         stochastic_rounding: whether a bfloat16 parameter is rounded stochastically.
         grad_factor: float32 0-d on the parameter's device: what the gradient is multiplied by;
             ``None`` for 1.
+        first_index: index of the first element in the whole parameter, of which ``param`` may be a
+            part: it selects the noise.
+        whole_row: elements behind one index of dimension 0 of the whole parameter, where ``param``
+            has only some of them; else ``None``.
     """
 
     param: Tensor
@@ -45,6 +51,50 @@ class ParameterStep:
     skip_nonfinite: bool
     stochastic_rounding: bool
     grad_factor: Tensor | None = None
+    first_index: int = 0
+    whole_row: int | None = None
+
+    @property
+    def row(self) -> int:
+        """Elements behind one index of dimension 0 of ``param``."""
+        return math.prod(self.param.shape[1:])
+
+    def random_bits(self, start: int, count: int) -> Tensor:
+        """Return 32 random bits for each element of a range of the flattened ``param``, int32."""
+        device = self.param.device
+        if self.whole_row is None:
+            return rounding.random_bits(self.keys, self.first_index + start, count, device=device)
+        here = torch.arange(start, start + count, dtype=torch.int64, device=device)
+        rows = here.div(self.row, rounding_mode="floor")
+        indices = here.sub_(rows * self.row).add_(rows.mul_(self.whole_row)).add_(self.first_index)
+        return rounding.random_bits_at(self.keys, indices)
+
+
+class Reduction(NamedTuple):
+    """Values that a step needs of the whole parameter and has of its part.
+
+    Attributes:
+        values: float64 or int64, 1-D.
+        kind: how the values of parts become those of the whole.
+    """
+
+    values: Tensor
+    kind: Literal["sum", "max"]
+
+
+Stages = Generator[Reduction, Tensor, Tensor]
+"""A step that stops where it needs values of the whole parameter, and is sent them."""
+
+
+def alone(stages: Stages) -> Tensor:
+    """Run a step whose parameter is whole, and return its result."""
+    try:
+        wanted = next(stages)
+        while True:
+            wanted = stages.send(wanted.values)
+    except StopIteration as end:
+        result: Tensor = end.value
+        return result
 
 
 class Rule(ABC):
@@ -53,16 +103,27 @@ class Rule(ABC):
     moments: ClassVar[tuple[str, ...]]
     """Names of the moments it keeps, in the order of their noise."""
 
+    reduces: ClassVar[bool] = False
+    """Whether an element's step needs other elements, beyond those that share its scale."""
+
     @abstractmethod
     def hyper(self, group: Mapping[str, Any], step: int) -> Any:
         """Return the numbers of step ``step`` (1 for the first) under a group's options."""
 
     @abstractmethod
-    def step_parameter(self, item: ParameterStep) -> Tensor:
+    def stages(self, item: ParameterStep) -> Stages:
         """Take one parameter's step in PyTorch operations: the definition of its result.
 
         Memory: temporaries of bounded size, whatever the tensor's.
 
+        Yields:
+            what it needs of the whole parameter, where ``item`` may be a part of it; all parts of
+            a parameter yield the same kinds and numbers of values.
+
         Returns:
             int64 0-d tensor on the parameter's device: blocks whose new moments were not finite.
         """
+
+    def step_parameter(self, item: ParameterStep) -> Tensor:
+        """Take the step of a parameter that is whole; see `stages`."""
+        return alone(self.stages(item))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from luma_core.optim.rules.base import ParameterStep, Rule
+from luma_core.optim.rules.base import ParameterStep, Rule, Stages
 from luma_core.optim.rules.moments import MomentPass, write_parameter
 
 
@@ -28,12 +28,13 @@ class ElementwiseRule(Rule):
     def update_parameter(self, param: Tensor, moments: Mapping[str, Tensor], hyper: Any) -> Tensor:
         """Return the new parameter, float32; the inputs stay unchanged."""
 
-    def step_parameter(self, item: ParameterStep) -> Tensor:
+    def stages(self, item: ParameterStep) -> Stages:
         """Take one parameter's step, tile by tile.
 
         Memory: about 20 float32 temporaries of one tile (`TILE_ELEMENTS`).
         """
         moments = MomentPass(self.update_moments, item)
+        yield from moments.measured()
         for part in moments:
             old = part.tile.read(item.param).float()
             param = self.update_parameter(old, part.new, item.hyper)

@@ -10,7 +10,8 @@ The norm of ``u`` must be known before the first element of ``p`` changes, so a 
 passes. The first codes and stores the moments and adds up the norms; the second computes ``u``
 again and needs no gradient for it. Both take the moments *as they are stored*, so the ratio is that
 of the update that is made. With float32 state this is LAMB itself. Blocks that are left untouched
-do not count in either norm.
+do not count in either norm. Norms are sums that depend on no order (`norms`), so the ratio is the
+same however the parameter is sharded.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ import torch
 from torch import Tensor
 
 from luma_core.optim.rules.adamw import MOMENTS, running_averages
-from luma_core.optim.rules.base import ParameterStep, Rule
+from luma_core.optim.rules.base import ParameterStep, Reduction, Rule, Stages
 from luma_core.optim.rules.moments import MomentPass, param_draw, write_parameter
-from luma_core.optim.rules.norms import square_sum
+from luma_core.optim.rules.norms import DIGITS, square_digits, total
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class LAMBRule(Rule):
     """LAMB: Adam's update with weight decay in it, scaled to its parameter's norm."""
 
     moments = MOMENTS
+    reduces = True
 
     def hyper(self, group: Mapping[str, Any], step: int) -> LAMBHyper:
         """Return the numbers of step ``step`` (1 for the first) under a group's options."""
@@ -90,14 +92,15 @@ class LAMBRule(Rule):
         update = moments["exp_avg"] / denominator
         return update.mul_(1.0 / hyper.bias_correction1).add_(param, alpha=hyper.weight_decay)
 
-    def step_parameter(self, item: ParameterStep) -> Tensor:
+    def stages(self, item: ParameterStep) -> Stages:
         """Take one parameter's step in two passes, each tile by tile.
 
         Memory: about 20 float32 temporaries of one tile (`TILE_ELEMENTS`), and one byte per block.
         """
         hyper: LAMBHyper = item.hyper
         moments = MomentPass(self.update_moments, item)
-        norms = torch.zeros(2, dtype=torch.float64, device=item.param.device)
+        yield from moments.measured()
+        sums = torch.zeros(2, DIGITS, dtype=torch.int64, device=item.param.device)
         kept = []
         for part in moments:
             kept.append((part.tile, part.keep))
@@ -108,8 +111,12 @@ class LAMBRule(Rule):
                     for name, fields in part.fields.items()
                 }
                 update = self.update(param, now, hyper)
-                norms += torch.stack([square_sum(x, part.keep) for x in (param, update)])
-        rate = (hyper.lr * trust_ratio(norms, hyper)).float()
+                flat = part.tile.grid.flat
+                for index, x in enumerate((param, update)):
+                    sums[index] += square_digits(x, part.keep, flat=flat)
+        if hyper.adapt:
+            sums = (yield Reduction(sums.view(-1), "sum")).view(2, DIGITS)
+        rate = (hyper.lr * trust_ratio(total(sums), hyper)).float()
         for tile, keep in kept:
             param = tile.read(item.param).float()
             now = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from luma_core import rounding
 from luma_core.codecs import Fields, Tile
-from luma_core.optim.rules.base import ParameterStep
+from luma_core.optim.rules.base import ParameterStep, Reduction
 
 MomentUpdate = Callable[[Tensor, Mapping[str, Tensor], Any], dict[str, Tensor]]
 """New float32 moments from a gradient, the old moments and the rule's numbers."""
@@ -40,8 +40,9 @@ class StoredTile:
 class MomentPass:
     """Updates and stores the moments of one parameter, tile by tile; its codecs share block sizes.
 
-    Iterating does the work. With one scale per tensor a first pass finds the scales, which are
-    stored after the last tile, since until then they decode the old moments.
+    Iterating does the work, once `measured` has run. With one scale per tensor that is a first
+    pass that finds the scales, which are stored after the last tile, since until then they decode
+    the old moments.
 
     Attributes:
         bad: int64 0-d: blocks whose new moments were not finite, once iteration has ended.
@@ -51,21 +52,31 @@ class MomentPass:
         self._update = update
         self._item = item
         self.bad = torch.zeros((), dtype=torch.int64, device=item.param.device)
+        self._scales: dict[str, Fields] = {}
+        self._finite = torch.ones((), dtype=torch.bool, device=item.param.device)
+
+    @property
+    def _blocked(self) -> bool:
+        return next(iter(self._item.moments.values())).codec.block_size is not None
+
+    def measured(self) -> Generator[Reduction, Tensor, None]:
+        """Find the scales of tensors with one each; see `Rule.stages`."""
+        if not self._blocked:
+            yield from self._fit_tensor()
 
     def __iter__(self) -> Iterator[StoredTile]:
         item = self._item
-        if next(iter(item.moments.values())).codec.block_size is not None:
+        if self._blocked:
             for tile, new in self._new_moments():
                 finite = _finite(new).all(dim=-1, keepdim=True)
                 self.bad += (~finite).sum()
                 yield self._stored(tile, new, {}, finite if item.skip_nonfinite else None)
             return
-        scales, finite = self._fit_tensor()
-        self.bad += ~finite
-        keep = finite.reshape(1, 1, 1) if item.skip_nonfinite else None
+        self.bad += ~self._finite
+        keep = self._finite.reshape(1, 1, 1) if item.skip_nonfinite else None
         for tile, new in self._new_moments():
-            yield self._stored(tile, new, scales, keep)
-        self._store_scales(scales, keep)
+            yield self._stored(tile, new, self._scales, keep)
+        self._store_scales(self._scales, keep)
 
     def _new_moments(self) -> Iterator[tuple[Tile, dict[str, Tensor]]]:
         item = self._item
@@ -80,17 +91,20 @@ class MomentPass:
             }
             yield tile, self._update(grad, old, item.hyper)
 
-    def _fit_tensor(self) -> tuple[dict[str, Fields], Tensor]:
-        """Return the new scales of a tensor with one each, and whether all is finite."""
-        fits: dict[str, Fields] = {}
-        finite = torch.ones((), dtype=torch.bool, device=self.bad.device)
+    def _fit_tensor(self) -> Generator[Reduction, Tensor, None]:
+        """Find the new scales of a tensor with one each, and whether all is finite."""
+        nothing = torch.zeros(1, 1, 1, device=self.bad.device)
+        fits = {name: stored.codec.fit(nothing) for name, stored in self._item.moments.items()}
         for _, new in self._new_moments():
-            finite &= _finite(new).all()
+            self._finite &= _finite(new).all()
             for name, value in new.items():
                 codec = self._item.moments[name].codec
-                part = codec.fit(value.reshape(1, 1, -1))
-                fits[name] = codec.merge(fits[name], part) if name in fits else part
-        return fits, finite
+                fits[name] = codec.merge(fits[name], codec.fit(value.reshape(1, 1, -1)))
+        found = [value for fit in fits.values() for value in fit.values()]
+        reduced = yield largest([~self._finite, *found])
+        self._finite = reduced[0] == 0
+        values = iter(split_like(reduced[1:], found))
+        self._scales = {name: {key: next(values) for key in fit} for name, fit in fits.items()}
 
     def _stored(
         self,
@@ -128,6 +142,20 @@ class MomentPass:
                 stored.copy_(value)
 
 
+def largest(values: Sequence[Tensor]) -> Reduction:
+    """Return the reduction to the largest of each element of some tensors."""
+    return Reduction(torch.cat([value.reshape(-1).double() for value in values]), "max")
+
+
+def split_like(values: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return consecutive values in the shapes and dtypes of ``tensors``."""
+    pieces = values.split([tensor.numel() for tensor in tensors])
+    return [
+        piece.view(tensor.shape).to(tensor.dtype)
+        for piece, tensor in zip(pieces, tensors, strict=True)
+    ]
+
+
 def write_parameter(
     item: ParameterStep, tile: Tile, param: Tensor, keep: Tensor | None, draw: Tensor | None
 ) -> None:
@@ -153,12 +181,12 @@ def param_draw(item: ParameterStep, tile: Tile) -> Tensor | None:
     """Return the 16 random bits per element for a tile of the parameter, if they round it."""
     if item.param.dtype != torch.bfloat16 or not item.stochastic_rounding:
         return None
-    return rounding.third_draw(_bits(item, tile))
+    return rounding.third_draw(random_bits(item, tile))
 
 
-def _bits(item: ParameterStep, tile: Tile) -> Tensor:
-    bits = rounding.random_bits(item.keys, tile.start, tile.numel, device=item.param.device)
-    return tile.blocked(bits)
+def random_bits(item: ParameterStep, tile: Tile) -> Tensor:
+    """Return 32 random bits for each element of a tile, int32, blocked."""
+    return tile.blocked(item.random_bits(tile.start, tile.numel))
 
 
 def _draws(item: ParameterStep, tile: Tile) -> dict[str, Tensor | None]:
@@ -167,7 +195,7 @@ def _draws(item: ParameterStep, tile: Tile) -> dict[str, Tensor | None]:
     draws: dict[str, Tensor | None] = dict.fromkeys((*item.moments, ""))
     if not rounds_param and not any(s.codec.rounds for s in item.moments.values()):
         return draws
-    bits = _bits(item, tile)
+    bits = random_bits(item, tile)
     kinds = (rounding.first_draw, rounding.second_draw)
     for (name, stored), draw in zip(item.moments.items(), kinds, strict=True):
         draws[name] = draw(bits) if stored.codec.rounds else None

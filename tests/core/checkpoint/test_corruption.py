@@ -174,7 +174,7 @@ def _parameter(body, **changes):
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        (lambda b: b.update(version=2, new=1), UnsupportedVersionError, "format version 2"),
+        (lambda b: b.update(version=9, new=1), UnsupportedVersionError, "format version 9"),
         (lambda b: b.update(version=0), CorruptCheckpointError, "manifest.version is 0"),
         (lambda b: b.update(version=True), CorruptCheckpointError, "manifest.version"),
         (lambda b: b.pop("version"), CorruptCheckpointError, "manifest.version: Field required"),

@@ -72,14 +72,14 @@ def test_reading_asks_the_store_for_one_chunk_at_a_time(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, optimizer=ManyTensors())
     opened = checkpoint.open(tmp_path)
     longest = 0
-    read_range = type(opened._store).read_range
+    read_range = type(opened.store).read_range
 
     def watched(self, name, start, stop):
         nonlocal longest
         longest = max(longest, stop - start)
         return read_range(self, name, start, stop)
 
-    monkeypatch.setattr(type(opened._store), "read_range", watched)
+    monkeypatch.setattr(type(opened.store), "read_range", watched)
     opened.read_checked((), ["optimizer"], put=pytest.fail)
     read = []
     opened.read_checked(["optimizer"], (), put=lambda entry, tensor: read.append(entry.name))

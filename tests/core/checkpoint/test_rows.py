@@ -68,13 +68,13 @@ def test_only_the_chunks_of_the_rows_are_read(tmp_path, monkeypatch, compression
     shard_bytes = opened.manifest.summary.stored_bytes
     opened.read("p", "exp_avg", rows=slice(0, 1))
     asked = []
-    read_range = type(opened._store).read_range
+    read_range = type(opened.store).read_range
 
     def watched(self, name, start, stop):
         asked.append(stop - start)
         return read_range(self, name, start, stop)
 
-    monkeypatch.setattr(type(opened._store), "read_range", watched)
+    monkeypatch.setattr(type(opened.store), "read_range", watched)
     got = opened.read("p", "exp_avg", rows=slice(1000, 1010))
     assert torch.equal(got, optimizer.parameter_state("p").decode("exp_avg")[1000:1010])
     assert sum(asked) <= 2 * CHUNK_BYTES < shard_bytes // 10

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from luma_core import checkpoint, convert
 from luma_core.convert.dcp_metadata import read_metadata
+from luma_core.convert.places import LocalFolder
 from luma_core.errors import CheckpointExistsError, ConversionError, UnsafePickleError
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
@@ -132,7 +133,7 @@ def test_a_state_in_pieces_is_put_together(tmp_path, trained):
     """Pieces as sharded training leaves them, made by splitting one tensor's item in two."""
     save(*trained, tmp_path / "d")
     key = "optim.state.layers.0.weight.exp_avg"
-    metadata = read_metadata(tmp_path / "d")
+    metadata = read_metadata(LocalFolder(tmp_path / "d"))
     whole = trained[1].state[trained[0].layers[0].weight]["exp_avg"]
     index = next(index for index in metadata.storage_data if index.fqn == key)
     info = metadata.storage_data.pop(index)
@@ -225,7 +226,7 @@ def test_damaged_folders_are_refused(tmp_path, trained):
 
 def test_file_names_cannot_leave_the_folder(tmp_path, trained):
     save(*trained, tmp_path / "d")
-    found = read_metadata(tmp_path / "d")
+    found = read_metadata(LocalFolder(tmp_path / "d"))
     for info in found.storage_data.values():
         object.__setattr__(info, "relative_path", "../secret")
     (tmp_path / "d" / ".metadata").write_bytes(pickle.dumps(found))

@@ -1,6 +1,7 @@
 """Shards of ZeRO, written by DeepSpeed itself on two ranks."""
 
 import importlib.util
+import random
 import shutil
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from luma_core import checkpoint, convert
-from luma_core.errors import CheckpointNotFoundError, ConversionError
+from luma_core.errors import CheckpointNotFoundError, ConversionError, LumaError
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed"
@@ -88,6 +89,29 @@ def test_shards_that_are_missing_or_cut_otherwise_are_refused(tmp_path, folder):
         path.unlink()
     with pytest.raises(CheckpointNotFoundError, match="no model states"):
         convert.open_source(step)
+
+
+def test_damaged_shards_are_read_or_refused(tmp_path, folder):
+    files = sorted((folder / "global_step2").glob("*.pt"))
+    refused = 0
+    for seed in range(60):
+        rng = random.Random(seed)
+        step = tmp_path / "step"
+        shutil.rmtree(step, ignore_errors=True)
+        shutil.copytree(folder / "global_step2", step)
+        chosen = rng.choice(files)
+        content = bytearray(chosen.read_bytes())
+        for _ in range(8):
+            # The pickle, which says what is where, comes first.
+            content[rng.randrange(min(len(content), 3000))] = rng.randrange(256)
+        (step / chosen.name).write_bytes(content)
+        try:
+            source = convert.open_source(step)
+            for info in source.parameters():
+                source.read(info.name)
+        except LumaError:
+            refused += 1
+    assert refused > 20
 
 
 def test_the_name_in_latest_cannot_leave_the_folder(tmp_path):

@@ -154,6 +154,16 @@ def test_moments_that_adamw_cannot_have_are_refused_when_read(tmp_path, moment, 
     assert not (tmp_path / "b.pt").exists()
 
 
+def test_moments_that_take_no_room_in_the_file_take_none_in_memory(tmp_path):
+    content = state_dict()
+    for moment in ("exp_avg", "exp_avg_sq"):
+        content["state"][0][moment] = torch.zeros(1, 1).expand(1 << 25, 1 << 25)
+    torch.save(content, tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").stat().st_size < 10_000
+    with pytest.raises(ConversionError, match=r"'weight': a tensor of shape .* repeats its values"):
+        convert.open_source(tmp_path / "a.pt")
+
+
 def test_adam_without_weight_decay_is_the_same_as_adamw(tmp_path):
     torch.save(state_dict(optimizer=torch.optim.Adam), tmp_path / "a.pt")
     assert len(convert.open_source(tmp_path / "a.pt").parameters()) == 2

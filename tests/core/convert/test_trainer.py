@@ -129,11 +129,22 @@ def test_an_accelerate_folder_is_read_and_goes_on(tmp_path):
     assert torch.equal(source.read("0.bias").exp_avg, optimizer.state[model[0].bias]["exp_avg"])
     convert.convert(tmp_path / "run", tmp_path / "c", to="luma", codec="fp32")
     target = tmp_path / "run" / "optimizer.bin"
+    original = target.read_bytes()
     convert.convert(tmp_path / "c", target, to="adamw", overwrite=True)
     want = optimizer.state[model[1].weight]["exp_avg"].clone()
     optimizer.state[model[1].weight]["exp_avg"].zero_()
-    accelerator.load_state(str(tmp_path / "run"))
-    assert torch.equal(optimizer.state[model[1].weight]["exp_avg"], want)
+    weights = []
+    for _ in range(2):
+        accelerator.load_state(str(tmp_path / "run"))
+        assert torch.equal(optimizer.state[model[1].weight]["exp_avg"], want)
+        optimizer.zero_grad()
+        accelerator.backward(model(torch.ones(3, 40)).square().sum())
+        optimizer.step()
+        weights.append([param.detach().clone() for param in model.parameters()])
+        target.write_bytes(original)
+    for mine, theirs in zip(*weights, strict=True):
+        assert torch.equal(mine, theirs)
+    assert float(optimizer.state[model[1].weight]["step"]) == 2
     (tmp_path / "run" / "optimizer_1.bin").write_bytes(b"")
     with pytest.raises(ConversionError, match="more than one optimizer"):
         convert.open_source(tmp_path / "run")

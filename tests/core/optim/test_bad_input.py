@@ -108,7 +108,7 @@ def test_sparse_gradients_change_nothing() -> None:
 
 
 def test_native_by_name_refuses_codecs_without_a_kernel() -> None:
-    codecs = {moment: {"name": "bf16"} for moment in ("exp_avg", "exp_avg_sq")}
+    codecs = {moment: {"name": "fp8_e4m3"} for moment in ("exp_avg", "exp_avg_sq")}
     param = parameter()
     try:
         optimizer = LUMA([{"params": [("w", param)], "codecs": codecs}], backend="native")

@@ -248,7 +248,7 @@ def test_every_size_of_codes_steps(bits: int) -> None:
 
 
 def test_a_native_step_that_was_asked_for_is_refused_by_name() -> None:
-    param, optimizer = matrix(backend="native")
+    param, optimizer = matrix(backend="native", m_codec="costate")
     param.grad = torch.ones_like(param)
     with pytest.raises(BackendUnavailableError, match="native"):
         optimizer.step()

@@ -148,7 +148,7 @@ def test_total_median_of_scales_is_within_its_promise(blocks) -> None:
     scales[1][0] = torch.inf
     total = Scales()
     for scale in scales:
-        total.add(scale, scale_stats(scale))
+        total.add(scale.numpy(), scale_stats(scale.numpy()))
     found, values = total.result(), torch.cat(scales).double()
     assert (found.blocks, found.nonfinite) == (3 * blocks, 1)
     values = values[values.isfinite()]
@@ -238,21 +238,6 @@ def test_tensors_of_many_tiles(shape, block_size, source, state, moments, histog
     for got in entry.moments:
         check_quantity(got.value, one.decode(got.moment).numpy(), histogram)
         check_codes(got, one.codecs[got.moment], one.moment_fields(got.moment)["codes"])
-
-
-def test_temporaries_are_bounded_by_the_tile(source, state, monkeypatch) -> None:
-    one = state("w", torch.ones(600, 2048), torch.ones(600, 2048), Luma16M(), Luma16V())
-    seen: list[int] = []
-    decode = Luma16M.decode
-
-    def spy(self, fields):
-        seen.append(fields["codes"].numel())
-        return decode(self, fields)
-
-    monkeypatch.setattr(Luma16M, "decode", spy)
-    stats.compute(source([one]))
-    assert max(seen) <= TILE_ELEMENTS
-    assert sum(seen) == 600 * 2048
 
 
 def test_codes_in_another_memory_order_give_the_same_numbers(source, state, moments) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor
 
 from luma_core import rounding
-from luma_core.codecs import FP32, Codec, Luma16M, Luma16V
+from luma_core.codecs import BF16, FP32, Codec, LogV, Luma16M, Luma16V, RootV, TableM
 from luma_core.optim import AdamWRule
-from luma_core.optim.rules import ParameterStep, StoredMoment
+from luma_core.optim.rules import LAMBHyper, LAMBRule, ParameterStep, Rule, StoredMoment
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
 
@@ -39,6 +38,17 @@ class SeparateRule(AdamWRule):
         return {"exp_avg": new, "exp_avg_sq": (v * hyper.beta2).add_(squares)}
 
 
+class SeparateLAMBRule(LAMBRule):
+    """LAMB with each operation rounded on its own."""
+
+    def update_moments(self, grad: Tensor, moments: Any, hyper: Any) -> dict[str, Tensor]:
+        return SeparateRule().update_moments(grad, moments, hyper)
+
+    def update(self, param: Tensor, moments: Any, hyper: LAMBHyper) -> Tensor:
+        without = replace(hyper, weight_decay=0.0)
+        return super().update(param, moments, without) + param * hyper.weight_decay
+
+
 def luma_codecs(block_size: int | None, octaves: int | None = None) -> dict[str, Codec]:
     return {
         "exp_avg": Luma16M(block_size=block_size, octaves=octaves),
@@ -48,6 +58,25 @@ def luma_codecs(block_size: int | None, octaves: int | None = None) -> dict[str,
 
 def plain_codecs(block_size: int | None) -> dict[str, Codec]:
     return {name: FP32(block_size=block_size) for name in ("exp_avg", "exp_avg_sq")}
+
+
+def bfloat16_codecs(block_size: int) -> dict[str, Codec]:
+    return {name: BF16(block_size=block_size) for name in ("exp_avg", "exp_avg_sq")}
+
+
+def packed_codecs(
+    m_bits: int | None, v_bits: int | None, *, floor: float | None = None, block_size: int = 128
+) -> dict[str, Codec]:
+    """Return TurboAdam's codecs; ``None`` bits are float32, no floor is the logarithmic grid."""
+    m: Codec = FP32(block_size=block_size)
+    v: Codec = FP32(block_size=block_size)
+    if m_bits is not None:
+        m = TableM(bits=m_bits, block_size=block_size)
+    if v_bits is not None:
+        v = LogV(bits=v_bits, block_size=block_size)
+        if floor is not None:
+            v = RootV(bits=v_bits, floor=floor, block_size=block_size)
+    return {"exp_avg": m, "exp_avg_sq": v}
 
 
 def make_step(
@@ -104,6 +133,25 @@ def clone(item: ParameterStep) -> ParameterStep:
     )
 
 
+def assert_like_eager(item: ParameterStep) -> int:
+    """Bit for bit, on every instruction set, against the rule without fused operations.
+
+    Leaves the result in ``item`` and returns the number of bad blocks.
+    """
+    others = {name: clone(item) for name in native_library().instruction_sets}
+    rule: Rule = SeparateRule()
+    if isinstance(item.hyper, LAMBHyper):
+        rule = SeparateLAMBRule()
+    bad = rule.step_parameter(item)
+    for name, other in others.items():
+        found = cpu.step_parameter(other, instruction_set=name)
+        assert found.dtype == torch.int64
+        assert found.shape == ()
+        assert int(found) == int(bad), name
+        assert_same_bits(other, item, name)
+    return int(bad)
+
+
 def tensors(item: ParameterStep) -> dict[str, Tensor]:
     """Everything a step writes; floats as bits, so that equal means equal."""
     found = {"param": item.param}
@@ -132,18 +180,3 @@ def instruction_set(request: pytest.FixtureRequest) -> str:
 def exact_roots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Round the square root in a parameter's update correctly; PyTorch may be one bit off."""
     monkeypatch.setattr(Tensor, "sqrt", lambda x: torch.sqrt(x.double()).to(x.dtype))
-
-
-@pytest.fixture
-def bits_from(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Return a function that makes eager steps count their elements from an index on."""
-    original = rounding.random_bits
-
-    def shift(first_index: int) -> None:
-        monkeypatch.setattr(
-            rounding,
-            "random_bits",
-            lambda keys, start, count, **kw: original(keys, start + first_index, count, **kw),
-        )
-
-    return shift

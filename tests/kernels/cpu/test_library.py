@@ -77,3 +77,24 @@ def test_another_version_is_refused(tmp_path: Path, source: str, message: str) -
 def test_unknown_instruction_sets_are_refused() -> None:
     with pytest.raises(BackendUnavailableError, match="instruction_set='mmx'"):
         cpu.encode(Luma16M(), torch.ones(64), instruction_set="mmx")
+
+
+def test_a_chosen_instruction_set_is_used_until_another_is() -> None:
+    slowest = native_library().instruction_sets[0]
+    used: list[int] = []
+    handle = native_library()._library
+
+    class Recording:
+        def luma_encode(self, coding: object, instruction_set: int, threads: int) -> None:
+            used.append(instruction_set)
+            handle.luma_encode(coding, instruction_set, threads)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native_library(), "_library", Recording())
+        cpu.use_instruction_set(slowest)
+        cpu.encode(Luma16M(), torch.ones(64))
+        cpu.use_instruction_set(None)
+        cpu.encode(Luma16M(), torch.ones(64))
+    assert used == [0, len(native_library().instruction_sets) - 1]
+    with pytest.raises(BackendUnavailableError, match="instruction_set='mmx'"):
+        cpu.use_instruction_set("mmx")

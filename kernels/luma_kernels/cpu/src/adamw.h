@@ -46,6 +46,20 @@ struct Rule {
   }
 };
 
+void decode_log_grid(const Moment& moment, int64_t start, int64_t n, uint8_t exponent,
+                     float* __restrict to) {
+  const Grid grid(moment, exponent);
+  const int16_t* __restrict from = codes(moment) + start;
+  if (moment.kind == kLogRoot) {
+    for (int64_t i = 0; i < n; ++i) {
+      const float root = grid.decode(static_cast<uint16_t>(from[i]));
+      to[i] = root * root;
+    }
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i] = grid.decode_signed(from[i]);
+  }
+}
+
 // What the log-grid kernels read, from the first of their elements.
 struct LogSource {
   const float* grad;
@@ -100,24 +114,18 @@ Largest log_largest(const Rule rule, const LogSource source, int64_t n) {
   return {largest1, as_bits(root) & kMagnitude};
 }
 
-Largest plain_moments(const Rule rule, const float* __restrict grad, const float* __restrict first,
-                      const float* __restrict second, int64_t n, int64_t at, Work& work) {
-  float* __restrict new_first = work.first + at;
-  float* __restrict new_second = work.second + at;
-  float* __restrict new_root = work.root + at;
-  int32_t largest1 = 0;
-  int32_t largest2 = 0;
+template <int N>
+void plain_moments(const Rule rule, const float* __restrict grad, const float* __restrict first,
+                   const float* __restrict second, int64_t length, float* __restrict new_first,
+                   float* __restrict new_second, float* __restrict new_root) {
+  const int64_t n = N ? N : length;
   for (int64_t i = 0; i < n; ++i) {
     const float g = rule.gradient(grad[i]);
-    const float m = rule.first(first[i], g);
     const float v = rule.second(second[i], g);
-    largest1 = larger(largest1, as_bits(m) & kMagnitude);
-    largest2 = larger(largest2, as_bits(v) & kMagnitude);
-    new_first[i] = m;
+    new_first[i] = rule.first(first[i], g);
     new_second[i] = v;
     new_root[i] = __builtin_sqrtf(v);
   }
-  return {largest1, largest2};
 }
 
 // What the last stage of a log-grid step reads and writes, from the first of its elements.
@@ -132,9 +140,9 @@ struct LogTarget {
   Grid grid2;
 };
 
-// Codes the new moments and updates the parameter: one loop, in which the division of one
-// overlaps with the integer operations of the other.
-template <int N, bool Clamp>
+// Codes the new moments and, with Param, updates the parameter: one loop, in which the division of
+// one overlaps with the integer operations of the other.
+template <int N, bool Clamp, bool Param>
 void log_finish(const Rule rule, const LogTarget target, int64_t length) {
   const int64_t n = N ? N : length;
   const float* __restrict new_first = target.new_first;
@@ -151,14 +159,16 @@ void log_finish(const Rule rule, const LogTarget target, int64_t length) {
     const uint32_t bits = random[i];
     const float m = new_first[i];
     const float root = new_root[i];
-    param[i] = rule.param(param[i], m, root);
+    if (Param) param[i] = rule.param(param[i], m, root);
     first[i] = grid1.encode_signed<Clamp>(m, static_cast<int32_t>((bits & 0xffff) >> shift1));
     second[i] = grid2.encode_root<Clamp>(root, static_cast<int32_t>(bits >> shift2));
   }
 }
 
+template <int N>
 void update_param(const Rule rule, const float* __restrict first, const float* __restrict root,
-                  int64_t n, float* __restrict param) {
+                  int64_t length, float* __restrict param) {
+  const int64_t n = N ? N : length;
   for (int64_t i = 0; i < n; ++i) param[i] = rule.param(param[i], first[i], root[i]);
 }
 

@@ -1,8 +1,8 @@
 // Encoding and decoding of one moment.
 #pragma once
 
-#include "elements.h"
-#include "ranges.h"
+#include "adamw.h"
+#include "moments.h"
 
 namespace luma {
 namespace {
@@ -48,63 +48,128 @@ void encode_chunk(const Coding& c, const float* x, int64_t at, int64_t n, uint8_
   return encode_run<false, false>(grid, x, draws, n, to);
 }
 
-void encode(const Coding& c, int64_t begin, int64_t end) {
+void encode_log_grid(const Coding& c, int64_t begin, int64_t end) {
   alignas(64) float scratch[kChunk];
   const bool root = c.stored.kind == kLogRoot;
-  each_block(c.layout, begin, end, [&](int64_t block, int64_t start, int64_t length) {
+  each_block(c.layout, begin, end, false, [&](const Run& block) {
     int32_t largest = 0;
-    each_chunk(start, length, [&](int64_t at, int64_t n) {
-      const float* x = load(c.plain, c.plain_dtype, at, n, scratch);
-      largest = larger(largest, largest_of(x, n, root));
+    each_run(block, [&](const Run& run) {
+      const float* x = load(c.plain, c.plain_dtype, run.start, run.length, scratch);
+      largest = larger(largest, largest_of(x, run.length, root));
     });
     const uint8_t exponent = fit(c.stored, largest);
-    each_chunk(start, length, [&](int64_t at, int64_t n) {
-      encode_chunk(c, load(c.plain, c.plain_dtype, at, n, scratch), at, n, exponent);
+    each_run(block, [&](const Run& run) {
+      const float* x = load(c.plain, c.plain_dtype, run.start, run.length, scratch);
+      encode_chunk(c, x, run.start, run.length, exponent);
     });
-    c.stored.exponent[block] = exponent;
+    c.stored.exponent[block.block] = exponent;
   });
+}
+
+// What the elements of a run are coded from.
+struct Source {
+  alignas(64) float values[kChunk];
+  alignas(64) float roots[kChunk];
+  alignas(64) uint32_t draws[kChunk];
+
+  void read(const Coding& c, const Run& run) {
+    const float* x = load(c.plain, c.plain_dtype, run.start, run.length, values);
+    if (x != values) std::memcpy(values, x, run.length * sizeof(float));
+    for (int64_t i = run.length; i < run.padded; ++i) values[i] = 0.0f;
+  }
+
+  void prepare(const Coding& c, const Run& run) {
+    read(c, run);
+    for (int64_t i = 0; i < run.padded; ++i) roots[i] = __builtin_sqrtf(values[i]);
+    if (!c.draws) return;
+    for (int64_t i = 0; i < run.length; ++i) {
+      draws[i] = static_cast<uint32_t>(c.draws[run.start + i]) << 16;
+    }
+    for (int64_t i = run.length; i < run.padded; ++i) draws[i] = 0;
+  }
+};
+
+template <class Packed>
+void encode_packed(const Coding& c, int64_t begin, int64_t end) {
+  const Packed moment(c.stored);
+  Source source;
+  each_block(c.layout, begin, end, true, [&](const Run& block) {
+    typename Packed::Seen seen{};
+    each_run(block, [&](const Run& run) {
+      source.read(c, run);
+      seen = merge(seen, moment.see(source.values, run.padded));
+    });
+    const typename Packed::Scale scale = moment.fit(seen, nullptr);
+    each_run(block, [&](const Run& run) {
+      source.prepare(c, run);
+      moment.write(run, source.values, source.roots, c.draws ? source.draws : nullptr, scale);
+    });
+    moment.store(block.block, scale);
+  });
+}
+
+void encode(const Coding& c, int64_t begin, int64_t end) {
+  switch (c.stored.kind) {
+    case kTable: return encode_packed<TableMoment>(c, begin, end);
+    case kRoot: return encode_packed<RootMoment>(c, begin, end);
+    case kLog: return encode_packed<LogMoment>(c, begin, end);
+    default: return encode_log_grid(c, begin, end);
+  }
 }
 
 int32_t whole_largest(const Coding& c, int64_t begin, int64_t end) {
   alignas(64) float scratch[kChunk];
   const bool root = c.stored.kind == kLogRoot;
   int32_t largest = 0;
-  each_whole_chunk(c.layout, begin, end, [&](int64_t at, int64_t n) {
-    largest = larger(largest, largest_of(load(c.plain, c.plain_dtype, at, n, scratch), n, root));
+  each_whole_chunk(c.layout, begin, end, [&](const Run& run) {
+    const float* x = load(c.plain, c.plain_dtype, run.start, run.length, scratch);
+    largest = larger(largest, largest_of(x, run.length, root));
   });
   return largest;
 }
 
 void whole_encode(const Coding& c, uint8_t exponent, int64_t begin, int64_t end) {
   alignas(64) float scratch[kChunk];
-  each_whole_chunk(c.layout, begin, end, [&](int64_t at, int64_t n) {
-    encode_chunk(c, load(c.plain, c.plain_dtype, at, n, scratch), at, n, exponent);
+  each_whole_chunk(c.layout, begin, end, [&](const Run& run) {
+    const float* x = load(c.plain, c.plain_dtype, run.start, run.length, scratch);
+    encode_chunk(c, x, run.start, run.length, exponent);
   });
 }
 
-void decode_run(const Coding& c, int64_t start, int64_t n, uint8_t exponent) {
-  const Grid grid(c.stored, exponent);
-  const int16_t* __restrict from = codes(c.stored) + start;
-  float* __restrict to = static_cast<float*>(c.plain) + start;
-  if (c.stored.kind == kLogRoot) {
-    for (int64_t i = 0; i < n; ++i) {
-      const float root = grid.decode(static_cast<uint16_t>(from[i]));
-      to[i] = root * root;
-    }
-  } else {
-    for (int64_t i = 0; i < n; ++i) to[i] = grid.decode_signed(from[i]);
-  }
+void decode_run(const Coding& c, const Run& run, uint8_t exponent) {
+  decode_log_grid(c.stored, run.start, run.length, exponent,
+                  static_cast<float*>(c.plain) + run.start);
+}
+
+template <class Packed>
+void decode_packed(const Coding& c, int64_t begin, int64_t end) {
+  const Packed moment(c.stored);
+  alignas(64) float scratch[kChunk];
+  float* to = static_cast<float*>(c.plain);
+  each_block(c.layout, begin, end, true, [&](const Run& block) {
+    const typename Packed::Scale scale = moment.stored(block.block);
+    each_run(block, [&](const Run& run) {
+      moment.read(run, scale, scratch);
+      std::memcpy(to + run.start, scratch, run.length * sizeof(float));
+    });
+  });
 }
 
 void decode(const Coding& c, int64_t begin, int64_t end) {
-  each_block(c.layout, begin, end, [&](int64_t block, int64_t start, int64_t length) {
-    decode_run(c, start, length, c.stored.exponent[block]);
+  switch (c.stored.kind) {
+    case kTable: return decode_packed<TableMoment>(c, begin, end);
+    case kRoot: return decode_packed<RootMoment>(c, begin, end);
+    case kLog: return decode_packed<LogMoment>(c, begin, end);
+    default: break;
+  }
+  each_block(c.layout, begin, end, false, [&](const Run& run) {
+    decode_run(c, run, c.stored.exponent[run.block]);
   });
 }
 
 void whole_decode(const Coding& c, int64_t begin, int64_t end) {
-  each_whole_chunk(c.layout, begin, end, [&](int64_t at, int64_t n) {
-    decode_run(c, at, n, *c.stored.exponent);
+  each_whole_chunk(c.layout, begin, end, [&](const Run& run) {
+    decode_run(c, run, *c.stored.exponent);
   });
 }
 

@@ -4,14 +4,16 @@
 // cannot mix them.
 
 #include "coding.h"
-#include "stepping.h"
+#include "lamb.h"
+#include "summary.h"
 
 namespace luma {
 namespace LUMA_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels = {step,         whole_measure, whole_step, encode, whole_largest,
-                         whole_encode, decode,        whole_decode};
+const Kernels kernels = {step,   whole_measure, whole_step,   lamb_moments, lamb_params,
+                         encode, whole_largest, whole_encode, decode,       whole_decode,
+                         summarize, count_codes};
 
 }  // namespace LUMA_ISA
 }  // namespace luma

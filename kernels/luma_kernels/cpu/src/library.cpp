@@ -1,5 +1,7 @@
 // The library's C interface: picks a build of the kernels and shares the work out to threads.
 
+#include <cmath>
+
 #include "native.h"
 
 #ifdef _OPENMP
@@ -120,6 +122,21 @@ int64_t whole_step(const Step& s, const Kernels& kernels, int32_t threads) {
   return bad;
 }
 
+// The learning rate times the trust ratio of a parameter, from the sums of its blocks. Those are
+// added in order, so that the result does not depend on threads.
+float lamb_rate(const Step& s, const double* sums) {
+  double param = 0.0;
+  double update = 0.0;
+  const int64_t blocks = s.layout.rows * blocks_per_row(s.layout);
+  for (int64_t block = 0; block < blocks; ++block) {
+    if (sums[2 * block] < 0.0) continue;
+    param += sums[2 * block];
+    update += sums[2 * block + 1];
+  }
+  const double ratio = param > 0.0 && update > 0.0 ? std::sqrt(param) / std::sqrt(update) : 1.0;
+  return static_cast<float>(s.lr * (s.trust_clip && ratio > 1.0 ? 1.0 : ratio));
+}
+
 }  // namespace
 }  // namespace luma
 
@@ -158,6 +175,23 @@ LUMA_EXPORT int64_t luma_step(const luma::Step* step, int32_t instruction_set, i
   return bad;
 }
 
+// Takes LAMB's step of a tensor with blocks; `sums` is room for two numbers for each block.
+LUMA_EXPORT int64_t luma_lamb_step(const luma::Step* step, double* sums, int32_t instruction_set,
+                                   int32_t threads) {
+  using namespace luma;
+  const Kernels& kernels = *kInstructionSets[instruction_set].kernels;
+  if (numel(step->layout) == 0) return 0;
+  int64_t bad = 0;
+  share(threads, step->layout, [&](int64_t begin, int64_t end) {
+    __atomic_fetch_add(&bad, kernels.lamb_moments(*step, sums, begin, end), __ATOMIC_RELAXED);
+  });
+  const float rate = lamb_rate(*step, sums);
+  share(threads, step->layout, [&](int64_t begin, int64_t end) {
+    kernels.lamb_params(*step, sums, rate, begin, end);
+  });
+  return bad;
+}
+
 LUMA_EXPORT void luma_encode(const luma::Coding* coding, int32_t instruction_set, int32_t threads) {
   using namespace luma;
   const Kernels& kernels = *kInstructionSets[instruction_set].kernels;
@@ -185,4 +219,13 @@ LUMA_EXPORT void luma_decode(const luma::Coding* coding, int32_t instruction_set
   share(threads, coding->layout, [&](int64_t begin, int64_t end) {
     (blocks ? kernels.decode : kernels.whole_decode)(*coding, begin, end);
   });
+}
+
+LUMA_EXPORT void luma_summarize(const luma::Summary* summary, int32_t instruction_set) {
+  luma::kInstructionSets[instruction_set].kernels->summarize(*summary);
+}
+
+LUMA_EXPORT void luma_count_codes(const uint16_t* codes, int64_t n, uint32_t* counts,
+                                  int32_t instruction_set) {
+  luma::kInstructionSets[instruction_set].kernels->count_codes(codes, n, counts);
 }

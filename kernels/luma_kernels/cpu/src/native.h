@@ -6,10 +6,18 @@
 namespace luma {
 
 // Raised whenever a struct or a function changes, so that an old build is refused, not misread.
-constexpr int32_t kInterfaceVersion = 2;
+constexpr int32_t kInterfaceVersion = 3;
 
 enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-enum Kind : int32_t { kPlain = 0, kLogSigned = 1, kLogRoot = 2 };
+enum Kind : int32_t {
+  kPlain = 0,
+  kLogSigned = 1,
+  kLogRoot = 2,
+  kTable = 3,
+  kRoot = 4,
+  kLog = 5,
+  kBFloat = 6
+};
 
 // How elements form blocks: rows of `cols` elements cut into blocks of `block`; 0 means one block.
 struct Layout {
@@ -18,13 +26,23 @@ struct Layout {
   int64_t block;
 };
 
-// One stored moment: float32 values (kPlain), or int16 codes and one exponent per block.
+// One stored moment: float32 or bfloat16 values (kPlain, kBFloat), or codes and what there is of
+// each block. Codes are of 16 bits with an exponent (kLogSigned, kLogRoot), or packed with a
+// bfloat16 scale (kTable, kRoot) or with an exponent and a mantissa (kLog).
 struct Moment {
   void* values;
   uint8_t* exponent;
+  uint8_t* mantissa;
+  uint16_t* scale;
+  const float* levels;
+  const float* thresholds;
   int32_t kind;
   int32_t octaves;
   int32_t mantissa_bits;
+  int32_t bits;
+  float floor;
+  float step;
+  float per_step;
 };
 
 struct Step {
@@ -50,6 +68,13 @@ struct Step {
   float eps;
   float decay;
   float rate;
+  float grad_factor;
+  // LAMB's own.
+  float inverse_correction1;
+  float weight_decay;
+  int32_t adapt;
+  int32_t trust_clip;
+  double lr;
 };
 
 // One moment to encode from `plain`, or to decode into it.
@@ -67,16 +92,23 @@ struct Largest {
   int32_t second = 0;
 };
 
+// Of summary.h.
+struct Summary;
+
 // One build of kernels.cpp. Ranges are of blocks; in the `whole_` functions, of chunks.
 struct Kernels {
   int64_t (*step)(const Step&, int64_t begin, int64_t end);
   Largest (*whole_measure)(const Step&, int64_t begin, int64_t end);
   void (*whole_step)(const Step&, Largest, int64_t begin, int64_t end);
+  int64_t (*lamb_moments)(const Step&, double* sums, int64_t begin, int64_t end);
+  void (*lamb_params)(const Step&, const double* sums, float rate, int64_t begin, int64_t end);
   void (*encode)(const Coding&, int64_t begin, int64_t end);
   int32_t (*whole_largest)(const Coding&, int64_t begin, int64_t end);
   void (*whole_encode)(const Coding&, uint8_t exponent, int64_t begin, int64_t end);
   void (*decode)(const Coding&, int64_t begin, int64_t end);
   void (*whole_decode)(const Coding&, int64_t begin, int64_t end);
+  void (*summarize)(const Summary&);
+  void (*count_codes)(const uint16_t* codes, int64_t n, uint32_t* counts);
 };
 
 // Elements that a kernel holds at once; also the unit in which one-block tensors are shared out.

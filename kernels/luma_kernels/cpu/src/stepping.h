@@ -1,97 +1,61 @@
 // A step over ranges of blocks, or of the chunks of a tensor that is one block.
 #pragma once
 
-#include <cstring>
-
-#include "adamw.h"
-#include "ranges.h"
+#include "pairs.h"
 
 namespace luma {
 namespace {
 
-inline Largest merge(Largest a, Largest b) {
-  return {larger(a.first, b.first), larger(a.second, b.second)};
-}
-
-struct Exponents {
-  uint8_t first;
-  uint8_t second;
-};
-
-// Takes a step over a run of up to kChunk elements in pieces that each lie in one block. `start`
-// counts elements of the tensor, `at` those of the run.
+// Takes a step over runs of elements. `at` counts elements of the work space.
+template <class Pair>
 class Stepper {
  public:
-  explicit Stepper(const Step& step) : s_(step), rule_(step), noise_{step.k0, step.k1} {}
+  using Scales = typename Pair::Scales;
+  using Seen = typename Pair::Seen;
 
-  bool plain() const { return s_.first.kind == kPlain; }
+  explicit Stepper(const Step& step)
+      : s_(step), rule_(step), noise_{step.k0, step.k1}, pair_(step) {}
 
-  Exponents stored(int64_t block) const {
-    if (plain()) return {0, 0};
-    return {s_.first.exponent[block], s_.second.exponent[block]};
+  Pair& pair() { return pair_; }
+
+  Seen update(const Run& run, int64_t at, Scales old) {
+    return pair_.update(rule_, run, gradients(run), old, new_moments(at));
   }
 
-  void store(int64_t block, Exponents exponents) {
-    if (plain()) return;
-    s_.first.exponent[block] = exponents.first;
-    s_.second.exponent[block] = exponents.second;
+  // As `update`, but the new moments may be lost.
+  Seen see(const Run& run, Scales old) {
+    return pair_.see(rule_, run, gradients(run), old, new_moments(0));
   }
 
-  Exponents fitted(Largest largest) const {
-    if (plain()) return {0, 0};
-    return {fit(s_.first, largest.first), fit(s_.second, largest.second)};
-  }
-
-  Largest moments(int64_t start, int64_t n, int64_t at, Exponents old) {
-    if (plain()) {
-      return plain_moments(rule_, gradients(start, n), values(s_.first) + start,
-                           values(s_.second) + start, n, at, work_);
-    }
-    const LogSource source = log_source(start, n, old);
-    float* first = work_.first + at;
-    float* root = work_.root + at;
-    return n == kBlock ? log_moments<kBlock>(rule_, source, n, first, root)
-                       : log_moments<0>(rule_, source, n, first, root);
-  }
-
-  // As `moments`, but the new moments may be lost.
-  Largest largest(int64_t start, int64_t n, Exponents old) {
-    return plain() ? moments(start, n, 0, old) : log_largest(rule_, log_source(start, n, old), n);
-  }
-
-  void draw(int64_t start, int64_t n) {
-    if (plain() && !s_.round_param) return;
+  // Draws for elements from `start`; none for the rest of `padded`.
+  void draw(int64_t start, int64_t n, int64_t padded) {
+    if (!Pair::kRounds && !s_.round_param) return;
     noise_.fill(work_.bits, static_cast<uint64_t>(s_.first_index + start), n);
+    if (padded > n) std::memset(work_.bits + n, 0, (padded - n) * sizeof(uint32_t));
   }
 
-  void write(int64_t start, int64_t n, int64_t at, Exponents exponents) {
-    float* param = load(s_.param, s_.param_dtype, start, n, work_.param);
-    if (plain()) {
-      std::memcpy(values(s_.first) + start, work_.first + at, n * sizeof(float));
-      std::memcpy(values(s_.second) + start, work_.second + at, n * sizeof(float));
-      update_param(rule_, work_.first + at, work_.root + at, n, param);
-    } else {
-      write_log({work_.first + at, work_.root + at, work_.bits + at, codes(s_.first) + start,
-                 codes(s_.second) + start, param, Grid(s_.first, exponents.first),
-                 Grid(s_.second, exponents.second)},
-                n);
-    }
-    if (s_.param_dtype != kFloat32) store_param(start, n, at);
+  // Stores new moments and, with `Param`, takes AdamW's step of the parameter.
+  template <bool Param>
+  void write(const Run& run, int64_t at, Scales scales) {
+    float* to = Param ? param(run) : nullptr;
+    pair_.template write<Param>(rule_, run, new_moments(at), work_.bits + at, scales, to);
+    if (Param) store_param(run, at);
   }
 
- private:
-  void write_log(const LogTarget& target, int64_t n) const {
-    if (!target.grid1.fits || !target.grid2.fits) {
-      log_finish<0, true>(rule_, target, n);
-    } else if (n == kBlock) {
-      log_finish<kBlock, false>(rule_, target, n);
-    } else {
-      log_finish<0, false>(rule_, target, n);
-    }
+  // The moments as they are stored.
+  Moments moments(const Run& run, Scales scales) {
+    return pair_.read(run, scales, work_.first, work_.second);
   }
 
-  void store_param(int64_t start, int64_t n, int64_t at) {
-    uint16_t* __restrict to = static_cast<uint16_t*>(s_.param) + start;
+  float* param(const Run& run) {
+    return load(s_.param, s_.param_dtype, run.start, run.length, work_.param);
+  }
+
+  // Rounds what `param` returned, where that is not the parameter itself.
+  void store_param(const Run& run, int64_t at) {
+    if (s_.param_dtype == kFloat32) return;
+    const int64_t n = run.length;
+    uint16_t* __restrict to = static_cast<uint16_t*>(s_.param) + run.start;
     const float* __restrict from = work_.param;
     const uint32_t* __restrict bits = work_.bits + at;
     if (s_.param_dtype == kFloat16) {
@@ -103,64 +67,76 @@ class Stepper {
     }
   }
 
-  const float* gradients(int64_t start, int64_t n) {
-    return load(const_cast<void*>(s_.grad), s_.grad_dtype, start, n, work_.grad);
+ private:
+  NewMoments new_moments(int64_t at) {
+    return {work_.first + at, work_.second + at, work_.root + at};
   }
 
-  LogSource log_source(int64_t start, int64_t n, Exponents old) {
-    return {gradients(start, n), codes(s_.first) + start, codes(s_.second) + start,
-            Grid(s_.first, old.first), Grid(s_.second, old.second)};
+  const float* gradients(const Run& run) {
+    const int64_t n = run.length;
+    float* grad = load(const_cast<void*>(s_.grad), s_.grad_dtype, run.start, n, work_.grad);
+    const float factor = s_.grad_factor;
+    if (run.padded == n && factor == 1.0f) return grad;
+    for (int64_t i = 0; i < n; ++i) work_.grad[i] = grad[i] * factor;
+    for (int64_t i = n; i < run.padded; ++i) work_.grad[i] = 0.0f;
+    return work_.grad;
   }
 
   const Step& s_;
   const Rule rule_;
   const Noise noise_;
+  Pair pair_;
   Work work_;
 };
 
-void write_chunk(Stepper& stepper, int64_t start, int64_t n, Exponents old, Exponents exponents) {
-  stepper.moments(start, n, 0, old);
-  stepper.draw(start, n);
-  stepper.write(start, n, 0, exponents);
-}
-
-// A block longer than a chunk: its new moments are computed twice, the first time for its largest.
-// Returns whether it is bad.
-bool step_long_block(Stepper& stepper, bool skip, int64_t block, int64_t start, int64_t length) {
-  const Exponents old = stepper.stored(block);
-  Largest largest;
-  each_chunk(start, length, [&](int64_t at, int64_t n) {
-    largest = merge(largest, stepper.largest(at, n, old));
-  });
-  const bool bad = nonfinite(largest);
+// One block on its own. The new moments of one longer than a chunk are computed twice, the first
+// time to see them. Returns whether it is bad.
+template <class Pair, bool Param>
+bool step_block(Stepper<Pair>& stepper, bool skip, const Run& block) {
+  const typename Pair::Scales old = stepper.pair().stored(block.block);
+  const bool fits = block.padded <= kChunk;
+  typename Pair::Seen seen{};
+  if (fits) {
+    seen = stepper.update(block, 0, old);
+  } else {
+    each_run(block, [&](const Run& run) { seen = Pair::merge(seen, stepper.see(run, old)); });
+  }
+  const bool bad = seen.nonfinite();
   if (bad && skip) return bad;
-  const Exponents exponents = stepper.fitted(largest);
-  each_chunk(start, length,
-             [&](int64_t at, int64_t n) { write_chunk(stepper, at, n, old, exponents); });
-  stepper.store(block, exponents);
+  const typename Pair::Scales scales = stepper.pair().fit(seen, old);
+  each_run(block, [&](const Run& run) {
+    if (!fits) stepper.update(run, 0, old);
+    stepper.draw(run.start, run.length, run.padded);
+    stepper.template write<Param>(run, 0, scales);
+  });
+  stepper.pair().store(block.block, scales);
   return bad;
 }
 
-// Consecutive blocks that fit into one chunk, taken stage by stage: the maximum of one block is
+// Consecutive blocks that fit into one chunk, taken stage by stage: what is seen of one block is
 // then known long before it is needed, and short blocks cost no more than long ones.
+template <class Pair>
 class Batch {
  public:
-  Batch(Stepper& stepper, bool skip) : stepper_(stepper), skip_(skip) {}
+  Batch(Stepper<Pair>& stepper, bool skip) : stepper_(stepper), skip_(skip) {}
 
-  void add(int64_t block, int64_t start, int64_t length) {
-    if (count_ == kPieces || length_ + length > kChunk) flush();
-    if (count_ == 0) start_ = start;
-    const Exponents old = stepper_.stored(block);
-    pieces_[count_++] = {block, length_, length, stepper_.moments(start, length, length_, old)};
-    length_ += length;
+  void add(const Run& run) {
+    if (count_ == kPieces || padded_ + run.padded > kChunk) flush();
+    if (count_ == 0) start_ = run.start;
+    const typename Pair::Scales old = stepper_.pair().stored(run.block);
+    pieces_[count_++] = {run, padded_, stepper_.update(run, padded_, old)};
+    length_ += run.length;
+    padded_ += run.padded;
+    // Elements of one batch lie side by side in its work space, for their draws.
+    if (run.padded > run.length) flush();
   }
 
   void flush() {
     if (count_ == 0) return;
-    stepper_.draw(start_, length_);
+    stepper_.draw(start_, length_, padded_);
     for (int i = 0; i < count_; ++i) write(pieces_[i]);
     count_ = 0;
-    length_ = 0;
+    length_ = padded_ = 0;
   }
 
   int64_t bad() const { return bad_; }
@@ -169,65 +145,101 @@ class Batch {
   static constexpr int kPieces = 32;
 
   struct Piece {
-    int64_t block;
+    Run run;
     int64_t at;
-    int64_t length;
-    Largest largest;
+    typename Pair::Seen seen;
   };
 
   void write(const Piece& piece) {
-    const bool bad = nonfinite(piece.largest);
+    const bool bad = piece.seen.nonfinite();
     bad_ += bad;
     if (bad && skip_) return;
-    const Exponents exponents = stepper_.fitted(piece.largest);
-    stepper_.write(start_ + piece.at, piece.length, piece.at, exponents);
-    stepper_.store(piece.block, exponents);
+    Pair& pair = stepper_.pair();
+    const typename Pair::Scales scales = pair.fit(piece.seen, pair.stored(piece.run.block));
+    stepper_.template write<true>(piece.run, piece.at, scales);
+    pair.store(piece.run.block, scales);
   }
 
-  Stepper& stepper_;
+  Stepper<Pair>& stepper_;
   const bool skip_;
   Piece pieces_[kPieces];
   int count_ = 0;
   int64_t start_ = 0;
   int64_t length_ = 0;
+  int64_t padded_ = 0;
   int64_t bad_ = 0;
 };
 
-int64_t step(const Step& s, int64_t begin, int64_t end) {
-  Stepper stepper(s);
+template <class Pair>
+int64_t step_blocks(const Step& s, int64_t begin, int64_t end) {
+  Stepper<Pair> stepper(s);
   const bool skip = s.skip_nonfinite != 0;
   if (s.layout.block > kChunk) {
     int64_t bad = 0;
-    each_block(s.layout, begin, end, [&](int64_t block, int64_t start, int64_t length) {
-      bad += step_long_block(stepper, skip, block, start, length);
+    each_block(s.layout, begin, end, Pair::kPadded, [&](const Run& block) {
+      bad += step_block<Pair, true>(stepper, skip, block);
     });
     return bad;
   }
-  Batch batch(stepper, skip);
-  each_block(s.layout, begin, end, [&](int64_t block, int64_t start, int64_t length) {
-    batch.add(block, start, length);
-  });
+  Batch<Pair> batch(stepper, skip);
+  each_block(s.layout, begin, end, Pair::kPadded, [&](const Run& block) { batch.add(block); });
   batch.flush();
   return batch.bad();
 }
 
-Largest whole_measure(const Step& s, int64_t begin, int64_t end) {
-  Stepper stepper(s);
-  const Exponents old = stepper.stored(0);
-  Largest largest;
-  each_whole_chunk(s.layout, begin, end, [&](int64_t at, int64_t n) {
-    largest = merge(largest, stepper.largest(at, n, old));
+using PlainPair = SeparatePair<PlainMoment, PlainMoment>;
+using BFloatPair = SeparatePair<BFloatMoment<0>, BFloatMoment<16>>;
+
+template <class First>
+int64_t step_with(const Step& s, int64_t begin, int64_t end) {
+  switch (s.second.kind) {
+    case kRoot: return step_blocks<SeparatePair<First, RootMoment>>(s, begin, end);
+    case kLog: return step_blocks<SeparatePair<First, LogMoment>>(s, begin, end);
+    default: return step_blocks<SeparatePair<First, PlainMoment>>(s, begin, end);
+  }
+}
+
+int64_t step(const Step& s, int64_t begin, int64_t end) {
+  switch (s.first.kind) {
+    case kLogSigned: return step_blocks<LogGridPair>(s, begin, end);
+    case kTable: return step_with<TableMoment>(s, begin, end);
+    case kBFloat: return step_blocks<BFloatPair>(s, begin, end);
+    default: return step_with<PlainMoment>(s, begin, end);
+  }
+}
+
+template <class Pair>
+typename Pair::Seen see_chunks(const Step& s, int64_t begin, int64_t end) {
+  Stepper<Pair> stepper(s);
+  const typename Pair::Scales old = stepper.pair().stored(0);
+  typename Pair::Seen seen{};
+  each_whole_chunk(s.layout, begin, end, [&](const Run& run) {
+    seen = Pair::merge(seen, stepper.see(run, old));
   });
-  return largest;
+  return seen;
+}
+
+template <class Pair>
+void step_chunks(const Step& s, typename Pair::Scales scales, int64_t begin, int64_t end) {
+  Stepper<Pair> stepper(s);
+  const typename Pair::Scales old = stepper.pair().stored(0);
+  each_whole_chunk(s.layout, begin, end,
+                   [&](const Run& run) {
+                     stepper.update(run, 0, old);
+                     stepper.draw(run.start, run.length, run.padded);
+                     stepper.template write<true>(run, 0, scales);
+                   });
+}
+
+Largest whole_measure(const Step& s, int64_t begin, int64_t end) {
+  if (s.first.kind == kLogSigned) return see_chunks<LogGridPair>(s, begin, end);
+  const PlainPair::Seen seen = see_chunks<PlainPair>(s, begin, end);
+  return {seen.first.largest, seen.second.largest};
 }
 
 void whole_step(const Step& s, Largest largest, int64_t begin, int64_t end) {
-  Stepper stepper(s);
-  const Exponents old = stepper.stored(0);
-  const Exponents exponents = stepper.fitted(largest);
-  each_whole_chunk(s.layout, begin, end, [&](int64_t at, int64_t n) {
-    write_chunk(stepper, at, n, old, exponents);
-  });
+  if (s.first.kind != kLogSigned) return step_chunks<PlainPair>(s, {}, begin, end);
+  step_chunks<LogGridPair>(s, LogGridPair(s).fit({largest}, {}), begin, end);
 }
 
 }  // namespace

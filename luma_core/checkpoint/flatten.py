@@ -1,0 +1,107 @@
+"""Turning a checkpoint that builds on others into a full one."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from luma_core.checkpoint import background
+from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
+from luma_core.checkpoint.compression import Compression
+from luma_core.checkpoint.dtypes import torch_dtype
+from luma_core.checkpoint.files import Progress
+from luma_core.checkpoint.manifest import Manifest, TensorEntry
+from luma_core.checkpoint.names import ShardKind
+from luma_core.checkpoint.plan import Plan
+from luma_core.checkpoint.reader import Checkpoint, open
+from luma_core.checkpoint.shard import PlannedTensor, plan_shards
+from luma_core.checkpoint.store import Place, open_store
+from luma_core.checkpoint.writer import MAX_SHARD_BYTES, check_options, run_plan
+
+
+def flatten(
+    source: Place,
+    destination: Place,
+    *,
+    compression: Compression = "zstd",
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    max_memory_bytes: int = MAX_MEMORY_BYTES,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write a full checkpoint with what another holds, and return its manifest.
+
+    Every tensor, counter, option and extra value is the same bit for bit. What is read of the
+    source and of those that it builds on is checked by CRC-32. The source stays.
+
+    Args:
+        source: folder of any checkpoint, full ones too.
+        destination: folder of the new one. With ``overwrite``, the source's own folder will do,
+            but checkpoints that build on it can then be read no more.
+        compression: as `save` takes it, like the options that follow.
+        overwrite: whether to replace a checkpoint that is there.
+        max_shard_bytes: uncompressed bound on a shard.
+        max_memory_bytes: bound on what is held beside one tensor for each shard in flight.
+        progress: called with uncompressed bytes done and in total.
+
+    Raises:
+        ConfigurationError: an option has a value that cannot work.
+        CheckpointNotFoundError: there is no checkpoint at ``source``.
+        CheckpointExistsError: there is one at ``destination`` and ``overwrite`` is False.
+        BrokenChainError: one that the source builds on is missing, or changed.
+        CorruptCheckpointError: a file is missing, cut or altered.
+        ConcurrentSaveError: another saver is at work at ``destination``.
+        StorageError: a store failed.
+    """
+    check_options(compression, max_shard_bytes)
+    store = open_store(destination)
+    background.before_save(wait=True)
+    opened = open(source, max_memory_bytes=max_memory_bytes)
+    opened.chain()
+    plan = _plan(opened, max_shard_bytes)
+    return run_plan(store, plan, overwrite, compression, Budget.of(max_memory_bytes), progress)
+
+
+def _plan(opened: Checkpoint, max_shard_bytes: int) -> Plan:
+    manifest = opened.manifest
+    tensors: dict[ShardKind, list[PlannedTensor]] = {
+        "optimizer": _planned_state(opened),
+        "model": [_planned(opened, entry) for entry in manifest.tensors_of("model")],
+        "extra": [_planned(opened, entry) for entry in manifest.tensors_of("extra")],
+    }
+    return Plan(
+        algorithm=manifest.algorithm,
+        named=manifest.named,
+        groups=manifest.groups,
+        parameters=manifest.parameters,
+        extra=manifest.extra,
+        aliases=manifest.aliases,
+        shards={kind: plan_shards(some, max_shard_bytes) for kind, some in tensors.items() if some},
+    )
+
+
+def _planned_state(opened: Checkpoint) -> list[PlannedTensor]:
+    dtypes = {entry.name: _dtype(entry) for entry in opened.manifest.tensors_of("optimizer")}
+    return [
+        PlannedTensor(name, dtype, opened.stored_shape(name), partial(_read, opened, name, dtype))
+        for name, dtype in dtypes.items()
+    ]
+
+
+def _read(opened: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
+    tensor = torch.empty(opened.stored_shape(name), dtype=dtype)
+    opened.read_stored(name, 0, tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor
+
+
+def _planned(opened: Checkpoint, entry: TensorEntry) -> PlannedTensor:
+    load = partial(opened.read_tensor, entry)
+    return PlannedTensor(entry.name, _dtype(entry), entry.shape, load)
+
+
+def _dtype(entry: TensorEntry) -> torch.dtype:
+    dtype = torch_dtype(entry.dtype)
+    assert dtype is not None
+    return dtype

@@ -1,0 +1,191 @@
+"""One parameter's saved state, checked and copied into what an optimizer keeps for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luma_core.codecs import Codec, FieldSpec, parameter_codecs
+from luma_core.errors import ConfigurationError, StateMismatchError, some_names
+from luma_core.sharding import (
+    FieldPlace,
+    Part,
+    encoded_part,
+    is_sharded,
+    local_tensor,
+    part_of,
+    replicated,
+)
+from luma_core.state import ParameterState, field_key
+
+_SCALARS = {"step": torch.int64, "noise_key": torch.int64, "nonfinite": torch.int64}
+
+
+def check_entry_kind(name: str, entry: object) -> None:
+    """Check that a parameter's entry of a ``state_dict`` is a mapping.
+
+    Raises:
+        StateMismatchError: naming the parameter and what it has.
+    """
+    if not isinstance(entry, Mapping):
+        raise StateMismatchError(
+            f"{name!r}: the state is a {type(entry).__name__}; it must be a mapping."
+        )
+
+
+def _expected(
+    name: str, param: Tensor, options: Mapping[str, Any]
+) -> tuple[dict[str, Codec], dict[str, FieldPlace]]:
+    codecs, part = parameter_codecs(options, name, param.shape), part_of(param)
+    fields = {}
+    try:
+        for moment, codec in codecs.items():
+            if part is None:
+                layout = codec.layout(param.shape)
+                places = {key: replicated(spec) for key, spec in layout.items()}
+            else:
+                places = part.fields(codec)
+            fields.update({field_key(moment, key): place for key, place in places.items()})
+    except ConfigurationError as error:
+        raise StateMismatchError(f"{name!r}: {error.message}", hint=error.hint) from error
+    return codecs, fields
+
+
+def check_state(
+    name: str, param: Tensor, options: Mapping[str, Any], state: ParameterState
+) -> None:
+    """Check that a parameter's state fits it by shape, codecs and names of fields.
+
+    Raises:
+        StateMismatchError: it does not.
+    """
+    if state.shape != tuple(param.shape):
+        raise StateMismatchError(
+            f"{name!r}: the state is for shape {list(state.shape)}; "
+            f"the parameter has {list(param.shape)}."
+        )
+    if not state.codecs:
+        return
+    codecs, fields = _expected(name, param, options)
+    if dict(state.codecs) != codecs:
+        raise StateMismatchError(
+            f"{name!r}: the state is stored by {_describe(state.codecs)}; "
+            f"its group asks for {_describe(codecs)}."
+        )
+    _check_keys(name, state.fields.keys(), fields.keys())
+
+
+def _describe(codecs: Mapping[str, Codec]) -> str:
+    return ", ".join(f"{moment}={codec!r}" for moment, codec in codecs.items())
+
+
+def _check_keys(name: str, found: Any, expected: Any) -> None:
+    missing = sorted(set(expected) - set(found))
+    unknown = sorted(set(found) - set(expected))
+    if missing or unknown:
+        hint = ""
+        if "exp_avg" in unknown:
+            hint = "Load AdamW state with import_adamw_state()."
+        raise StateMismatchError(
+            f"{name!r}: missing fields {some_names(missing)}, "
+            f"unknown fields {some_names(unknown)}.",
+            hint=hint,
+        )
+
+
+def built_entry(
+    name: str, param: Tensor, options: Mapping[str, Any], state: ParameterState
+) -> dict[str, Tensor] | None:
+    """Copy one parameter's state, known to fit by its keys, to the parameter's device.
+
+    Fields of a sharded parameter may be whole or DTensors. Whole fields whose blocks the sharding
+    cuts are coded anew, by rounding to nearest.
+    """
+    if not state.codecs:
+        return None
+    part, device = part_of(param), local_tensor(param).device
+    entry = {
+        "step": torch.tensor(state.step, device=device),
+        "noise_key": torch.tensor(state.noise_key),
+        "nonfinite": torch.tensor(state.nonfinite, device=device),
+    }
+    codecs, places = _expected(name, param, options)
+    # Tensors that were read for this call alone need no second copy.
+    fresh = bool(getattr(state.fields, "fresh", False))
+    for moment, codec in codecs.items():
+        keys = [field_key(moment, key) for key in codec.layout(param.shape)]
+        if part is not None and not part.aligned(codec) and not is_sharded(state.fields[keys[0]]):
+            coded = encoded_part(part, codec, state.decode(moment).to(device))
+            entry.update({field_key(moment, key): value for key, value in coded.items()})
+            continue
+        for key in keys:
+            value = state.fields[key]
+            entry[key] = _copied(name, key, value, places[key], part, device, share=fresh)
+    return entry
+
+
+def checked_entry(
+    name: str, param: Tensor, options: Mapping[str, Any], saved: Any
+) -> dict[str, Tensor] | None:
+    """Check one parameter's entry of a ``state_dict`` and copy it to the parameter's device."""
+    if saved is None:
+        return None
+    check_entry_kind(name, saved)
+    if not saved:
+        return None
+    _, fields = _expected(name, param, options)
+    expected = {**{key: _scalar(dtype) for key, dtype in _SCALARS.items()}, **fields}
+    _check_keys(name, saved.keys(), expected.keys())
+    part, device, cpu = part_of(param), local_tensor(param).device, torch.device("cpu")
+    return {
+        key: _copied(name, key, saved[key], place, part, cpu if key == "noise_key" else device)
+        for key, place in expected.items()
+    }
+
+
+def _scalar(dtype: torch.dtype) -> FieldPlace:
+    return replicated(FieldSpec(dtype, ()))
+
+
+def _copied(
+    name: str,
+    key: str,
+    value: object,
+    place: FieldPlace,
+    part: Part | None,
+    device: torch.device,
+    *,
+    share: bool = False,
+) -> Tensor:
+    dtype, shape = place.spec.dtype, place.spec.shape
+    if not isinstance(value, Tensor) or value.dtype != dtype or tuple(value.shape) != shape:
+        got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value)
+        hint = ""
+        if part is not None and place.used != place.local_shape:
+            hint = (
+                "Its blocks are those of another sharding. luma_core.checkpoint.load codes them "
+                "anew."
+            )
+        raise StateMismatchError(
+            f"{name!r}: field {key!r} is {got}; it must be {dtype} {list(shape)}.", hint=hint
+        )
+    if part is None or (place.placements is None and not is_sharded(value)):
+        return local_tensor(value).detach().to(device, copy=not share)
+    if is_sharded(value):
+        wanted = place.placements or tuple(_replicate() for _ in part.placements)
+        if tuple(value.placements) != tuple(wanted):
+            value = value.redistribute(part.mesh, wanted)
+            share = True
+        local = local_tensor(value)
+    else:
+        local, share = part.sliced(value, place), False
+    return part.wrapped(local.detach().to(device, copy=not share).contiguous(), place)
+
+
+def _replicate() -> Any:
+    from torch.distributed.tensor import Replicate
+
+    return Replicate()

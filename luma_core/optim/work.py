@@ -1,0 +1,262 @@
+"""What a step works on: parameters with gradients, as local tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from luma_core import rounding
+from luma_core.codecs import Codec
+from luma_core.errors import BackendUnavailableError, StateMismatchError
+from luma_core.optim.backend import check_codecs_of_backend, check_device
+from luma_core.optim.options import check_gradient
+from luma_core.optim.rules import ParameterStep, Rule, StoredMoment
+from luma_core.sharding import Part, is_sharded, local_tensor, part_of, used_fields
+from luma_core.state import field_key
+
+
+class Steppable(Protocol):
+    """What a step needs of an optimizer."""
+
+    @property
+    def backend(self) -> str:
+        """The backend that was asked for."""
+        ...
+
+    @property
+    def rule(self) -> Rule:
+        """The update rule."""
+        ...
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups."""
+        ...
+
+    @property
+    def state(self) -> Mapping[Tensor, dict[str, Tensor]]:
+        """The state of parameters that have any."""
+        ...
+
+    def parameters_by_name(self) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+        """Yield every parameter with its name and group, group by group."""
+        ...
+
+    def codecs(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Codec]:
+        """Return the codec of each moment of a parameter of a group."""
+        ...
+
+    def state_of(self, name: str, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return a parameter's state, created if there is none yet."""
+        ...
+
+
+class Work(NamedTuple):
+    """One parameter that takes the step.
+
+    Attributes:
+        name: the parameter's name.
+        param: the parameter, or the part that this process has, with its gradient.
+        group: its parameter group; `group_index` that group's index.
+        state: its state, of local tensors.
+        codecs: the codec of each moment.
+        part: what part it is; ``None`` of a parameter that is no DTensor.
+    """
+
+    name: str
+    param: Tensor
+    group: dict[str, Any]
+    group_index: int
+    state: Mapping[str, Tensor]
+    codecs: Mapping[str, Codec]
+    part: Part | None
+
+    @property
+    def blocked(self) -> bool:
+        """Whether blocks bound the scales, so that an element's step needs no others'."""
+        return all(c.block_size is not None and c.tiled for c in self.codecs.values())
+
+    def independent(self, rule: Rule) -> bool:
+        """Return whether the step needs nothing of other processes."""
+        if self.part is None or not self.part.groups:
+            return True
+        return self.blocked and not rule.reduces
+
+    def fusible(self, rule: Rule) -> bool:
+        """Return whether fused kernels serve the way in which the parameter is sharded."""
+        if self.part is None:
+            return True
+        last = self.first_index + max(self.param.numel(), 1) - 1
+        # Kernels take one upper half of indices for a whole part.
+        same_half = not self.first_index or self.first_index >> 32 == last >> 32
+        return self.independent(rule) and self.part.row_stride is None and same_half
+
+    @property
+    def first_index(self) -> int:
+        """Index of the first element in the whole parameter."""
+        return 0 if self.part is None else self.part.first_index
+
+    def parameter_step(self, hyper: Any, step: int, grad_factor: Tensor | None) -> ParameterStep:
+        """Return what a backend needs.
+
+        Args:
+            hyper: the rule's numbers for the step.
+            step: the step's number, 1 for the first.
+            grad_factor: what the gradient is multiplied by; ``None`` for 1.
+        """
+        assert self.param.grad is not None
+        moments = {
+            moment: StoredMoment(
+                codec,
+                {
+                    key: self.state[field_key(moment, key)]
+                    for key in codec.layout(self.whole_shape if not codec.tiled else self.shape)
+                },
+            )
+            for moment, codec in self.codecs.items()
+        }
+        return ParameterStep(
+            param=self.param,
+            grad=self.param.grad,
+            moments=moments,
+            hyper=hyper,
+            keys=rounding.step_keys(int(self.state["noise_key"]), step),
+            skip_nonfinite=self.group["nonfinite"] != "propagate",
+            stochastic_rounding=self.group["stochastic_rounding"],
+            grad_factor=grad_factor,
+            first_index=self.first_index,
+            whole_row=None if self.part is None else self.part.row_stride,
+        )
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the local tensor."""
+        return self.param.shape
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Shape of the whole parameter."""
+        return tuple(self.shape) if self.part is None else self.part.shape
+
+
+class LocalTensors:
+    """Plain tensors that stand for the local parts of DTensors, and hold their gradients.
+
+    They are the same objects from step to step as long as the memory is the same.
+    """
+
+    def __init__(self) -> None:
+        self._aliases: dict[Tensor, Tensor] = {}
+
+    def of(self, param: Tensor) -> Tensor:
+        """Return the parameter itself, or what stands for its part, with the gradient of now."""
+        if not is_sharded(param):
+            return param
+        local, alias = local_tensor(param), self._aliases.get(param)
+        if alias is None or not _same_memory(alias, local):
+            alias = self._aliases[param] = local.detach()
+        grad = param.grad
+        alias.grad = None if grad is None else local_tensor(grad)
+        return alias
+
+    def follow(self) -> None:
+        """Bring the gradients up to date."""
+        for param in self._aliases:
+            self.of(param)
+
+    def release(self) -> None:
+        """Forget the gradients, so that their memory is free when the parameters drop them."""
+        for alias in self._aliases.values():
+            alias.grad = None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._aliases.clear()
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return (
+        a.data_ptr() == b.data_ptr()
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.dtype == b.dtype
+    )
+
+
+def collect(optimizer: Steppable, tensors: LocalTensors) -> list[Work]:
+    """Return all parameters that have gradients, checked, with state.
+
+    Raises:
+        UnsupportedParameterError: a gradient is sparse or complex.
+        BackendUnavailableError: the backend was asked for by name and cannot step a parameter.
+        StateMismatchError: a parameter's state is for another shape.
+    """
+    found = [item for item in optimizer.parameters_by_name() if item[1].grad is not None]
+    for name, param, _ in found:
+        assert param.grad is not None
+        check_gradient(name, param.grad)
+        check_device(optimizer.backend, name, param)
+    indices = {id(group): index for index, group in enumerate(optimizer.param_groups)}
+    work = []
+    for name, param, group in found:
+        codecs = optimizer.codecs(param, group)
+        check_codecs_of_backend(optimizer.backend, optimizer.rule, name, codecs)
+        state, part = optimizer.state_of(name, param, group), part_of(param)
+        _check_shapes(name, param, state, codecs, part)
+        index = indices[id(group)]
+        here = local_state(state, codecs, part)
+        item = Work(name, tensors.of(param), group, index, here, codecs, part)
+        _check_native(optimizer, item)
+        work.append(item)
+    return work
+
+
+def _check_native(optimizer: Steppable, work: Work) -> None:
+    if optimizer.backend != "native" or work.part is None:
+        return
+    if work.part.row_stride is not None or not work.independent(optimizer.rule):
+        raise BackendUnavailableError(
+            f"backend='native' cannot step {work.name!r}: it does not serve the way in which it "
+            f"is sharded ({', '.join(map(repr, work.part.placements))}).",
+            hint="Use backend='auto', which takes PyTorch's slower path for it.",
+        )
+
+
+def local_state(
+    state: Mapping[str, Tensor], codecs: Mapping[str, Codec], part: Part | None
+) -> Mapping[str, Tensor]:
+    """Return a parameter's state with local tensors for DTensors."""
+    if part is None:
+        return state
+    found = dict(state)
+    for moment, codec in codecs.items():
+        fields = {key: state[field_key(moment, key)] for key in part.fields(codec)}
+        for key, value in used_fields(part, codec, fields).items():
+            found[field_key(moment, key)] = value
+    return found
+
+
+def _check_shapes(
+    name: str,
+    param: Tensor,
+    state: Mapping[str, Tensor],
+    codecs: Mapping[str, Codec],
+    part: Part | None,
+) -> None:
+    for moment, codec in codecs.items():
+        if part is None:
+            specs = codec.layout(param.shape)
+        else:
+            specs = {key: place.spec for key, place in part.fields(codec).items()}
+        for key, spec in specs.items():
+            found = tuple(state[field_key(moment, key)].shape)
+            if found != spec.shape:
+                raise StateMismatchError(
+                    f"{name!r}: its state {field_key(moment, key)!r} has shape {list(found)}, but "
+                    f"a parameter of shape {list(param.shape)} needs {list(spec.shape)}.",
+                    hint="The parameter changed its shape: drop its state with "
+                    "optimizer.state.pop(param), or build a new optimizer.",
+                )

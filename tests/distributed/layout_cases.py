@@ -1,0 +1,125 @@
+"""Cases of `test_sharded_steps.py` for other shardings than rows, and for state in and out."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from runs import SHAPES, Run, assert_same, gradient, mesh_of_world, whole
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard
+
+from luma_core import LUMA, checkpoint
+from luma_core.errors import BackendUnavailableError, ConfigurationError, NonFiniteGradientError
+
+COLUMNS = {"layers.0.up_proj.weight": (70, 512), "layers.0.down_proj.weight": (33, 4, 128)}
+"""Rows whose quarters, and halves, are whole blocks."""
+
+
+def columns_same_bits(kind: str, folder: Path) -> None:
+    sharded = Run(kind, mesh_of_world(), [Shard(1)], COLUMNS).steps(20)
+    assert_same(sharded.tensors(), Run(kind, shapes=COLUMNS).steps(20).tensors())
+
+
+def columns_close(kind: str, folder: Path) -> None:
+    sharded = Run(kind, mesh_of_world(), [Shard(1)], COLUMNS).steps(5).tensors()
+    expected = Run(kind, shapes=COLUMNS).steps(5).tensors()
+    for name in COLUMNS:
+        torch.testing.assert_close(sharded[name], expected[name], rtol=1e-6, atol=1e-7)
+
+
+def two_dimensions_same_bits(kind: str, folder: Path) -> None:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    expected = Run(kind, shapes=COLUMNS).steps(20).tensors()
+    for placements in ([Shard(0), Shard(1)], [Replicate(), Shard(0)], [Shard(0), Replicate()]):
+        assert_same(Run(kind, mesh, placements, COLUMNS).steps(20).tensors(), expected)
+
+
+def cut_blocks_train(folder: Path) -> None:
+    shapes = {"long": (70_001,), "layers.0.odd.weight": (50, 301)}
+    for placements in ([Shard(0)], [Shard(1)]):
+        sharded = Run("luma", mesh_of_world(), placements, shapes).steps(20).tensors()
+        expected = Run("luma", shapes=shapes).steps(20).tensors()
+        for name in shapes:
+            close = torch.isclose(sharded[name], expected[name], rtol=1e-2, atol=1e-3)
+            assert close.float().mean() > 0.99, name
+
+
+def fully_shard_is_the_whole(folder: Path) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(5)
+        return nn.Sequential(nn.Linear(48, 70), nn.Tanh(), nn.LayerNorm(70), nn.Linear(70, 33))
+
+    plain, model = make(), make()
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer)
+    fully_shard(model)
+    own = LUMA(model.named_parameters(), lr=1e-2, seed=1)
+    other = LUMA(plain.named_parameters(), lr=1e-2, seed=1)
+    for step in range(10):
+        generator = torch.Generator().manual_seed(step * 7 + torch.distributed.get_rank())
+        model(torch.randn(16, 48, generator=generator)).square().mean().backward()
+        for (_, p), (_, q) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+            q.grad = p.grad.full_tensor()
+        own.step()
+        other.step()
+        own.zero_grad()
+    for (name, p), (_, q) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+        assert torch.equal(whole(p.detach()), q), name
+
+
+def state_from_whole(kind: str, folder: Path) -> None:
+    plain, sharded = Run(kind).steps(3), Run(kind, mesh_of_world()).steps(1)
+    sharded.optimizer.load_parameter_states(
+        plain.optimizer.group_options(), plain.optimizer.parameter_states()
+    )
+    found, expected = sharded.tensors(), plain.tensors()
+    assert_same(
+        {k: v for k, v in found.items() if k not in SHAPES},
+        {k: v for k, v in expected.items() if k not in SHAPES},
+    )
+    with torch.no_grad():
+        for name, param in sharded.params.items():
+            param.copy_(sharded._place(plain.params[name].detach()))
+    sharded.done = plain.done
+    assert_same(sharded.steps(5).tensors(), plain.steps(5).tensors())
+
+
+def adamw_state_round_trip(kind: str, folder: Path) -> None:
+    plain, sharded = Run(kind).steps(3), Run(kind, mesh_of_world()).steps(3)
+    expected, found = (run.optimizer.export_adamw_state() for run in (plain, sharded))
+    for index, entry in expected["state"].items():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(whole(found["state"][index][moment]), entry[moment])
+    other = Run(kind, mesh_of_world()).steps(1)
+    other.optimizer.import_adamw_state(found)
+    again = other.optimizer.export_adamw_state()
+    for index, entry in expected["state"].items():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(whole(again["state"][index][moment]), entry[moment])
+
+
+def nonfinite_raises_everywhere(folder: Path) -> None:
+    run = Run("luma_raise", mesh_of_world()).steps(1)
+    before = run.tensors()
+    param = run.params["layers.0.up_proj.weight"]
+    bad = gradient("x", torch.empty(SHAPES["layers.0.up_proj.weight"]), 1)
+    bad[0, 0] = torch.nan
+    param.grad = run._place(bad)
+    with pytest.raises(NonFiniteGradientError, match="up_proj"):
+        run.optimizer.step()
+    assert_same(run.tensors(), before)
+    mini = Run("mini", mesh_of_world()).steps(1)
+    with pytest.raises(ConfigurationError, match="sharded over processes"):
+        mini.optimizer.telemetry()
+    with pytest.raises(ConfigurationError, match="save_sharded"):
+        checkpoint.save(folder / "alone", optimizer=mini.optimizer)
+
+
+def wrong_backend_is_refused(folder: Path) -> None:
+    run = Run("luma", mesh_of_world(), [Shard(1)], COLUMNS)
+    run.optimizer.backend = "native"
+    with pytest.raises(BackendUnavailableError, match=r"Shard\(dim=1\)"):
+        run.steps(1)

@@ -32,6 +32,8 @@ _TEMPORARY = re.compile(r"\.[A-Za-z0-9._-]{1,200}\.[0-9a-f]{16}\.luma-tmp")
 # What file systems without locks of folders answer, network file systems for example.
 _NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 
+_LOCK_TRIES = 100
+
 
 class LocalStore(Store):
     """A folder of the local file system.
@@ -140,18 +142,41 @@ class LocalStore(Store):
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[bool]:
-        make_folder(self.path)
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor, locked = self._locked_folder()
         try:
-            locked = self._lock(descriptor)
-            try:
-                yield locked
-            finally:
-                if locked:
-                    # Closing alone would leave the lock with any process that was forked meanwhile.
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+            yield locked
         finally:
+            if locked:
+                # Closing alone would leave the lock with any process that was forked meanwhile.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+
+    def _locked_folder(self) -> tuple[int, bool]:
+        """Lock the folder that is there; whoever had the lock before may have removed another."""
+        for _ in range(_LOCK_TRIES):
+            try:
+                make_folder(self.path)
+                descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                continue
+            except FileExistsError:
+                # A folder that was removed between two looks at it, or a file in its place.
+                if self.path.is_file():
+                    raise
+                continue
+            try:
+                locked = self._lock(descriptor)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(descriptor), self.path.stat()):
+                        return descriptor, locked
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+        raise ConcurrentSaveError(
+            f"{self.url}: somebody else removes this folder again and again.",
+            hint="Save to another folder.",
+        )
 
     def _lock(self, descriptor: int) -> bool:
         try:

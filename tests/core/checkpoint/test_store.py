@@ -1,6 +1,9 @@
 """The contract of a store, and which names and places are taken."""
 
+import contextlib
 import re
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -181,3 +184,29 @@ def test_a_memory_bound_is_divided_among_lanes(max_memory_bytes):
     assert budget.lanes >= 1
     assert budget.workers >= 2
     assert budget.lanes * (coding + budget.scratch_bytes + upload) <= max_memory_bytes
+
+
+def test_a_folder_that_others_remove_is_locked_where_it_is(tmp_path: Path) -> None:
+    """What is written under the lock is never in a folder that is gone."""
+    folder, failures, written = tmp_path / "run" / "1", [], []
+
+    def save() -> None:
+        for turn in range(300):
+            store = LocalStore(folder)
+            try:
+                with contextlib.suppress(ConcurrentSaveError), store.exclusive():
+                    (folder / "x").write_text(str(turn))
+                    (folder / "x").unlink()
+                    written.append(turn)
+                    store.remove_folder()
+                    LocalStore(folder.parent).remove_folder()
+            except OSError as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=save) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert written

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from typing import cast
@@ -211,19 +212,34 @@ _PIECE_ELEMENTS = 1 << 17
 
 
 class CodingErrors:
-    """Adds up what coding changed; a parameter that is coded twice counts once."""
+    """Adds up what coding changed; a parameter that is coded twice counts once.
+
+    A parameter is compared in the background while it is written, and never two at a time.
+    """
 
     def __init__(self) -> None:
         self._parts: dict[tuple[str, str], tuple[float, float, float]] = {}
+        self._thread = ThreadPoolExecutor(1, "luma-coding-errors")
+        self._running: Future[None] | None = None
 
     def measure(self, state: ParameterState, moments: Mapping[str, Tensor]) -> None:
         """Compare a coded parameter with the float32 ``moments`` it was made of."""
+        self._wait()
+        self._running = self._thread.submit(self._measure, state, moments)
+
+    def _wait(self) -> None:
+        if self._running is not None:
+            self._running.result()
+            self._running = None
+
+    def _measure(self, state: ParameterState, moments: Mapping[str, Tensor]) -> None:
         for moment, want in moments.items():
             if want.numel():
                 self._parts[state.name, moment] = _compared(state.decode(moment), want)
 
     def by_moment(self) -> dict[str, MomentError]:
         """Return the errors of all parameters measured so far."""
+        self._wait()
         found = {}
         for moment in MOMENTS:
             parts = [part for (_, key), part in self._parts.items() if key == moment]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from luma_core.convert.base import MOMENTS, ParameterInfo, Progress, Source
+from luma_core.convert.base import MOMENTS, AdamWState, ParameterInfo, Progress, Source
 from luma_core.errors import ConversionError
 from luma_core.optim.interchange import ADAMW_OPTIONS, adamw_group
 
@@ -69,10 +71,7 @@ def _decoded(
     total = sum(_moment_bytes(info) for info in parameters)
     state: dict[int | str, dict[str, Any]] = {}
     done = 0
-    for index, info in enumerate(parameters):
-        if not info.has_state:
-            continue
-        found = source.read(info.name)
+    for index, (info, found) in _read_ahead(source):
         entry = {"step": torch.tensor(float(info.step))}
         for moment in MOMENTS:
             entry[moment] = _parked(getattr(found, moment), scratch)
@@ -81,6 +80,18 @@ def _decoded(
         if progress is not None:
             progress(done, total)
     return state
+
+
+def _read_ahead(source: Source) -> Iterator[tuple[int, tuple[ParameterInfo, AdamWState]]]:
+    """Yield a source's parameters that have state, each read while the one before is in use."""
+    stateful = [(index, info) for index, info in enumerate(source.parameters()) if info.has_state]
+    with ThreadPoolExecutor(1, "luma-read-ahead") as thread:
+        ahead: Future[AdamWState] | None = None
+        for place, (index, info) in enumerate(stateful):
+            found = source.read(info.name) if ahead is None else ahead.result()
+            following = stateful[place + 1 : place + 2]
+            ahead = thread.submit(source.read, following[0][1].name) if following else None
+            yield index, (info, found)
 
 
 def _moment_bytes(info: ParameterInfo) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import lru_cache
@@ -11,9 +12,10 @@ from fastapi import FastAPI
 
 from luma_core import __version__
 from luma_server.middleware import RequestMiddleware
+from luma_server.page import router as page_router
+from luma_server.parts import Parts
 from luma_server.problems import document_problems, install_problems
 from luma_server.routes import router
-from luma_server.service import Service
 from luma_server.settings import Settings
 
 
@@ -22,19 +24,26 @@ def create_app(settings: Settings) -> FastAPI:
 
     ``/openapi.json`` describes it. There are no documentation pages, as FastAPI's load scripts
     from other hosts.
+
+    Raises:
+        ConfigurationError: the root or the file of tokens cannot be used.
+        StorageError: no store handles that kind of root.
     """
-    service = Service(settings)
+    parts = Parts.of(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(parts.sweep_forever())
         try:
             yield
         finally:
-            service.close()
+            sweeping.cancel()
+            await asyncio.wait([sweeping])
+            await parts.close()
 
     app = FastAPI(
         title="LUMA",
-        summary="What is inside checkpoints of compressed optimizer state.",
+        summary="Checkpoints of compressed optimizer state: kept, and what is inside.",
         version=__version__,
         docs_url=None,
         redoc_url=None,
@@ -42,10 +51,13 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.state.service = service
+    app.state.parts = parts
+    app.state.service = parts.service
+    app.state.authority = parts.authority
     app.include_router(router)
-    app.add_middleware(RequestMiddleware)
-    install_problems(app, service.catalog.hide_root)
+    app.include_router(page_router)
+    app.add_middleware(RequestMiddleware, settings=settings, metrics=parts.metrics)
+    install_problems(app, parts.catalog.root.hide)
     describe = app.openapi
 
     @lru_cache(maxsize=1)

@@ -7,7 +7,19 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-_FIELDS = ("request_id", "method", "path", "status", "seconds")
+_FIELDS = (
+    "request_id",
+    "method",
+    "path",
+    "status",
+    "seconds",
+    "token",
+    "received_bytes",
+    "sent_bytes",
+    "event",
+    "facts",
+    "job",
+)
 
 
 class JsonFormatter(logging.Formatter):

@@ -13,6 +13,7 @@ import uvicorn
 from luma_core.errors import ConfigurationError
 from luma_server.app import create_app
 from luma_server.logs import log_to_stderr
+from luma_server.protocol import protocol
 from luma_server.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -42,24 +43,23 @@ def serve(settings: Settings) -> None:
     accepted. Logs go to stderr.
 
     Raises:
-        ConfigurationError: the address cannot be listened on.
+        ConfigurationError: the address, the root or the file of tokens cannot be used.
+        StorageError: no store handles that kind of root.
     """
+    app = create_app(settings)
     listener = _listen(settings)
     log_to_stderr()
-    app = create_app(settings)
-    if not settings.is_loopback:
-        _log.warning(
-            "listening on %s without authentication: everybody who reaches this machine "
-            "can read all checkpoints under the root",
-            settings.host,
-        )
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=protocol(settings.idle_seconds),
+        # Others cannot send a file without copying it.
+        loop="asyncio",
         ws="none",
+        h11_max_incomplete_event_size=settings.max_header_bytes,
         lifespan="on",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds),
     )

@@ -1,8 +1,21 @@
-"""Shared by the tests of the command line."""
+"""Shared by the tests of the client: the command line, and servers on real sockets."""
 
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec  # noqa: F401 - loaded first, it learns of luma:// from the package itself
 import pytest
+import uvicorn
 
 from luma_client.cli.app import run
+from luma_server import Settings, create_app
 
 
 @pytest.fixture
@@ -14,3 +27,64 @@ def luma(capsys):
         return code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture(autouse=True)
+def no_tokens(monkeypatch, tmp_path_factory):
+    """Keeps the tokens of whoever runs the tests out of them."""
+    monkeypatch.delenv("LUMA_TOKEN", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))
+
+
+class Served:
+    """A server that runs.
+
+    Attributes:
+        root: its folder.
+        address: ``http://127.0.0.1:port``.
+        url: ``luma://127.0.0.1:port``.
+    """
+
+    def __init__(self, root: Path, address: str) -> None:
+        self.root = root
+        self.address = address
+        self.url = address.replace("http://", "luma://")
+
+
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, http="h11", ws="none", lifespan="on", log_config=None)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.005)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@contextmanager
+def serve(root: Path, **settings: Any) -> Iterator[Served]:
+    root.mkdir(exist_ok=True)
+    options = {"allow_anonymous": True, "part_bytes": 1024, **settings}
+    with running(create_app(Settings(root=root, **options))) as address:
+        yield Served(root, address)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Served]:
+    """A server without tokens that takes files in parts of 1 KiB."""
+    with serve(tmp_path_factory.mktemp("server") / "root") as served:
+        yield served
+
+
+@pytest.fixture
+def serving() -> Callable[..., Any]:
+    """Starts a server of its own: ``with serving(root, **settings) as served``."""
+    return serve

@@ -16,7 +16,10 @@ from luma_client.cli.app import app, main
 from luma_client.cli.output import Output
 from luma_core import LUMA, checkpoint, convert
 
-COMMANDS = ("convert", "demo", "diff", "doctor", "inspect", "partition", "serve", "stats", "verify")
+COMMANDS = (
+    *("convert", "demo", "diff", "doctor", "flatten", "inspect", "login", "ls", "partition", "pin"),
+    *("pull", "push", "rm", "serve", "stats", "verify"),
+)
 
 
 def trained(seed: int) -> LUMA:

@@ -33,9 +33,12 @@ def test_every_command_has_a_section_and_no_section_is_of_another() -> None:
 @pytest.mark.parametrize("name", sorted(SECTIONS))
 def test_every_option_is_named_and_no_other(name: str) -> None:
     options = {"--help", "-h"}
+    command = commands()[name]
+    members = [command, *getattr(command, "commands", {}).values()]
     options |= {
         option
-        for parameter in commands()[name].params
+        for member in members
+        for parameter in member.params
         if parameter.param_type_name == "option"
         for option in parameter.opts
     }

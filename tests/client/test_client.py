@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,10 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-import uvicorn
 
 import luma_client
-from luma_client import CheckpointInfo, Client, Health
+from luma_client import CheckpointInfo, Client, Health, Retries
 from luma_core import LUMA, __version__, checkpoint, stats
 from luma_core.errors import (
     CheckpointNotFoundError,
@@ -28,6 +26,8 @@ from luma_core.errors import (
     UnsafeNameError,
 )
 from luma_server import Settings, create_app
+
+from .conftest import running
 
 BASE = "http://server.test"
 
@@ -48,18 +48,8 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(root) -> Iterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(Settings(root=root)), ws="none", log_config=None)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.005)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listener.close()
+    with running(create_app(Settings(root=root))) as address:
+        yield address
 
 
 @pytest.fixture
@@ -72,7 +62,7 @@ def faked(status: int, content: bytes | str, kind: str = "application/json") -> 
     def handle(request: httpx.Request) -> httpx.Response:
         return httpx.Response(status, content=content, headers={"Content-Type": kind})
 
-    return Client(BASE, transport=httpx.MockTransport(handle))
+    return Client(BASE, transport=httpx.MockTransport(handle), retries=Retries(attempts=1))
 
 
 def test_health(client) -> None:
@@ -109,7 +99,7 @@ def test_the_address_may_end_with_a_slash_or_name_a_folder(url) -> None:
 
     def handle(request: httpx.Request) -> httpx.Response:
         paths.append(request.url.path)
-        return httpx.Response(200, json={"checkpoints": []})
+        return httpx.Response(200, json={"items": []})
 
     with Client("http://host/luma/", transport=httpx.MockTransport(handle)) as client:
         assert client.checkpoints() == []
@@ -180,7 +170,9 @@ def test_a_server_that_hangs_up() -> None:
         thread = threading.Thread(target=hang_up)
         thread.start()
         with (
-            Client(f"http://127.0.0.1:{listener.getsockname()[1]}") as client,
+            Client(
+                f"http://127.0.0.1:{listener.getsockname()[1]}", retries=Retries(attempts=1)
+            ) as client,
             pytest.raises(ServiceError, match=r"127\.0\.0\.1"),
         ):
             client.health()
@@ -234,7 +226,7 @@ def test_unknown_fields_of_a_newer_server_are_ignored(root) -> None:
     with faked(200, json.dumps(answer)) as client:
         assert client.stats("gpt", "7") == expected
     with faked(
-        200, '{"checkpoints": [{"run": "a", "step": "1", "new": 3}], "next": null}'
+        200, '{"items": [{"run": "a", "step": "1", "new": 3}], "next_cursor": null, "new": 1}'
     ) as client:
         assert client.checkpoints() == [CheckpointInfo(run="a", step="1")]
 
@@ -263,7 +255,8 @@ def test_proxies_of_the_environment_do_not_take_loopback_requests(url, monkeypat
 
 
 def test_exported_names() -> None:
-    assert luma_client.__all__ == ["CheckpointInfo", "Client", "Health"]
+    names = ["AsyncClient", "CheckpointInfo", "Client", "Health"]
+    assert luma_client.__all__ == [*names, "LumaFileSystem", "LumaStore", "Retries"]
     assert set(luma_client.__all__) <= set(dir(luma_client))
     with pytest.raises(AttributeError, match="nothing"):
         _ = luma_client.nothing

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,6 +21,7 @@ from fastapi import FastAPI
 
 from luma_core import LUMA, checkpoint
 from luma_server import Settings, create_app
+from luma_server.protocol import protocol
 
 
 def trained(seed: int = 0) -> LUMA:
@@ -34,18 +39,29 @@ def optimizer() -> Callable[..., LUMA]:
     return trained
 
 
-@pytest.fixture
-def root(tmp_path) -> Path:
-    """``{root}/gpt/{9,10}`` and ``{root}/bert/final``."""
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory) -> Path:
+    """What `root` and `source` are copies of."""
+    folder = tmp_path_factory.mktemp("originals")
     for place, seed in (("gpt/10", 1), ("gpt/9", 2), ("bert/final", 3)):
-        checkpoint.save(tmp_path / "root" / place, optimizer=trained(seed))
-    return tmp_path / "root"
+        checkpoint.save(folder / "root" / place, optimizer=trained(seed))
+    checkpoint.save(folder / "source", optimizer=trained(11), max_shard_bytes=3000)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path, originals) -> Path:
+    """``{root}/gpt/{9,10}`` and ``{root}/bert/final``."""
+    return shutil.copytree(originals / "root", tmp_path / "root")
 
 
 @contextlib.contextmanager
 def running(app: FastAPI) -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http="h11", ws="none", lifespan="on", log_config=None)
+    http = protocol(app.state.parts.settings.idle_seconds)
+    config = uvicorn.Config(
+        app, http=http, loop="asyncio", ws="none", lifespan="on", log_config=None
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -74,3 +90,102 @@ def http(root) -> Iterator[httpx.Client]:
         httpx.Client(base_url=url, trust_env=False, timeout=30) as client,
     ):
         yield client
+
+
+class Uploader:
+    """Sends checkpoints by hand, as any client may."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self.http = http
+
+    def begin(self, folder: Path, run: str, step: str, **more: Any) -> dict[str, Any]:
+        body = {"run": run, "step": step, "manifest": (folder / "luma.json").read_text(), **more}
+        answer = self.http.post("/v1/uploads", json=body)
+        assert answer.status_code == 201, answer.text
+        session: dict[str, Any] = answer.json()
+        return session
+
+    @staticmethod
+    def parts(folder: Path, name: str, part_bytes: int) -> Iterator[tuple[int, bytes]]:
+        data = (folder / name).read_bytes()
+        for number, start in enumerate(range(0, max(1, len(data)), part_bytes), start=1):
+            yield number, data[start : start + part_bytes]
+
+    def put(
+        self, session: dict[str, Any], name: str, number: int, data: bytes, **more: Any
+    ) -> httpx.Response:
+        text = base64.b64encode(hashlib.sha256(more.pop("of", data)).digest()).decode()
+        path = f"/v1/uploads/{session['id']}/files/{name}/parts/{number}"
+        return self.http.put(path, content=data, headers={"Content-Digest": f"sha-256=:{text}:"})
+
+    def send(self, session: dict[str, Any], folder: Path) -> int:
+        """Send all that is wanted, the last part first; return how many bytes that was."""
+        sent = 0
+        for file in session["files"]:
+            if not file["needed"]:
+                continue
+            parts = list(self.parts(folder, file["name"], session["part_bytes"]))
+            for number, data in reversed(parts):
+                answer = self.put(session, file["name"], number, data)
+                assert answer.status_code == 204, answer.text
+                sent += len(data)
+        return sent
+
+    def commit(self, session: dict[str, Any], **body: Any) -> httpx.Response:
+        return self.http.post(f"/v1/uploads/{session['id']}/commit", json=body)
+
+    def push(self, folder: Path, run: str, step: str, **more: Any) -> httpx.Response:
+        session = self.begin(folder, run, step, **more)
+        self.send(session, folder)
+        return self.commit(session)
+
+
+@pytest.fixture
+def source(tmp_path, originals) -> Path:
+    """A checkpoint of two shards that is not under the root."""
+    return shutil.copytree(originals / "source", tmp_path / "source")
+
+
+@pytest.fixture
+def settings(root) -> Settings:
+    """Of a server to which everybody may write, in small parts."""
+    return Settings(root=root, allow_anonymous=True, part_bytes=1024, idle_seconds=5)
+
+
+@pytest.fixture
+def uploader(settings) -> Iterator[Uploader]:
+    """Sends to a server over ``root``."""
+    with (
+        running(create_app(settings)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=30) as client,
+    ):
+        yield Uploader(client)
+
+
+@pytest.fixture
+def uploader_of() -> type[Uploader]:
+    return Uploader
+
+
+PROBLEM_FIELDS = {"type", "status", "title", "detail", "code", "hint", "request_id"}
+
+
+def _check_problem(response: httpx.Response, status: int, code: str) -> dict[str, object]:
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    body = response.json()
+    assert body.keys() == PROBLEM_FIELDS
+    assert (body["status"], body["code"], body["type"]) == (status, code, "about:blank")
+    assert body["title"]
+    assert body["detail"]
+    assert body["request_id"] == response.headers["X-Request-ID"]
+    assert "Traceback" not in response.text
+    return body
+
+
+@pytest.fixture
+def check_problem() -> Callable[[httpx.Response, int, str], dict[str, object]]:
+    """Checks that an answer is a problem of some status and code."""
+    return _check_problem

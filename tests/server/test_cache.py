@@ -130,13 +130,42 @@ def test_concurrent_requests_compute_each_key_once(http, counted) -> None:
     assert len(runs) == 2
 
 
-def test_nothing_is_kept_without_a_cache(root, serving, counted) -> None:
+def test_nothing_is_kept_in_memory_without_a_cache(root, serving, counted) -> None:
     runs, release = counted
     release.set()
     with serving(create_app(Settings(root=root, stats_cache_bytes=0))) as url:
         for _ in range(3):
-            httpx.get(f"{url}/v1/checkpoints/gpt/9/stats", trust_env=False)
+            httpx.get(f"{url}/v1/checkpoints/gpt/9/stats?param=h*", trust_env=False)
     assert len(runs) == 3
+
+
+def test_statistics_outlive_the_server_and_damaged_ones_are_computed_again(
+    root, serving, counted
+) -> None:
+    runs, release = counted
+    release.set()
+
+    def ask() -> bytes:
+        with serving(create_app(Settings(root=root))) as url:
+            return httpx.get(f"{url}/v1/checkpoints/gpt/9/stats", trust_env=False).content
+
+    first = ask()
+    assert ask() == first
+    assert len(runs) == 1
+    (kept,) = (root / ".luma" / "stats").iterdir()
+    kept.write_bytes(kept.read_bytes().replace(b"rms", b"rns", 1))
+    assert ask() == first
+    assert len(runs) == 2
+
+
+def test_a_root_that_cannot_be_written_is_served_all_the_same(http, root, monkeypatch) -> None:
+    from luma_core.checkpoint.local import LocalStore
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(LocalStore, "write", refuse)
+    assert http.get("/v1/checkpoints/gpt/9/stats").status_code == 200
 
 
 def test_content_that_moved_is_not_computed_again(http, root, counted) -> None:

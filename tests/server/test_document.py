@@ -11,6 +11,7 @@ import httpx
 
 from luma_core.wire import Problem
 from luma_server import Settings, create_app, problems
+from luma_server.modules import METRICS
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "server.md").read_text()
 
@@ -37,10 +38,13 @@ def test_every_route_is_listed(root: Path) -> None:
 
 def test_every_error_code_is_listed_with_its_status() -> None:
     listed = {code: int(status) for status, code, _ in rows("Errors")}
-    expected = {code: status for _, status, code in problems._ERRORS}
-    expected |= {code: status for status, code in problems._CODES.items()}
-    expected |= {"invalid_request": 422, "internal_error": 500}
-    assert listed == expected
+    assert listed == problems.STATUS
+
+
+def test_every_metric_of_series_is_named() -> None:
+    for metric in METRICS:
+        for part in metric.split("."):
+            assert f"`{part}`" in DOCUMENT or f"`{metric}`" in DOCUMENT
 
 
 def test_the_example_of_an_error_is_what_the_server_answers(http: httpx.Client) -> None:

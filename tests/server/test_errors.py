@@ -12,41 +12,25 @@ import pytest
 from luma_core import stats
 from luma_core.errors import ConfigurationError
 from luma_server import Settings, create_app
-from luma_server.catalog import Catalog
-
-FIELDS = {"type", "status", "title", "detail", "code", "hint", "request_id"}
-
-
-def check_problem(response: httpx.Response, status: int, code: str) -> dict[str, object]:
-    assert response.status_code == status
-    assert response.headers["Content-Type"] == "application/problem+json"
-    assert response.headers["Cache-Control"] == "no-store"
-    assert response.headers["X-Content-Type-Options"] == "nosniff"
-    body = response.json()
-    assert body.keys() == FIELDS
-    assert (body["status"], body["code"], body["type"]) == (status, code, "about:blank")
-    assert body["title"]
-    assert body["detail"]
-    assert body["request_id"] == response.headers["X-Request-ID"]
-    assert "Traceback" not in response.text
-    return body
+from luma_server.place import Root
+from luma_server.tokens import create_token
 
 
-@pytest.mark.parametrize("path", ["/", "/x", "/v1", "/v1/checkpoints/", "/v1/checkpoints/gpt"])
-def test_routes_that_do_not_exist(http, path) -> None:
+@pytest.mark.parametrize("path", ["/runs/", "/x", "/v1", "/v1/checkpoints/", "/v1/checkpoints/gpt"])
+def test_routes_that_do_not_exist(check_problem, http, path) -> None:
     check_problem(http.get(path), 404, "not_found")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
 @pytest.mark.parametrize("path", ["/healthz", "/v1/checkpoints", "/v1/checkpoints/gpt/9/stats"])
-def test_methods_that_are_not_supported(http, method, path) -> None:
+def test_methods_that_are_not_supported(check_problem, http, method, path) -> None:
     response = http.request(method, path)
     check_problem(response, 405, "method_not_allowed")
     assert response.headers["Allow"] == "GET"
 
 
 @pytest.mark.parametrize("rest", ["", "/stats"])
-def test_checkpoints_that_do_not_exist(http, root, rest) -> None:
+def test_checkpoints_that_do_not_exist(check_problem, http, root, rest) -> None:
     (root / "gpt" / "11").mkdir()
     for place in ("gpt/11", "gpt/404", "none/1", "gpt.x/9"):
         body = check_problem(
@@ -55,7 +39,7 @@ def test_checkpoints_that_do_not_exist(http, root, rest) -> None:
         assert place in str(body["detail"])
 
 
-def test_invalid_queries(http) -> None:
+def test_invalid_queries(check_problem, http) -> None:
     response = http.get("/v1/checkpoints/gpt/9/stats", params={"param": "x" * 513})
     body = check_problem(response, 422, "invalid_request")
     assert "param" in str(body["detail"])
@@ -66,7 +50,7 @@ def test_invalid_queries(http) -> None:
     "place",
     ["%2e%2e/gpt", "gpt/%2e%2e", ".hidden/9", "gpt/-9", "gpt/9~", "a" * 201 + "/9", "gpt/%09"],
 )
-def test_unsafe_names(http, place, rest) -> None:
+def test_unsafe_names(check_problem, http, place, rest) -> None:
     check_problem(http.get(f"/v1/checkpoints/{place}{rest}"), 400, "unsafe_name")
 
 
@@ -81,7 +65,7 @@ def test_unsafe_names(http, place, rest) -> None:
         "%2fetc/passwd",
     ],
 )
-def test_encoded_separators_are_refused(http, path) -> None:
+def test_encoded_separators_are_refused(check_problem, http, path) -> None:
     check_problem(http.get(f"/v1/checkpoints/{path}"), 400, "unsafe_name")
 
 
@@ -97,7 +81,7 @@ def test_dots_in_a_raw_request_line_lead_nowhere(http, root) -> None:
 
 
 @pytest.mark.parametrize("link", ["run", "step", "manifest", "shard"])
-def test_links_that_leave_the_root_are_not_followed(http, root, link) -> None:
+def test_links_that_leave_the_root_are_not_followed(check_problem, http, root, link) -> None:
     outside = root.parent / "outside"
     shutil.copytree(root / "gpt", outside)
     shard = next(outside.glob("9/*.safetensors")).name
@@ -114,11 +98,11 @@ def test_links_that_leave_the_root_are_not_followed(http, root, link) -> None:
     for rest in ("", "/stats"):
         response = http.get(f"/v1/checkpoints/gpt/9{rest}")
         check_problem(response, 404, "checkpoint_not_found")
-    entries = http.get("/v1/checkpoints").json()["checkpoints"]
+    entries = http.get("/v1/checkpoints").json()["items"]
     assert ("gpt", "9") not in [(entry["run"], entry["step"]) for entry in entries]
 
 
-def test_links_inside_the_root_work_and_loops_do_not_break_it(http, root) -> None:
+def test_links_inside_the_root_work_and_loops_do_not_break_it(check_problem, http, root) -> None:
     (root / "gpt" / "latest").symlink_to(root / "gpt" / "10")
     (root / "gpt" / "loop").symlink_to(root / "gpt" / "loop")
     (root / "gpt" / "gone").symlink_to(root / "gpt" / "nowhere")
@@ -126,7 +110,7 @@ def test_links_inside_the_root_work_and_loops_do_not_break_it(http, root) -> Non
     assert latest.content == http.get("/v1/checkpoints/gpt/10").content
     for place in ("loop", "gone"):
         check_problem(http.get(f"/v1/checkpoints/gpt/{place}"), 404, "checkpoint_not_found")
-    steps = [entry["step"] for entry in http.get("/v1/checkpoints").json()["checkpoints"]]
+    steps = [entry["step"] for entry in http.get("/v1/checkpoints").json()["items"]]
     assert steps == ["final", "9", "10", "latest"]
 
 
@@ -138,7 +122,7 @@ def test_a_root_that_is_a_link_works(root, tmp_path, serving) -> None:
 
 
 @pytest.mark.parametrize("rest", ["", "/stats"])
-def test_corrupt_manifests(http, root, rest) -> None:
+def test_corrupt_manifests(check_problem, http, root, rest) -> None:
     path = root / "gpt" / "9" / "luma.json"
     path.write_bytes(path.read_bytes().replace(b"exp_avg_sq", b"exp_avg_xx"))
     body = check_problem(http.get(f"/v1/checkpoints/gpt/9{rest}"), 500, "corrupt_checkpoint")
@@ -146,14 +130,14 @@ def test_corrupt_manifests(http, root, rest) -> None:
     assert str(root.parent) not in str(body)
 
 
-def test_a_newer_format_is_named(http, root) -> None:
+def test_a_newer_format_is_named(check_problem, http, root) -> None:
     (root / "gpt" / "9" / "luma.json").write_text('{"manifest": {"version": 99}}')
     body = check_problem(http.get("/v1/checkpoints/gpt/9"), 500, "unsupported_version")
     assert "99" in str(body["detail"])
     assert "Upgrade" in str(body["hint"])
 
 
-def test_corrupt_shards_break_only_their_own_statistics(http, root) -> None:
+def test_corrupt_shards_break_only_their_own_statistics(check_problem, http, root) -> None:
     shard = next((root / "gpt" / "9").glob("*.safetensors"))
     content = bytearray(shard.read_bytes())
     content[-10] ^= 1
@@ -165,24 +149,26 @@ def test_corrupt_shards_break_only_their_own_statistics(http, root) -> None:
     assert http.get("/v1/checkpoints/gpt/10/stats").status_code == 200
 
 
-def test_missing_shards(http, root) -> None:
+def test_missing_shards(check_problem, http, root) -> None:
     next((root / "gpt" / "9").glob("*.safetensors")).unlink()
     check_problem(http.get("/v1/checkpoints/gpt/9/stats"), 500, "corrupt_checkpoint")
 
 
-def test_a_root_that_vanished(http, root) -> None:
+def test_a_root_that_vanished(check_problem, http, root) -> None:
     shutil.rmtree(root)
-    body = check_problem(http.get("/v1/checkpoints"), 500, "storage_error")
+    body = check_problem(http.get("/v1/checkpoints"), 503, "storage_error")
     assert str(root) not in str(body)
 
 
 def test_the_root_is_hidden_in_messages_unless_it_is_the_whole_file_system(root) -> None:
     message = f"{root}/gpt/9/luma.json: I/O error in {root}."
-    assert Catalog(root).hide_root(message) == "gpt/9/luma.json: I/O error in the root."
-    assert Catalog(Path("/")).hide_root(message) == message
+    assert Root(root).hide(message) == "gpt/9/luma.json: I/O error in the root."
+    assert Root("/").hide(message) == message
 
 
-def test_unexpected_exceptions_tell_the_log_and_not_the_client(http, monkeypatch, caplog) -> None:
+def test_unexpected_exceptions_tell_the_log_and_not_the_client(
+    check_problem, http, monkeypatch, caplog
+) -> None:
     def broken(*_, **__):
         raise RuntimeError("secret detail")
 
@@ -207,6 +193,10 @@ def test_unexpected_exceptions_tell_the_log_and_not_the_client(http, monkeypatch
         ({"stats_workers": 0}, "stats_workers=0"),
         ({"stats_cache_bytes": -1}, "stats_cache_bytes=-1"),
         ({"shutdown_seconds": float("nan")}, "shutdown_seconds=nan"),
+        ({"part_bytes": 0}, "part_bytes=0 must be from 1024"),
+        ({"host": "0.0.0.0"}, "there are no tokens"),
+        ({"tokens_file": Path("missing.json")}, "is not a file"),
+        ({"tokens_file": Path("missing.json"), "allow_anonymous": True}, "exclude each other"),
     ],
 )
 def test_settings_that_cannot_work(tmp_path, change, message) -> None:
@@ -223,7 +213,10 @@ def test_settings_that_cannot_work(tmp_path, change, message) -> None:
      ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("example.org", False)],
 )  # fmt: skip
 def test_loopback_is_recognised(tmp_path, host, loopback) -> None:
-    assert Settings(root=tmp_path, host=host).is_loopback is loopback
+    tokens = tmp_path / "tokens.json"
+    create_token(tokens, name="any")
+    settings = Settings(root=tmp_path, host=host, tokens_file=tokens)
+    assert settings.is_loopback is loopback
 
 
 def test_open_files_are_closed(http, root) -> None:

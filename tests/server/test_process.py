@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from luma_server.__main__ import main
+from luma_server.tokens import create_token
 
 
 @contextlib.contextmanager
@@ -57,7 +58,9 @@ def test_prints_one_line_serves_and_stops_cleanly(root, how) -> None:
         (["--root", "{tmp}/missing"], "error: root '{tmp}/missing' does not exist."),
         (["--root", "{tmp}/file"], "error: root '{tmp}/file' is not a folder."),
         (["--root", "{tmp}", "--port", "70000"], "error: port=70000 must be from 0 to 65535."),
-        (["--root", "{tmp}", "--host", "256.0.0.1"], "error: cannot listen on 256.0.0.1:0: "),
+        (["--root", "{tmp}", "--host", "0.0.0.0"], "error: host='0.0.0.0' can be reached from"),
+        (["--root", "{tmp}", "--host", "0.0.0.0", "--no-auth"], "error: host='0.0.0.0' can be"),
+        (["--root", "nosuch://x/y"], "error: 'nosuch://x/y': no store for 'nosuch'"),
         (["--root", "{tmp}", "--port", "{taken}"], "error: cannot listen on 127.0.0.1:{taken}: "),
     ],
 )
@@ -79,12 +82,15 @@ def test_a_missing_root_ends_the_process_with_code_2(tmp_path) -> None:
     assert log.count("\n") == 1
 
 
-@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("localhost", False)])
-def test_other_addresses_than_loopback_are_warned_about(root, host, warned) -> None:
-    with process("--root", root, "--host", host) as server:
-        assert server.stdout.readline().startswith(f"LUMA server listening on http://{host}:")
-        server.terminate()
-        _, log = server.communicate(timeout=30)
-    warnings = [entry for entry in map(json.loads, log.splitlines()) if entry["level"] == "warning"]
-    assert len(warnings) == warned
-    assert all("without authentication" in entry["message"] for entry in warnings)
+def test_other_addresses_than_loopback_want_tokens(root, tmp_path) -> None:
+    tokens = tmp_path / "tokens.json"
+    _, token = create_token(tokens, name="me")
+    with process("--root", root, "--host", "0.0.0.0", "--tokens-file", tokens) as server:
+        line = server.stdout.readline()
+        assert line.startswith("LUMA server listening on http://0.0.0.0:")
+        url = line.split()[-1].replace("0.0.0.0", "127.0.0.1")
+        with httpx.Client(base_url=url, trust_env=False) as client:
+            assert client.get("/healthz").status_code == 200
+            assert client.get("/v1/checkpoints").status_code == 401
+            headers = {"Authorization": f"Bearer {token}"}
+            assert client.get("/v1/checkpoints", headers=headers).status_code == 200

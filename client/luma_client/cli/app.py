@@ -9,7 +9,25 @@ from typing import Annotated
 
 import typer
 
-from luma_client.cli import convert, demo, diff, doctor, inspect, partition, serve, stats, verify
+from luma_client.cli import (
+    convert,
+    demo,
+    diff,
+    doctor,
+    flatten,
+    inspect,
+    login,
+    ls,
+    partition,
+    pin,
+    pull,
+    push,
+    rm,
+    serve,
+    stats,
+    token,
+    verify,
+)
 
 _EPILOG = (
     "Results go to standard output, everything else to standard error. Every command takes --json "
@@ -20,16 +38,22 @@ _EPILOG = (
 
 app = typer.Typer(
     name="luma",
-    help="Compressed optimizer state: look into checkpoints, check, compare, convert, serve them.",
+    help="Compressed optimizer state: look into checkpoints, check, compare, convert, share them.",
     epilog=_EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in (demo, inspect, stats, verify, diff, convert, partition, serve, doctor):
+_COMMANDS = (
+    *(demo, inspect, stats, verify, diff, convert, flatten, partition),
+    *(push, pull, ls, rm, pin, login),
+    *(serve, doctor),
+)
+for _module in _COMMANDS:
     _name = _module.__name__.rpartition(".")[2]
     app.command(_name, help=_module.HELP, epilog=_module.EPILOG)(_module.command)
+app.add_typer(token.app, name="token", help=token.HELP, epilog=token.EPILOG)
 
 
 def _print_version(wanted: bool) -> None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from luma_core.convert import ConversionReport
 
 HELP = (
-    "Convert optimizer state: AdamW state of PyTorch, Trainer, Accelerate, Lightning, FSDP, DCP "
-    "and 8-bit optimizers to a compressed checkpoint, or back.\n\n"
+    "Convert optimizer state: AdamW state of PyTorch, Trainer, Accelerate, Lightning, FSDP, DCP, "
+    "DeepSpeed and 8-bit optimizers to a compressed checkpoint, or back.\n\n"
     "The format of SRC is detected. To luma rounds to nearest; LUMA to AdamW and back restores "
     "every value bit for bit. docs/convert.md lists the formats."
 )
@@ -36,17 +36,21 @@ def command(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="A checkpoint, or other tools' file or folder.", show_default=False
+            metavar="SRC",
+            help="A checkpoint, or other tools' file or folder: a path or URL.",
+            show_default=False,
         ),
     ],
     destination: Annotated[
         str,
         typer.Argument(
-            metavar="DST", help="A folder for luma and dcp, else a file.", show_default=False
+            metavar="DST",
+            help="A folder for luma, dcp and deepspeed-universal, else a file.",
+            show_default=False,
         ),
     ],
     to: Annotated[
-        Literal["adamw", "dcp", "fsdp", "lightning", "luma"],
+        Literal["adamw", "dcp", "deepspeed-universal", "fsdp", "lightning", "luma"],
         typer.Option("--to", help="Format to write.", show_default=False),
     ],
     codec: Annotated[
@@ -58,7 +62,7 @@ def command(
         typer.Option(
             "--model",
             help="Weights that name parameters where SRC has no names; to lightning: the .ckpt to "
-            "copy.",
+            "copy; to deepspeed-universal: the weights that belong to the state.",
             show_default=False,
         ),
     ] = None,

@@ -25,7 +25,7 @@ HELP = (
 EPILOG = (
     "Example: luma inspect runs/gpt2/1000 --params\n\nJSON keys: path, format, version, "
     "algorithm, step, created, digest, groups, parameters, elements, state_bytes, stored_bytes, "
-    "bits_per_parameter, adamw_ratio, float32, files, parameter_table"
+    "bits_per_parameter, adamw_ratio, float32, files, parameter_table, base, chain"
 )
 
 
@@ -78,6 +78,8 @@ class Inspection:
         float32: parameters, elements and reason of what stays in float32.
         files: name, bytes, sha256 and kind of every file but the manifest.
         parameter_table: one `ParameterLine` each.
+        base: folder, digest and chain of the checkpoint it holds differences to; ``None`` without.
+        chain: how many checkpoints it takes to read this one; ``None`` for foreign formats.
     """
 
     path: str
@@ -97,6 +99,8 @@ class Inspection:
     float32: dict[str, Any]
     files: list[dict[str, Any]]
     parameter_table: list[ParameterLine]
+    base: dict[str, Any] | None
+    chain: int | None
 
 
 def command(
@@ -151,6 +155,8 @@ def _of_checkpoint(path: str) -> Inspection:
         stored_bytes=summary.stored_bytes,
         float32=_float32(lines, manifest.groups),
         files=[asdict(file) for file in manifest.files],
+        base=None if manifest.base is None else asdict(manifest.base),
+        chain=manifest.chain,
     )
 
 
@@ -179,6 +185,8 @@ def _of_foreign(path: str, source: Source) -> Inspection:
         stored_bytes=source.stored_bytes,
         float32={"parameters": 0, "elements": 0, "why": "nothing is compressed in this format"},
         files=[],
+        base=None,
+        chain=None,
     )
 
 
@@ -264,6 +272,8 @@ def _head_rows(found: Inspection) -> list[tuple[str, str]]:
     ]
     if found.created is not None and found.digest is not None:
         rows += [("created", found.created), ("digest", found.digest)]
+    if found.base is not None:
+        rows.append(("base", f"{found.base['folder']}; a chain of {found.chain} checkpoints"))
     rows += [
         ("parameters", f"{found.parameters:,} with {found.elements:,} elements"),
         ("bits per parameter", number(found.bits_per_parameter, 4)),

@@ -1,27 +1,50 @@
-"""``luma serve``: the HTTP service over a folder of checkpoints."""
+"""``luma serve``: the HTTP service over checkpoints."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from luma_client.cli.output import JsonOption, Output, QuietOption
 
-HELP = "Serve a folder of checkpoints, laid out as ROOT/RUN/STEP, over HTTP until interrupted."
+HELP = (
+    "Serve checkpoints, laid out as ROOT/RUN/STEP, over HTTP until interrupted.\n\n"
+    "Without --tokens-file everybody on this machine may read, and with --no-auth write as well; "
+    "other addresses than loopback need --tokens-file."
+)
 EPILOG = (
-    "Example: luma serve --root runs --port 8000\n\nJSON keys, printed when ready: url, root, pid"
+    "Examples: luma serve --root runs --port 8000; luma serve --root s3://bucket/runs --host "
+    "0.0.0.0 --tokens-file tokens.json\n\nJSON keys, printed when ready: url, root, pid"
 )
 
 
 def command(
     root: Annotated[
-        str, typer.Option("--root", help="Folder that holds RUN/STEP folders.", show_default=False)
+        str,
+        typer.Option(
+            "--root", help="Folder or URL that holds RUN/STEP folders.", show_default=False
+        ),
     ],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")
     ] = 8000,
+    tokens_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokens-file",
+            help="File of `luma token create`: every request needs a token.",
+            show_default=False,
+        ),
+    ] = None,
+    no_auth: Annotated[
+        bool,
+        typer.Option(
+            "--no-auth", help="Let everybody on this machine write, too.", show_default=False
+        ),
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
@@ -29,7 +52,9 @@ def command(
     from luma_client.cli.server_process import ServerProcess
 
     output = Output(json=as_json, quiet=quiet)
-    with ServerProcess(root=root, host=host, port=port) as server:
+    more = [] if tokens_file is None else ["--tokens-file", str(tokens_file)]
+    more += ["--no-auth"] if no_auth else []
+    with ServerProcess(root=root, host=host, port=port, more=more) as server:
         output.result(
             {"url": server.url, "root": root, "pid": server.pid},
             human=lambda: f"serving {root} at {server.url}  (API: {server.url}/openapi.json)",

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import IO, Self
 
@@ -18,7 +18,7 @@ _READY = re.compile(r"listening on (https?://\S+)")
 # Python adds this to the system's own words; the address is in the message already.
 _ATTEMPT = re.compile(r" \(while attempting to bind on address \(.*?\)\)")
 _STOP_SECONDS = 10.0
-_NEEDED_MODULES = ("luma_server", "fastapi", "uvicorn")
+_NEEDED_MODULES = ("luma_server", "fastapi", "prometheus_client", "uvicorn")
 
 
 class ServerProcess:
@@ -31,6 +31,7 @@ class ServerProcess:
         host: address to listen on.
         port: port to listen on; 0 picks a free one.
         log: where the server's messages go; standard error by default.
+        more: more arguments of the server.
 
     Raises:
         BackendUnavailableError: the server is not installed.
@@ -38,11 +39,17 @@ class ServerProcess:
     """
 
     def __init__(
-        self, *, root: str, host: str = "127.0.0.1", port: int = 0, log: IO[bytes] | None = None
+        self,
+        *,
+        root: str,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        log: IO[bytes] | None = None,
+        more: Sequence[str] = (),
     ) -> None:
         self.require()
         command = [sys.executable, "-m", "luma_server", "--root", root]
-        command += ["--host", host, "--port", str(port)]
+        command += ["--host", host, "--port", str(port), *more]
         # Before the start, so that no signal can leave a server behind that nobody stops.
         self._restore = _exit_on_sigterm()
         self._process = subprocess.Popen(

@@ -1,0 +1,366 @@
+"""Conversions behind the answer: in worker processes, a few at a time, remembered in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import secrets
+import socket
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from anyio.to_thread import run_sync
+from pydantic import TypeAdapter, ValidationError
+
+from luma_core.checkpoint import MANIFEST_NAME
+from luma_core.checkpoint.folder import CheckpointFolder
+from luma_core.checkpoint.store import Store, storage_errors
+from luma_core.errors import CheckpointError, UnsafeNameError
+from luma_core.wire import Job, Place
+from luma_server.access import Principal
+from luma_server.catalog import Catalog
+from luma_server.problems import ApiError
+from luma_server.settings import Settings
+from luma_server.uploads.claims import remove_empty
+
+_log = logging.getLogger(__name__)
+
+DOWNLOADS = ("adamw", "fsdp")
+"""Formats of one file, which can be downloaded."""
+
+INTERRUPTED = "interrupted"
+ENDED = ("done", "failed", "cancelled")
+RESULT_NAME = "result.pt"
+
+_RECORD_NAME = "job.json"
+_MAX_RECORD_BYTES = 1 << 20
+_HEARTBEAT_SECONDS = 5.0
+_SILENT_SECONDS = 60.0
+_COPY_BYTES = 4 << 20
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A job, and whose it is.
+
+    Attributes:
+        job: what clients see.
+        owner: id of the token that asked for it.
+        host: machine of the server that works on it.
+        pid: its process.
+        beat: when that process last wrote this, in seconds since 1970.
+    """
+
+    job: Job
+    owner: str
+    host: str
+    pid: int
+    beat: float
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the server that worked on it is gone."""
+        if self.job.state in ENDED:
+            return False
+        if self.host == socket.gethostname() and self.pid != os.getpid():
+            return not Path(f"/proc/{self.pid}").exists() if Path("/proc").exists() else False
+        return datetime.now(UTC).timestamp() - self.beat > _SILENT_SECONDS
+
+
+_adapter = TypeAdapter(_Record)
+
+
+class Jobs:
+    """The jobs of a root; belongs to one event loop.
+
+    Args:
+        catalog: where checkpoints come from and go to.
+        settings: limits.
+    """
+
+    def __init__(self, catalog: Catalog, settings: Settings) -> None:
+        self._catalog = catalog
+        self._root = catalog.root
+        self._settings = settings
+        self._slots = asyncio.Semaphore(settings.job_workers)
+        self._mine: dict[str, _Record] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def start(
+        self,
+        principal: Principal,
+        source: Place,
+        *,
+        to: Place | None,
+        format: str,
+        codec: str,
+    ) -> Job:
+        """Begin to convert a checkpoint.
+
+        Args:
+            principal: who asks.
+            source: what to convert.
+            to: where the result shall be a checkpoint; ``None`` for a download.
+            format: what it becomes.
+            codec: how moments are kept where that is a checkpoint.
+
+        Raises:
+            ApiError: there are too many jobs.
+            CheckpointError: there is no such checkpoint, or one at ``to``.
+        """
+        await run_sync(self._catalog.summary, source.run, source.step)
+        if len(self._tasks) >= self._settings.max_queued_jobs + self._settings.job_workers:
+            raise ApiError(
+                "too_many_jobs",
+                f"{len(self._tasks)} jobs wait already.",
+                headers={"Retry-After": "30"},
+            )
+        job = Job(
+            id=secrets.token_hex(16),
+            kind="convert",
+            state="queued",
+            run=source.run,
+            step=source.step,
+            format=format,
+            codec=codec,
+            to=to,
+            created=_now(),
+        )
+        record = _Record(job, principal.id, socket.gethostname(), os.getpid(), 0.0)
+        await self._keep(record)
+        self._tasks[job.id] = asyncio.create_task(self._work(record))
+        return job
+
+    async def get(self, principal: Principal, job_id: str) -> Job:
+        """Return a job of whoever asks.
+
+        Raises:
+            ApiError: there is none.
+        """
+        return (await self._find(principal, job_id)).job
+
+    async def list(self, principal: Principal) -> list[Job]:
+        """Return the jobs of whoever asks, the latest first."""
+        found = []
+        for job_id in await run_sync(self._root.private("jobs").folders):
+            with contextlib.suppress(ApiError):
+                found.append(await self.get(principal, job_id))
+        return sorted(found, key=lambda job: job.created, reverse=True)
+
+    async def cancel(self, principal: Principal, job_id: str) -> Job:
+        """End a job; one that has ended stays as it is.
+
+        Raises:
+            ApiError: there is none, or another server works on it.
+        """
+        record = await self._find(principal, job_id)
+        task = self._tasks.get(job_id)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+            return (await self._find(principal, job_id)).job
+        if record.job.state not in ENDED:
+            raise ApiError("unavailable", "another server works on that job.", hint="Ask it.")
+        return record.job
+
+    async def result(self, principal: Principal, job_id: str) -> tuple[Store, Job]:
+        """Return where the download of a job is.
+
+        Raises:
+            ApiError: there is none, or not yet.
+        """
+        job = await self.get(principal, job_id)
+        if job.state != "done" or job.to is not None:
+            what = "its result is a checkpoint" if job.to else f"it is {job.state}"
+            raise ApiError("job_not_finished", f"the job has no download: {what}.")
+        return self._store(job_id), job
+
+    def count(self) -> dict[str, int]:
+        """Return how many of this server's jobs are in which state."""
+        states = [record.job.state for record in self._mine.values()]
+        return {state: states.count(state) for state in sorted(set(states))}
+
+    async def close(self) -> None:
+        """End all work; jobs are told as interrupted from then on."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel(INTERRUPTED)
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def sweep(self) -> None:
+        """Forget jobs that ended long ago; blocks."""
+        now = datetime.now(UTC).timestamp()
+        with storage_errors("jobs"):
+            for job_id in self._root.private("jobs").folders():
+                record = self._read(job_id)
+                if record is None or now - record.beat < self._settings.job_keep_seconds:
+                    continue
+                if record.job.state in ENDED or record.interrupted:
+                    store = self._store(job_id)
+                    for name in store.names():
+                        store.delete(name)
+                    store.remove_folder()
+
+    async def _find(self, principal: Principal, job_id: str) -> _Record:
+        record = self._mine.get(job_id)
+        if record is None and _ID.fullmatch(job_id):
+            record = await run_sync(self._read, job_id)
+        allowed = record is not None and (record.owner == principal.id or principal.may("admin"))
+        if record is None or not allowed:
+            raise ApiError("job_not_found", f"there is no job {job_id[:64]!r}.")
+        if record.interrupted:
+            return replace(record, job=replace(record.job, state="failed", error=INTERRUPTED))
+        return record
+
+    def _store(self, job_id: str) -> Store:
+        return self._root.private("jobs", job_id)
+
+    def _read(self, job_id: str) -> _Record | None:
+        try:
+            data = self._store(job_id).read_range(_RECORD_NAME, 0, _MAX_RECORD_BYTES)
+            return _adapter.validate_json(data)
+        except (FileNotFoundError, UnsafeNameError, ValidationError):
+            return None
+
+    async def _keep(self, record: _Record, **changes: Any) -> _Record:
+        record = replace(
+            record,
+            job=replace(record.job, **changes),
+            beat=datetime.now(UTC).timestamp(),
+        )
+        self._mine[record.job.id] = record
+
+        def write() -> None:
+            with (
+                storage_errors("jobs"),
+                self._store(record.job.id).write(_RECORD_NAME) as out,
+            ):
+                out.write(json.dumps(asdict(record)).encode())
+                out.commit()
+
+        await run_sync(write)
+        return record
+
+    async def _work(self, record: _Record) -> None:
+        job_id = record.job.id
+        try:
+            async with self._slots:
+                record = await self._keep(record, state="running", started=_now())
+                with tempfile.TemporaryDirectory(prefix="luma-job-") as folder:
+                    error = await self._convert(record, Path(folder))
+            ended: dict[str, Any] = {"state": "failed" if error else "done", "error": error}
+        except asyncio.CancelledError as cancelled:
+            ended = {"state": "cancelled", "error": None}
+            if INTERRUPTED in cancelled.args:
+                ended = {"state": "failed", "error": INTERRUPTED}
+            await run_sync(self._clean, record.job)
+        except Exception:
+            _log.exception("a job failed", extra={"job": job_id})
+            ended = {"state": "failed", "error": "the server failed; its log has more."}
+        try:
+            await self._keep(self._mine[job_id], finished=_now(), **ended)
+        finally:
+            self._tasks.pop(job_id, None)
+            self._forget_old()
+
+    def _forget_old(self) -> None:
+        ended = [key for key, record in self._mine.items() if record.job.state in ENDED]
+        for key in ended[: -self._settings.max_queued_jobs]:
+            del self._mine[key]
+
+    async def _convert(self, record: _Record, folder: Path) -> str | None:
+        """Run the worker; return why it failed, if it did."""
+        job = record.job
+        source = self._catalog.root.checkpoint(job.run, job.step)
+        target = self._catalog.root.checkpoint(job.to.run, job.to.step) if job.to else None
+        destination = target.url if target is not None else str(folder / RESULT_NAME)
+        arguments = {"src": source.url, "dst": destination, "to": job.format}
+        if job.format == "luma":
+            arguments["codec"] = job.codec
+        error = await self._run_worker(record, arguments)
+        if error is None and job.to is not None:
+            await run_sync(self._catalog.changed, job.to.run, job.to.step)
+        elif error is None:
+            await run_sync(self._store_result, job.id, folder / RESULT_NAME)
+        return None if error is None else self._root.hide(error).replace(f"{folder}/", "")
+
+    async def _run_worker(self, record: _Record, arguments: dict[str, str]) -> str | None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "luma_server.worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(arguments).encode() + b"\n")
+            last: dict[str, Any] = {}
+            beat = asyncio.create_task(self._beat(record.job.id))
+            try:
+                while line := await process.stdout.readline():
+                    last = json.loads(line)
+                    self._tell(record.job.id, last)
+            finally:
+                beat.cancel()
+                await asyncio.wait([beat])
+            await process.wait()
+        finally:
+            await _end(process)
+        if "error" in last:
+            return f"{last['error']} {last['hint']}".strip()
+        return None if last.get("ok") else f"the worker ended with code {process.returncode}."
+
+    def _tell(self, job_id: str, line: dict[str, Any]) -> None:
+        if "done" in line:
+            record = self._mine[job_id]
+            job = replace(record.job, done_bytes=line["done"], total_bytes=line["total"])
+            self._mine[job_id] = replace(record, job=job)
+
+    async def _beat(self, job_id: str) -> None:
+        while True:
+            await asyncio.sleep(_HEARTBEAT_SECONDS)
+            with contextlib.suppress(OSError):
+                await self._keep(self._mine[job_id])
+
+    def _store_result(self, job_id: str, path: Path) -> None:
+        with path.open("rb") as file, self._store(job_id).write(RESULT_NAME) as out:
+            while data := file.read(_COPY_BYTES):
+                out.write(data)
+            out.commit()
+
+    def _clean(self, job: Job) -> None:
+        """Remove what a worker that was ended left where its checkpoint would have been."""
+        if job.to is None:
+            return
+        store = self._root.checkpoint(job.to.run, job.to.step)
+        with contextlib.suppress(OSError, CheckpointError):
+            if store.size(MANIFEST_NAME) is None:
+                with store.exclusive() as alone:
+                    folder = CheckpointFolder(store, overwrite=False, with_model=False, alone=alone)
+                    folder.clean()
+                remove_empty(self._root, job.to.run, job.to.step)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await asyncio.shield(process.wait())
+    # Closes the pipe's transport, which would complain when it is collected.
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

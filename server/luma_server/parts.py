@@ -1,0 +1,92 @@
+"""The parts of one application, and their life."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from anyio.to_thread import run_sync
+
+from luma_core.errors import LumaError
+from luma_server.access import Authority
+from luma_server.analysis import Analysis
+from luma_server.catalog import Catalog
+from luma_server.jobs import Jobs
+from luma_server.metrics import Metrics
+from luma_server.place import Root
+from luma_server.service import Service
+from luma_server.settings import Settings
+from luma_server.uploads.receive import Receiver
+from luma_server.uploads.sessions import Sessions
+
+_log = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 300.0
+"""Between two looks for uploads and jobs whose time is over."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What routes work with."""
+
+    settings: Settings
+    catalog: Catalog
+    authority: Authority
+    metrics: Metrics
+    service: Service
+    analysis: Analysis
+    sessions: Sessions
+    receiver: Receiver
+    jobs: Jobs
+
+    @staticmethod
+    def of(settings: Settings) -> Parts:
+        """Make the parts of an application.
+
+        Raises:
+            ConfigurationError: the root or the file of tokens cannot be used.
+            StorageError: no store handles that kind of root.
+        """
+        catalog = Catalog(Root(settings.root), settings.list_cache_seconds)
+        authority = Authority(settings)
+        service = Service(settings, catalog)
+        sessions = Sessions(catalog, settings)
+        jobs = Jobs(catalog, settings)
+        metrics = Metrics()
+        metrics.gauge(
+            "luma_uploads",
+            "Uploads that are open.",
+            "state",
+            lambda: {"open": sessions.count_open()},
+        )
+        metrics.gauge("luma_jobs", "Jobs by state.", "state", jobs.count)
+        return Parts(
+            settings=settings,
+            catalog=catalog,
+            authority=authority,
+            metrics=metrics,
+            service=service,
+            analysis=Analysis(service, settings.series_seconds),
+            sessions=sessions,
+            receiver=Receiver(sessions, authority, settings),
+            jobs=jobs,
+        )
+
+    async def sweep_forever(self) -> None:
+        """Collect what nobody wants any more, now and then."""
+        while True:
+            await run_sync(self._sweep)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    def _sweep(self) -> None:
+        for sweep in (self.sessions.sweep, self.jobs.sweep):
+            try:
+                sweep()
+            except (LumaError, OSError) as error:
+                _log.warning("could not clean up: %s", self.catalog.root.hide(str(error)))
+
+    async def close(self) -> None:
+        """End what is at work."""
+        await run_sync(self.service.close)
+        await self.jobs.close()

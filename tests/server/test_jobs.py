@@ -1,0 +1,214 @@
+"""Conversions end whole, or as failed, cancelled or interrupted, and leave nothing half-done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from luma_core import checkpoint
+from luma_server import create_app
+
+
+def wait_for(http: httpx.Client, job: dict, *states: str) -> dict:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        found = http.get(f"/v1/jobs/{job['id']}").json()
+        if found["state"] in states:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(found)
+
+
+ENDED = ("done", "failed", "cancelled")
+
+
+def test_a_conversion_to_a_checkpoint_and_one_to_a_file(uploader, root) -> None:
+    http = uploader.http
+    body = {"format": "luma", "codec": "fp32", "to": {"run": "wide", "step": "9"}}
+    answer = http.post("/v1/checkpoints/gpt/9/convert", json=body)
+    assert answer.status_code == 202
+    job = answer.json()
+    assert (job["state"], job["run"], job["step"]) == ("queued", "gpt", "9")
+    body = {"format": "adamw", "download": True}
+    second = http.post("/v1/checkpoints/gpt/9/convert", json=body).json()
+    done = wait_for(http, job, *ENDED)
+    assert (done["state"], done["error"]) == ("done", None)
+    assert done["to"] == {"run": "wide", "step": "9"}
+    assert http.get("/v1/checkpoints/wide/9/info").json()["elements"] == 768
+    assert checkpoint.verify(root / "wide" / "9").ok
+    assert http.get(f"/v1/jobs/{job['id']}/result").json()["code"] == "job_not_finished"
+    wait_for(http, second, "done")
+    result = http.get(f"/v1/jobs/{second['id']}/result")
+    (root.parent / "result.pt").write_bytes(result.content)
+    loaded = torch.load(root.parent / "result.pt", weights_only=True)
+    assert len(loaded["state"]) == 3
+    part = http.get(f"/v1/jobs/{second['id']}/result", headers={"Range": "bytes=1-3"})
+    assert (part.status_code, part.content) == (206, result.content[1:4])
+    listed = http.get("/v1/jobs").json()["items"]
+    assert [one["id"] for one in listed] == [second["id"], job["id"]]
+    gone = http.delete(f"/v1/jobs/{job['id']}").json()
+    assert gone["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"format": "luma"}, 422, "invalid_request"),
+        ({"format": "luma", "download": True}, 422, "invalid_request"),
+        ({"format": "adamw", "to": {"run": "a", "step": "1"}}, 422, "invalid_request"),
+        ({"format": "dcp", "download": True}, 422, "invalid_request"),
+        ({"format": "luma", "to": {"run": "..", "step": "1"}}, 400, "unsafe_name"),
+        ({"format": "luma", "to": {"run": "gpt", "step": "10"}}, 409, "checkpoint_exists"),
+        ({"format": "luma", "codec": "x", "to": {"run": "a", "step": "1"}}, 422, "invalid_request"),
+    ],
+)
+def test_conversions_that_cannot_be(uploader, check_problem, body, status, code) -> None:
+    answer = uploader.http.post("/v1/checkpoints/gpt/9/convert", json=body)
+    check_problem(answer, status, code)
+
+
+def test_jobs_that_are_not_there(uploader, check_problem) -> None:
+    body = {"format": "adamw", "download": True}
+    answer = uploader.http.post("/v1/checkpoints/gpt/404/convert", json=body)
+    check_problem(answer, 404, "checkpoint_not_found")
+    for job_id in ("0" * 32, "x", "luma"):
+        check_problem(uploader.http.get(f"/v1/jobs/{job_id}"), 404, "job_not_found")
+        check_problem(uploader.http.get(f"/v1/jobs/{job_id}/result"), 404, "job_not_found")
+
+
+def test_a_damaged_checkpoint_fails_and_hides_paths(uploader, root) -> None:
+    shard = next((root / "gpt" / "9").glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-10] ^= 1
+    shard.write_bytes(content)
+    body = {"format": "luma", "to": {"run": "new", "step": "1"}}
+    job = uploader.http.post("/v1/checkpoints/gpt/9/convert", json=body).json()
+    ended = wait_for(uploader.http, job, *ENDED)
+    assert ended["state"] == "failed"
+    assert shard.name in ended["error"]
+    assert str(root) not in ended["error"]
+    assert not (root / "new" / "1" / "luma.json").exists()
+
+
+@pytest.fixture
+def worker(monkeypatch, tmp_path):
+    """Replaces the worker by one that says something and ends, or not."""
+
+    def replace_by(line: str, *, ends: bool) -> None:
+        script = tmp_path / "python"
+        lines = [f"#!{sys.executable}", "import sys", "sys.stdin.readline()"]
+        lines += [f"print({line!r}, flush=True)", "" if ends else "sys.stdin.read()"]
+        script.write_text("\n".join(lines))
+        script.chmod(0o755)
+        monkeypatch.setattr("luma_server.jobs.sys.executable", str(script))
+
+    return replace_by
+
+
+@pytest.fixture
+def slow_worker(worker) -> None:
+    worker('{"done": 1, "total": 2}', ends=False)
+
+
+@pytest.fixture
+def quick_worker(worker) -> None:
+    worker('{"ok": true}', ends=True)
+
+
+TO_NEW = {"format": "luma", "to": {"run": "new", "step": "1"}}
+
+
+def test_a_worker_that_dies(uploader, worker) -> None:
+    worker('{"done": 1, "total": 2}', ends=True)
+    job = uploader.http.post("/v1/checkpoints/gpt/9/convert", json=TO_NEW).json()
+    ended = wait_for(uploader.http, job, *ENDED)
+    assert (ended["state"], ended["error"]) == ("failed", "the worker ended with code 0.")
+    assert (ended["done_bytes"], ended["total_bytes"]) == (1, 2)
+
+
+def test_jobs_wait_their_turn_and_can_be_cancelled(
+    root, settings, serving, slow_worker, check_problem
+) -> None:
+    body = {"format": "luma", "to": {"run": "new", "step": "1"}}
+    app = create_app(replace(settings, max_queued_jobs=1))
+    with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        path = "/v1/checkpoints/gpt/9/convert"
+        first = http.post(path, json=body).json()
+        assert wait_for(http, first, "running")["started"]
+        second = http.post(path, json=body).json()
+        check_problem(http.post(path, json=body), 429, "too_many_jobs")
+        text = http.get("/metrics").text
+        assert 'luma_jobs{state="running"} 1.0' in text
+        assert http.get(f"/v1/jobs/{second['id']}").json()["state"] == "queued"
+        assert http.delete(f"/v1/jobs/{second['id']}").json()["state"] == "cancelled"
+        assert http.delete(f"/v1/jobs/{first['id']}").json()["state"] == "cancelled"
+        assert http.get(f"/v1/jobs/{first['id']}").json()["finished"]
+    assert not (root / "new").exists()
+
+
+def test_a_server_that_stops_leaves_interrupted_jobs(root, settings, serving, slow_worker) -> None:
+    body = TO_NEW
+    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        job = http.post("/v1/checkpoints/gpt/9/convert", json=body).json()
+        wait_for(http, job, "running")
+    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        found = http.get(f"/v1/jobs/{job['id']}").json()
+    assert (found["state"], found["error"]) == ("failed", "interrupted")
+    assert not (root / "new").exists()
+
+
+def test_a_server_that_was_killed_leaves_interrupted_jobs(
+    root, settings, serving, quick_worker
+) -> None:
+    gone = os.fork()
+    if gone == 0:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        job = http.post("/v1/checkpoints/gpt/9/convert", json=TO_NEW).json()
+        wait_for(http, job, "done")
+    record = root / ".luma" / "jobs" / job["id"] / "job.json"
+    content = json.loads(record.read_text())
+    content["pid"], content["job"]["state"] = gone, "running"
+    record.write_text(json.dumps(content))
+    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        found = http.get(f"/v1/jobs/{job['id']}").json()
+        listed = http.get("/v1/jobs").json()["items"]
+    assert (found["state"], found["error"]) == ("failed", "interrupted")
+    assert listed == [found]
+
+
+def test_the_worker_ends_with_the_server(root, tmp_path) -> None:
+    code = (
+        "import luma_server.worker as w, luma_core.convert as c, time\n"
+        "c.convert = lambda **_: time.sleep(60)\nw.main()"
+    )
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        process.stdin.write(b"{}\n")
+        process.stdin.close()
+        assert process.wait(30) == 3
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_old_jobs_are_forgotten(root, settings, serving, quick_worker) -> None:
+    app = create_app(replace(settings, job_keep_seconds=1))
+    with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        job = http.post("/v1/checkpoints/gpt/9/convert", json=TO_NEW).json()
+        wait_for(http, job, "done")
+        time.sleep(1.1)
+        app.state.parts.jobs.sweep()
+    folder: Path = root / ".luma" / "jobs" / job["id"]
+    assert not folder.exists()

@@ -17,7 +17,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  PYTHON=python3.12      the interpreter that makes .venv (now $(PYTHON))"
-	@echo "  PYTEST_ARGS='-k lamb'  more arguments for pytest"
+	@echo "  PYTEST_ARGS='-k lamb'  more arguments for pytest; -n0 for one process"
 
 setup: $(VENV)/.installed-dev ## make .venv with everything a developer needs
 
@@ -25,10 +25,10 @@ demo: $(VENV)/.installed-base ## install luma and its server, and run the demo
 	$(BIN)/luma demo
 
 test: $(VENV)/.installed-dev ## run the tests; PYTEST_ARGS adds arguments
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal $(PYTEST_ARGS)
 
 test-gpu: ## run the kernels' tests on this machine's GPU, with PYTHON's own torch and triton
-	PYTHONPATH=.:kernels:client:server $(PYTHON) -m pytest tests/kernels/triton -m 'gpu or not gpu' $(PYTEST_ARGS)
+	PYTHONPATH=.:kernels:client:server $(PYTHON) -m pytest tests/kernels/triton tests/core/optim/test_offload_gpu.py tests/core/checkpoint/test_staging.py -m 'gpu or not gpu' $(PYTEST_ARGS)
 
 check: lint test ## what CI runs: lint, then the tests
 

@@ -38,6 +38,11 @@ def is_sharded(tensor: object) -> TypeGuard[DTensor]:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def is_flattened(tensor: object) -> bool:
+    """Return whether FSDP1 made a parameter: a flat one, or a flat one's part of another."""
+    return bool(getattr(tensor, "_fsdp_flattened", False))
+
+
 def local_tensor(tensor: Tensor) -> Tensor:
     """Return the part of a DTensor that this process has; any other tensor as it is."""
     if not is_sharded(tensor):
@@ -46,6 +51,13 @@ def local_tensor(tensor: Tensor) -> Tensor:
     # The result of a collective that may still be under way.
     found: Tensor = local.wait() if hasattr(local, "wait") else local
     return found
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """Return a DTensor whole, in all processes; collectives know no integers of 16 bits."""
+    wide: Any = tensor.to(torch.int32) if tensor.dtype == torch.int16 else tensor
+    found: Tensor = wide.full_tensor()
+    return found.to(tensor.dtype)
 
 
 class FieldPlace(NamedTuple):
@@ -213,11 +225,16 @@ def part_of(tensor: Tensor) -> Part | None:
     """
     if not is_sharded(tensor):
         return None
-    return _part(tuple(tensor.shape), tensor.device_mesh, tuple(tensor.placements))
+    return part_at(tuple(tensor.shape), tensor.device_mesh, tuple(tensor.placements))
 
 
 @lru_cache(maxsize=4096)
-def _part(shape: Shape, mesh: Any, placements: tuple[Any, ...]) -> Part:
+def part_at(shape: Shape, mesh: Any, placements: tuple[Any, ...]) -> Part:
+    """Return what part this process has of a tensor with placements on a mesh.
+
+    Raises:
+        UnsupportedParameterError: the values are sums over processes.
+    """
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     if any(placement.is_partial() for placement in placements):
@@ -344,3 +361,17 @@ def decoded_part(part: Part, codec: Codec, fields: Fields) -> Tensor:
     if codec.tiled:
         return codec.decode_tensor(used, part.local_shape)
     return codec.decode_tensor(used, part.shape)[part.slices]
+
+
+def whole_fields(part: Part, codec: Codec, fields: Fields) -> Fields:
+    """Return the fields of the whole moment, in all processes, which call it together.
+
+    Where the sharding cuts blocks, the moment is coded anew by rounding to nearest.
+    """
+    if not part.aligned(codec):
+        moment = part.like_whole(decoded_part(part, codec, fields))
+        return codec.encode_tensor(gathered(moment))
+    return {
+        name: gathered(fields[name]) if is_sharded(fields[name]) else fields[name]
+        for name in part.fields(codec)
+    }

@@ -1,7 +1,22 @@
 """Shared by all tests."""
 
+import os
+
 import pytest
 import torch
+
+
+def pytest_configure() -> None:
+    """Give each of several test processes its share of the cores, and all the width of a pipe.
+
+    They inherit the width of a terminal, which readline sets in the process that starts them.
+    """
+    os.environ.pop("COLUMNS", None)
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes > 1:
+        threads = max(1, torch.get_num_threads() // processes)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -11,3 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Let no test's random numbers depend on the tests before it."""
+    torch.manual_seed(0)

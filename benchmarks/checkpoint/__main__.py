@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -12,12 +14,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.checkpoint.measure import Job, Result, dropped
+from benchmarks.checkpoint.measure import Job, Result, dropped, used_memory
 from benchmarks.checkpoint.rows import ROWS, Row
 from benchmarks.checkpoint.state import SIDE, train_moments
 
 Found = dict[str, list[Result]]
 """Measurements by row, one a round."""
+
+SPARE_BYTES = 1 << 30
+"""Of memory beside what a row holds."""
 
 
 def measure_apart(row: Row, job: Job) -> Result:
@@ -27,13 +32,33 @@ def measure_apart(row: Row, job: Job) -> Result:
     dropped(place)
     arguments = ["--worker", str(ROWS.index(row)), "--folder", str(place)]
     arguments += ["--count", str(job.matrices), "--state", str(job.state)]
-    done = subprocess.run(
+    arguments += ["--new", str(job.new_bytes)]
+    # Held until the worker has imported what it needs: see `used_memory`.
+    memory = used_memory(job.new_bytes and job.new_bytes + row.held * job.matrices * SIDE**2)
+    worker = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "benchmarks.checkpoint", *arguments],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        check=True,
     )
-    return Result(**json.loads(done.stdout.splitlines()[-1]))
+    with worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        del memory
+        printed, _ = worker.communicate("go on\n")
+    if worker.returncode:
+        raise SystemExit(f"{row.name}: its process ended with {worker.returncode}")
+    return Result(**json.loads(printed.splitlines()[-1]))
+
+
+def fits(row: Row, elements: int) -> bool:
+    """Return whether there is memory for a row; says so where there is not."""
+    needed = row.held * elements + SPARE_BYTES
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
+    if needed > available:
+        print(f"{row.name} is left out: {needed / 1e9:.0f} GB, {available / 1e9:.0f} available")
+    return needed <= available
 
 
 def summary(found: Found) -> dict[str, dict[str, float]]:
@@ -49,8 +74,8 @@ def summary(found: Found) -> dict[str, dict[str, float]]:
             row["held_seconds"] = statistics.median(held)
         rows[name] = row
     for name, row in rows.items():
-        plain = rows[_plain(name)]
-        row["of_plain"] = row["bytes_per_second"] / plain["bytes_per_second"]
+        if plain := rows.get(_plain(name)):
+            row["of_plain"] = row["bytes_per_second"] / plain["bytes_per_second"]
         if "torch.save AdamW" in rows:
             row["of_torch_bytes"] = row["bytes"] / rows["torch.save AdamW"]["bytes"]
         if "held_seconds" in row:
@@ -79,7 +104,7 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
             f"{row['seconds']:>9.2f}",
             f"{row['bytes'] / 1e6:>8.0f}",
             f"{row['bytes_per_second'] / 1e6:>7.0f}",
-            f"{row['of_plain']:>10.2f}",
+            f"{row.get('of_plain', float('nan')):>10.2f}",
             f"{row.get('of_torch_bytes', float('nan')):>10.3f}",
             f"{row['peak_bytes'] / 2**20:>10.0f}",
         ]
@@ -95,45 +120,69 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken")
     parser.add_argument("--folder", type=Path, help="on the disk that is measured")
     parser.add_argument("--only", default="", help="rows whose name holds this, beside the plain")
+    parser.add_argument("--cold", action="store_true", help="memory as the system has it")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--state", type=Path, help="moments; trained, and kept here, if missing")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--state", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--new", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def run_all(chosen: list[Row], rounds: int, place: Path | None, count: int) -> Found:
-    """Measure all rows in turns; a folder is removed after the last row that uses it."""
+def run_all(chosen: list[Row], given: argparse.Namespace, count: int) -> Found:
+    """Measure all rows in turns, or those until Ctrl-C; folders go after the last row of each."""
     found: Found = {row.name: [] for row in chosen}
-    with tempfile.TemporaryDirectory(dir=place, prefix="luma-bench-") as folder:
-        job = Job(Path(folder), count, Path(folder) / "moments.pt")
-        train_moments(job.state)
-        for _ in range(rounds):
-            for index, row in enumerate(chosen):
-                found[row.name].append(measure_apart(row, job))
-                if index + 1 == len(chosen) or chosen[index + 1].place != row.place:
-                    shutil.rmtree(job.folder / row.place)
-    return found
+    elements = count * SIDE**2
+    left_out: set[str] = set()
+    with tempfile.TemporaryDirectory(dir=given.folder, prefix="luma-bench-") as folder:
+        moments = (given.state or Path(folder) / "moments.pt").resolve()
+        if not moments.exists():
+            train_moments(moments)
+        with contextlib.suppress(KeyboardInterrupt):
+            for row, last in turns(chosen) * given.rounds:
+                job = Job(Path(folder), count, moments, 0 if given.cold else row.new * elements)
+                if row.place not in left_out and fits(row, elements):
+                    found[row.name].append(measure_apart(row, job))
+                else:
+                    left_out.add(row.place)
+                if last:
+                    shutil.rmtree(Path(folder) / row.place, ignore_errors=True)
+    return {name: results for name, results in found.items() if results}
+
+
+def turns(chosen: list[Row]) -> list[tuple[Row, bool]]:
+    """Return each row, and whether the next one works in another place."""
+    places = [row.place for row in chosen[1:]] + [""]
+    return [(row, row.place != after) for row, after in zip(chosen, places, strict=True)]
 
 
 def main() -> None:
     """Measure one row in this process, or all in others."""
     given = options()
     if given.worker is not None:
+        # The first optimizer of a process imports it, which takes seconds.
+        importlib.import_module("torch._dynamo")
+        print("imported", flush=True)
+        input()
         row = ROWS[given.worker]
-        job = Job(given.folder, given.count, given.state)
+        job = Job(given.folder, given.count, given.state, given.new)
         print(json.dumps(row.action(job, **row.options)._asdict()))
         return
     count = max(round(given.parameters / SIDE**2), 1)
     chosen = [row for row in ROWS if given.only in row.name or row.place in ("plain", "convert")]
-    rows = summary(run_all(chosen, given.rounds, given.folder, count))
+    rows = summary(run_all(chosen, given, count))
     print(
         f"{count * SIDE**2} parameters, {given.rounds} rounds, {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f}"
     )
     print_table(rows)
     if given.json:
-        body = {"parameters": count * SIDE**2, "rounds": given.rounds, "rows": rows}
+        body = {
+            "parameters": count * SIDE**2,
+            "rounds": given.rounds,
+            "cold": given.cold,
+            "rows": rows,
+        }
         given.json.write_text(json.dumps(body, indent=1) + "\n")
 
 

@@ -23,7 +23,7 @@ def to_adamw(job: Job) -> Result:
     def work() -> None:
         convert(source, target / "optimizer.pt", to="adamw")
 
-    return measured(work, target)
+    return measured(work, job, folder=target)
 
 
 def copy(job: Job) -> Result:
@@ -38,7 +38,7 @@ def copy(job: Job) -> Result:
             new.flush()
             os.fsync(new.fileno())
 
-    result = measured(work, target)
+    result = measured(work, job, folder=target)
     shutil.rmtree(target)
     return result
 
@@ -54,4 +54,4 @@ def from_adamw(job: Job) -> Result:
         target = job.folder / "back"
         convert(source / "optimizer.pt", target, to="luma", compression="none")
 
-    return measured(work, source)
+    return measured(work, job, folder=source)

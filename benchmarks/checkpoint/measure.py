@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,11 +42,13 @@ class Job(NamedTuple):
         folder: where it writes, or where an earlier row wrote.
         matrices: how many there are.
         state: file with the moments of one, which `train_moments` wrote.
+        new_bytes: of memory that is used and freed just before the measurement.
     """
 
     folder: Path
     matrices: int
     state: Path
+    new_bytes: int
 
     def moments(self) -> dict[str, Tensor]:
         """Return both moments of a matrix by name."""
@@ -134,11 +137,39 @@ class Peak:
         return max(self._bytes, memory_bytes()) - self._before
 
 
-def measured(action: Callable[[], float | None], folder: Path, *, state_bytes: int = 0) -> Result:
-    """Run an action, which may return when its caller was let go on."""
+def used_memory(size_bytes: int) -> np.ndarray:
+    """Return memory of that size, or of three quarters of what is free, that has been used.
+
+    A virtual machine may give memory that is free back to its host within seconds, and gets it
+    again at a fraction of a disk's speed. Then whatever uses new memory, page cache included,
+    measures the host, and how long ago another program ended; unless somebody used it just before.
+    """
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * page_bytes
+    memory = np.empty(min(size_bytes, free_bytes * 3 // 4), np.uint8)
+    memory[::page_bytes] = 0
+    return memory
+
+
+def measured(
+    action: Callable[[], float | None],
+    job: Job,
+    *,
+    folder: Path | None = None,
+    state_bytes: int = 0,
+) -> Result:
+    """Run an action, which may return when its caller was let go on.
+
+    Args:
+        action: what is measured.
+        job: of the row.
+        folder: whose files count; that of the job by default.
+        state_bytes: of what it loads, which does not count as its memory.
+    """
+    used_memory(job.new_bytes)
     peak = Peak()
     began = time.perf_counter()
     held = action()
     seconds = time.perf_counter() - began
     grown = max(peak.grown() - state_bytes, 0)
-    return Result(seconds, folder_bytes(folder), grown, held and held - began)
+    return Result(seconds, folder_bytes(folder or job.folder), grown, held and held - began)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ def plain_write(job: Job) -> Result:
                         file.write(data[start : start + PIECE_BYTES])
             os.fsync(file.fileno())
 
-    return measured(write, job.folder)
+    return measured(write, job)
 
 
 def plain_read_kept(job: Job) -> Result:
@@ -51,7 +52,7 @@ def plain_read_kept(job: Job) -> Result:
             while count := file.readinto(memory[done : done + PIECE_BYTES]):
                 done += count
 
-    return measured(read, job.folder, state_bytes=size)
+    return measured(read, job, state_bytes=size)
 
 
 def plain_read(job: Job) -> Result:
@@ -63,7 +64,7 @@ def plain_read(job: Job) -> Result:
             while file.readinto(buffer):
                 pass
 
-    return measured(read, job.folder)
+    return measured(read, job)
 
 
 def luma_save(job: Job, *, compression: Any = "none", kind: str = "LUMA") -> Result:
@@ -75,11 +76,11 @@ def luma_save(job: Job, *, compression: Any = "none", kind: str = "LUMA") -> Res
     def save() -> None:
         checkpoint.save(job.folder, optimizer=optimizer, compression=compression)
 
-    return measured(save, job.folder)
+    return measured(save, job)
 
 
-def luma_async(job: Job, *, earlier: int = 0) -> Result:
-    """Save with LUMA behind the caller, after some earlier saves of that kind."""
+def luma_async(job: Job, *, earlier: int = 0, prepare: bool = False) -> Result:
+    """Save with LUMA behind the caller, after some earlier saves of that kind or prepared."""
     from luma_core import checkpoint
 
     optimizer = luma_optimizer(job, with_state=True)
@@ -94,7 +95,12 @@ def luma_async(job: Job, *, earlier: int = 0) -> Result:
 
     for _ in range(earlier):
         save()
-    return measured(save, job.folder)
+    if prepare:
+        checkpoint.prepare(optimizer=optimizer)
+        for thread in threading.enumerate():
+            if thread.name == "luma-provide":
+                thread.join()
+    return measured(save, job)
 
 
 def luma_load(job: Job) -> Result:
@@ -107,7 +113,7 @@ def luma_load(job: Job) -> Result:
     def load() -> None:
         checkpoint.load(job.folder, optimizer=optimizer)
 
-    return measured(load, job.folder, state_bytes=state_bytes)
+    return measured(load, job, state_bytes=state_bytes)
 
 
 def luma_verify(job: Job) -> Result:
@@ -117,7 +123,7 @@ def luma_verify(job: Job) -> Result:
     def verify() -> None:
         checkpoint.verify(job.folder)
 
-    return measured(verify, job.folder)
+    return measured(verify, job)
 
 
 def luma_stats(job: Job) -> Result:
@@ -128,7 +134,7 @@ def luma_stats(job: Job) -> Result:
         with checkpoint.open(job.folder) as saved:
             stats.compute(saved)
 
-    return measured(compute, job.folder)
+    return measured(compute, job)
 
 
 def torch_save(job: Job) -> Result:
@@ -139,14 +145,14 @@ def torch_save(job: Job) -> Result:
         torch.save(state, job.folder / "optimizer.pt")
         synced(job.folder)
 
-    return measured(save, job.folder)
+    return measured(save, job)
 
 
 def torch_load(job: Job) -> Result:
     """Load AdamW's state by torch.load."""
     return measured(
         lambda: torch.load(job.folder / "optimizer.pt", weights_only=True) and None,
-        job.folder,
+        job,
         state_bytes=folder_bytes(job.folder),
     )
 
@@ -161,7 +167,7 @@ def safetensors_save(job: Job) -> Result:
         save_file(state, job.folder / "optimizer.safetensors")
         synced(job.folder)
 
-    return measured(save, job.folder)
+    return measured(save, job)
 
 
 def safetensors_load(job: Job) -> Result:
@@ -173,7 +179,7 @@ def safetensors_load(job: Job) -> Result:
         for name in list(loaded):
             loaded[name] = loaded[name].clone()
 
-    return measured(load, job.folder, state_bytes=folder_bytes(job.folder))
+    return measured(load, job, state_bytes=folder_bytes(job.folder))
 
 
 def dcp_save(job: Job) -> Result:
@@ -186,7 +192,7 @@ def dcp_save(job: Job) -> Result:
         state_dict_saver.save(state, checkpoint_id=job.folder, no_dist=True)
         synced(job.folder)
 
-    return measured(save, job.folder)
+    return measured(save, job)
 
 
 def dcp_async(job: Job) -> Result:
@@ -208,7 +214,7 @@ def dcp_async(job: Job) -> Result:
             synced(job.folder)
             return held
 
-        result = measured(save, job.folder)
+        result = measured(save, job)
         distributed.destroy_process_group()
     return result
 
@@ -222,7 +228,7 @@ def dcp_load(job: Job) -> Result:
     def load() -> None:
         state_dict_loader.load(state, checkpoint_id=job.folder, no_dist=True)
 
-    return measured(load, job.folder)
+    return measured(load, job)
 
 
 class Row(NamedTuple):
@@ -232,36 +238,44 @@ class Row(NamedTuple):
         name: what it says.
         action: what is measured.
         place: name of the folder; a reading row follows the one that wrote there.
+        held: bytes of memory per parameter that its process holds at most.
+        new: bytes per parameter of memory that it begins to use meanwhile, page cache included.
         options: of the action.
     """
 
     name: str
     action: Callable[..., Result]
     place: str
+    held: int
+    new: int
     options: dict[str, Any]
 
 
+_ZSTD: dict[str, Any] = {"compression": "zstd"}
+_TURBO: dict[str, Any] = {"compression": "zstd", "kind": "TurboAdam"}
+
 ROWS = (
-    Row("plain write, fsync", plain_write, "plain", {}),
-    Row("plain read", plain_read, "plain", {}),
-    Row("plain read, kept", plain_read_kept, "plain", {}),
-    Row("LUMA save, none", luma_save, "luma", {}),
-    Row("LUMA load", luma_load, "luma", {}),
-    Row("LUMA verify", luma_verify, "luma", {}),
-    Row("LUMA stats", luma_stats, "luma", {}),
-    Row("LUMA save, zstd", luma_save, "zstd", {"compression": "zstd"}),
-    Row("LUMA load, zstd", luma_load, "zstd", {}),
-    Row("LUMA save, behind", luma_async, "behind", {}),
-    Row("LUMA behind, again", luma_async, "again", {"earlier": 1}),
-    Row("TurboAdam save, zstd", luma_save, "turbo", {"compression": "zstd", "kind": "TurboAdam"}),
-    Row("LUMA to AdamW", to_adamw, "convert", {}),
-    Row("copy of AdamW", copy, "convert", {}),
-    Row("AdamW to LUMA", from_adamw, "convert", {}),
-    Row("torch.save AdamW", torch_save, "torch", {}),
-    Row("torch.load AdamW", torch_load, "torch", {}),
-    Row("safetensors save AdamW", safetensors_save, "safetensors", {}),
-    Row("safetensors load AdamW", safetensors_load, "safetensors", {}),
-    Row("DCP save AdamW", dcp_save, "dcp", {}),
-    Row("DCP load AdamW", dcp_load, "dcp", {}),
-    Row("DCP async_save AdamW", dcp_async, "dcp-async", {}),
+    Row("plain write, fsync", plain_write, "plain", 4, 4, {}),
+    Row("plain read", plain_read, "plain", 0, 4, {}),
+    Row("plain read, kept", plain_read_kept, "plain", 4, 8, {}),
+    Row("LUMA save, none", luma_save, "luma", 4, 4, {}),
+    Row("LUMA load", luma_load, "luma", 4, 8, {}),
+    Row("LUMA verify", luma_verify, "luma", 0, 4, {}),
+    Row("LUMA stats", luma_stats, "luma", 0, 4, {}),
+    Row("LUMA save, zstd", luma_save, "zstd", 4, 4, _ZSTD),
+    Row("LUMA load, zstd", luma_load, "zstd", 4, 8, {}),
+    Row("LUMA save, behind", luma_async, "behind", 8, 4, {"prepare": True}),
+    Row("LUMA behind, again", luma_async, "again", 8, 4, {"earlier": 1}),
+    Row("LUMA behind, bare", luma_async, "bare", 8, 8, {}),
+    Row("TurboAdam save, zstd", luma_save, "turbo", 1, 1, _TURBO),
+    Row("LUMA to AdamW", to_adamw, "convert", 4, 12, {}),
+    Row("copy of AdamW", copy, "convert", 0, 16, {}),
+    Row("AdamW to LUMA", from_adamw, "convert", 0, 12, {}),
+    Row("torch.save AdamW", torch_save, "torch", 8, 8, {}),
+    Row("torch.load AdamW", torch_load, "torch", 8, 16, {}),
+    Row("safetensors save AdamW", safetensors_save, "safetensors", 16, 16, {}),
+    Row("safetensors load AdamW", safetensors_load, "safetensors", 8, 16, {}),
+    Row("DCP save AdamW", dcp_save, "dcp", 8, 8, {}),
+    Row("DCP load AdamW", dcp_load, "dcp", 8, 8, {}),
+    Row("DCP async_save AdamW", dcp_async, "dcp-async", 16, 16, {}),
 )

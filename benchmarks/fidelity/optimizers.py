@@ -132,7 +132,7 @@ OPTIMIZERS: dict[str, Entry] = {
     "adam-mini": Entry("luma-state", _adam_mini),
     "lamb-fp32": Entry("luma-state", _luma("LAMB", codec="fp32"), lr_scale=10, twin="lamb-fp32"),
     "lamb": Entry("luma-state", _luma("LAMB"), lr_scale=10, twin="lamb-fp32"),
-    "flashoptim": Entry("flashoptim", _peer("flashoptim", "FlashAdamW")),
+    "flashoptim": Entry("flashoptim", _peer("flashoptim", "FlashAdamW", master_weight_bits=None)),
     "turboadam-0.2": Entry("turboadam", _peer("turboadam", "TurboAdam")),
     "torchao-4bit": Entry("torchao", _peer("torchao.optim", "AdamW4bit")),
     "torchao-8bit": Entry("torchao", _peer("torchao.optim", "AdamW8bit")),

@@ -14,9 +14,9 @@ from luma_client.operation import Operation
 from luma_client.queries import get, json_request, place
 from luma_client.reading import read_url_into
 from luma_core.checkpoint import check_name
-from luma_core.stats import CheckpointStats
+from luma_core.stats import CheckpointStats, ModuleList
 from luma_core.wire import Job, JobList
-from luma_core.wire_stats import Comparison, ModuleList, Series
+from luma_core.wire_stats import Comparison, Series
 
 
 class Analyses:

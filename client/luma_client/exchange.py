@@ -119,7 +119,7 @@ class Endpoint:
         if error.kind == "connect":
             return ServiceError(
                 f"{url}: cannot connect: {error.reason}.",
-                hint="Check the address, and that the server runs: luma serve --root DIR.",
+                hint="Check the address, and that the server runs: luma serve.",
             )
         return ServiceError(f"{url}: {error.reason}.", hint=NOT_OURS)
 
@@ -194,7 +194,9 @@ def error_of(reply: Reply, endpoint: Endpoint) -> LumaError:
         return ServiceError(told, hint=login or NOT_OURS, status=reply.status)
     message = f"{reply.url}: {problem.detail}"
     if problem.code == CODE_CHECKPOINT_NOT_FOUND:
-        return CheckpointNotFoundError(message, hint="Ask for the list of checkpoints.")
+        return CheckpointNotFoundError(
+            message, hint=f"luma ls {endpoint.base} lists those there are."
+        )
     kind = _KINDS.get(problem.code)
     if kind is not None and reply.status < 500:
         return kind(message, hint=problem.hint)

@@ -18,7 +18,9 @@ from luma_core.checkpoint.manifest import (
 )
 from luma_core.checkpoint.names import MANIFEST_NAME, check_name
 from luma_core.checkpoint.plan import SavableState
+from luma_core.checkpoint.preparation import prepare
 from luma_core.checkpoint.reader import Checkpoint, exists, open
+from luma_core.checkpoint.sharded_manager import ShardedCheckpointManager
 from luma_core.checkpoint.verification import Problem, VerifyReport, verify
 from luma_core.checkpoint.writer import MAX_SHARD_BYTES, save
 
@@ -38,6 +40,7 @@ __all__ = [
     "Problem",
     "SavableState",
     "SaveHandle",
+    "ShardedCheckpointManager",
     "Summary",
     "TensorEntry",
     "VerifyReport",
@@ -48,6 +51,7 @@ __all__ = [
     "load_sharded",
     "open",
     "parse_manifest",
+    "prepare",
     "save",
     "save_sharded",
     "verify",

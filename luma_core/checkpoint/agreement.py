@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 from torch import distributed as dist
 
 from luma_core.errors import LumaError, StorageError
@@ -76,3 +78,33 @@ def _raised(rank: int, kind: type[BaseException], message: str, hint: str) -> Lu
     if issubclass(kind, LumaError):
         return kind(f"process {rank}: {message}", hint=hint)
     return StorageError(f"process {rank} failed: {message}.")
+
+
+_groups: dict[tuple[dist.ProcessGroup, tuple[int, ...]], dist.ProcessGroup] = {}
+
+
+def group_for_saves(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """Return a gloo group of the same processes, which only saves behind training use.
+
+    Collectives of one group on two threads would meet in another order in each process. All
+    processes of the group call it together; it is made once.
+    """
+    world: dist.ProcessGroup = dist.distributed_c10d._get_default_group()
+    members = tuple(dist.get_process_group_ranks(group))
+    if (world, members) not in _groups:
+        _groups[world, members] = dist.new_group(
+            list(members),
+            backend="gloo",
+            timeout=_timeout(group or world),
+            use_local_synchronization=True,
+        )
+    return _groups[world, members]
+
+
+def _timeout(group: dist.ProcessGroup) -> timedelta:
+    """Return how long collectives of a group wait for a process."""
+    backend = group._get_backend(torch.device(group._device_types[0]))
+    found: timedelta = getattr(
+        getattr(backend, "options", None), "_timeout", dist.default_pg_timeout
+    )
+    return found

@@ -47,7 +47,8 @@ def encode_against(
     """Yield each chunk of a tensor as a difference where that takes fewer bytes, else as it is.
 
     Where that does not pay for the first chunk, it is not tried for the others, and no more of the
-    base is read.
+    base is read. Where it does, how well the first chunk itself was compressed tells what to expect
+    of the others: they are compressed as they are only if the difference is not worth it by that.
 
     Args:
         encoder: on whose threads.
@@ -57,22 +58,34 @@ def encode_against(
         chunk_bytes: raw bytes of all chunks but the last.
     """
 
-    def smaller(item: tuple[int, Bytes]) -> Encoded:
-        place, raw = item
-        whole = Encoded(*encode_chunk(raw, itemsize, "zstd"), None)
+    def as_it_is(raw: Bytes) -> Encoded:
+        return Encoded(*encode_chunk(raw, itemsize, "zstd"), None)
+
+    def as_difference(place: int, raw: Bytes) -> Encoded:
         base = np.empty_like(raw)
         read(place * (chunk_bytes // itemsize), base)
-        data, chunk = encode_difference(raw, base, itemsize)
-        if chunk.stored_bytes > WORTH * whole.chunk.stored_bytes:
-            return whole
-        return Encoded(data, chunk, zlib.crc32(raw.data))
+        return Encoded(*encode_difference(raw, base, itemsize), zlib.crc32(raw.data))
+
+    def smaller(item: tuple[int, Bytes]) -> Encoded:
+        place, raw = item
+        difference = as_difference(place, raw)
+        if difference.chunk.stored_bytes <= WORTH * expected * raw.nbytes:
+            return difference
+        return _smaller(difference, as_it_is(raw))
 
     numbered = enumerate(chunks)
-    for first in numbered:
-        encoded = smaller(first)
+    for place, raw in numbered:
+        whole = as_it_is(raw)
+        expected = whole.chunk.stored_bytes / raw.nbytes
+        encoded = _smaller(as_difference(place, raw), whole)
         yield encoded
         if encoded.crc32 is not None:
             yield from encoder.each(smaller, numbered)
             return
         for data, chunk in encoder.encode((raw for _, raw in numbered), itemsize):
             yield Encoded(data, chunk, None)
+
+
+def _smaller(difference: Encoded, whole: Encoded) -> Encoded:
+    worth = difference.chunk.stored_bytes <= WORTH * whole.chunk.stored_bytes
+    return difference if worth else whole

@@ -7,63 +7,78 @@ sharding cuts, which are coded anew by rounding to nearest.
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, Literal, TypedDict, Unpack, overload
 
+from torch import Tensor, nn
 from torch import distributed as dist
 
-from luma_core._version import __version__
-from luma_core.checkpoint.agreement import Processes
+from luma_core.checkpoint import background
+from luma_core.checkpoint.agreement import Processes, group_for_saves
+from luma_core.checkpoint.background import SaveHandle
 from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
-from luma_core.checkpoint.compression import CHUNK_BYTES, Compression
-from luma_core.checkpoint.consistency import check_consistency
-from luma_core.checkpoint.dtypes import tensor_bytes, torch_dtype
+from luma_core.checkpoint.compression import Compression
 from luma_core.checkpoint.extra import flatten_extra
-from luma_core.checkpoint.folder import CheckpointFolder
 from luma_core.checkpoint.loading import LoadedCheckpoint, check_optimizer, matched_states
-from luma_core.checkpoint.manifest import (
-    PIECES_VERSION,
-    VERSION,
-    FileEntry,
-    Manifest,
-    ParameterEntry,
-    Summary,
-    TensorEntry,
-)
-from luma_core.checkpoint.names import MANIFEST_NAME, ShardKind, shard_name
+from luma_core.checkpoint.manifest import Manifest
+from luma_core.checkpoint.model import check_model
+from luma_core.checkpoint.names import ShardKind
 from luma_core.checkpoint.parts import loaded_fields, part_count, planned_parts
-from luma_core.checkpoint.plan import parameter_entry, plain_options
+from luma_core.checkpoint.plan import Plan, parameter_entry, plain_options
 from luma_core.checkpoint.reader import Checkpoint, open
-from luma_core.checkpoint.shard import PlannedTensor, ShardWriter, plan_shards
-from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
+from luma_core.checkpoint.shard import PlannedTensor, plan_shards
+from luma_core.checkpoint.staging import Staging, released
+from luma_core.checkpoint.store import Place, Store, open_store
+from luma_core.checkpoint.together import Share, SharedSave
+from luma_core.checkpoint.weights import load_weights, planned, planned_weights
 from luma_core.checkpoint.writer import MAX_SHARD_BYTES, check_options
-from luma_core.errors import StorageError
+from luma_core.errors import StorageError, UnsupportedParameterError
 from luma_core.optim.base import CompressedOptimizer
-from luma_core.sharding import part_of
-from luma_core.state import SCALAR_STATE_BYTES, ParameterState
+from luma_core.sharding import is_flattened, part_of
+from luma_core.state import ParameterState
 
-_log = logging.getLogger("luma")
 
-Shards = list[tuple[ShardKind, list[PlannedTensor]]]
-Written = list[tuple[FileEntry, list[TensorEntry]]]
+class SharedOptions(TypedDict, total=False):
+    """What `save_sharded` takes beside the place, the optimizer and ``wait``."""
+
+    model: nn.Module | None
+    extra: Any
+    compression: Compression
+    overwrite: bool
+    max_shard_bytes: int
+    max_memory_bytes: int
+    group: dist.ProcessGroup | None
+
+
+@overload
+def save_sharded(
+    url: Place,
+    *,
+    optimizer: CompressedOptimizer,
+    wait: Literal[True] = True,
+    **options: Unpack[SharedOptions],
+) -> Manifest: ...
+
+
+@overload
+def save_sharded(
+    url: Place,
+    *,
+    optimizer: CompressedOptimizer,
+    wait: bool,
+    **options: Unpack[SharedOptions],
+) -> Manifest | SaveHandle: ...
 
 
 def save_sharded(
     url: Place,
     *,
     optimizer: CompressedOptimizer,
-    extra: Any = None,
-    compression: Compression = "zstd",
-    overwrite: bool = False,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    max_memory_bytes: int = MAX_MEMORY_BYTES,
-    group: dist.ProcessGroup | None = None,
-) -> Manifest:
+    wait: bool = True,
+    **options: Unpack[SharedOptions],
+) -> Manifest | SaveHandle:
     """Write a checkpoint of an optimizer of sharded parameters; all processes call it together.
 
     The folder must be one that all processes reach. Process 0 makes the checkpoint appear once all
@@ -71,197 +86,133 @@ def save_sharded(
     and what others wrote is removed by the next save. Parameters that are not sharded are shared
     out among the processes.
 
+    With ``wait=False`` training is held while tensors are copied, and those gathered that need to
+    be; the rest goes on behind it over a process group of its own (gloo). Call
+    `luma_core.checkpoint.wait_for_saves` before ``destroy_process_group``.
+
     Args:
         url: folder of the checkpoint, as `luma_core.checkpoint.save` takes it.
         optimizer: whose state is saved.
+        model: whose weights are saved as well, in the Hub's layout: each whole, put together by
+            the process that writes it, which holds its share of the weights until then.
         extra: as `save` takes it; that of process 0 counts.
         compression: ``"zstd"`` or ``"none"``.
         overwrite: whether to replace a checkpoint that is there.
         max_shard_bytes: uncompressed bound on a shard.
-        max_memory_bytes: bound on what each process holds beside the state.
+        max_memory_bytes: bound on what each process holds beside the state and its share of the
+            weights.
+        wait: whether to return only when the checkpoint is committed.
         group: the processes; all by default. Its time-out bounds how long they wait for one that
             disappeared.
 
     Raises:
         CheckpointExistsError: there is a checkpoint and ``overwrite`` is False.
         ConcurrentSaveError: another saver is at work in the folder.
+        UnsupportedParameterError: parameters are flat ones of FSDP1; see `unflattened`.
         StorageError: a process failed or disappeared; the message says which and why.
     """
-    check_options(compression, max_shard_bytes)
-    check_optimizer(optimizer, hint="Save it with torch.distributed.checkpoint.")
     store = open_store(url)
-    save = _Save(store, optimizer, compression, Budget.of(max_memory_bytes), Processes(group))
-    with storage_errors(store.url):
-        return save.run(extra, overwrite=overwrite, max_shard_bytes=max_shard_bytes)
+    run = prepared_sharded(store, optimizer=optimizer, wait=wait, **options)
+    return run() if wait else background.submit(run, store.url)
 
 
-class _Save:
-    """One process's share of one save."""
+def prepared_sharded(
+    store: Store,
+    *,
+    optimizer: CompressedOptimizer,
+    wait: bool,
+    model: nn.Module | None = None,
+    extra: Any = None,
+    compression: Compression = "zstd",
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    max_memory_bytes: int = MAX_MEMORY_BYTES,
+    group: dist.ProcessGroup | None = None,
+    begin: Callable[[], None] = lambda: None,
+) -> Callable[[], Manifest]:
+    """Return what is left of `save_sharded` once tensors are gathered and, unless it waits, copied.
 
-    def __init__(
-        self,
-        store: Store,
-        optimizer: CompressedOptimizer,
-        compression: Compression,
-        budget: Budget,
-        processes: Processes,
-    ) -> None:
-        self._store = store
-        self._optimizer = optimizer
-        self._compression = compression
-        self._budget = budget
-        self._processes = processes
-        self._folder: CheckpointFolder | None = None
-
-    def run(self, extra: Any, *, overwrite: bool, max_shard_bytes: int) -> Manifest:
-        processes = self._processes
-        with ExitStack() as stack:
-            generation = processes.agreed(lambda: self._open(stack, overwrite))[0]
-            tree, extra_tensors = flatten_extra(extra)
-            plan = planned_parts(self._optimizer, processes)
-            kinds: dict[ShardKind, list[PlannedTensor]] = {"optimizer": plan.tensors}
-            if processes.rank == 0:
-                kinds["extra"] = [
-                    PlannedTensor(name, tensor.dtype, tuple(tensor.shape), lambda t=tensor: t)  # type: ignore[misc]
-                    for name, tensor in extra_tensors.items()
-                ]
-            shards: Shards = [
-                (kind, shard)
-                for kind, tensors in kinds.items()
-                for shard in plan_shards(tensors, max_shard_bytes)
-            ]
-            counts = processes.told([kind for kind, _ in shards])
-            written = processes.agreed(lambda: self._write(shards, counts, generation))
-            nonfinite = _added(processes.told(plan.nonfinite))
-            manifest = processes.agreed(lambda: self._commit(tree, written, nonfinite))[0]
-        assert manifest is not None
-        return manifest
-
-    def _open(self, stack: ExitStack, overwrite: bool) -> int:
-        """Return the generation, in process 0, which alone looks at what is there."""
-        if self._processes.rank:
-            return 0
-        alone = stack.enter_context(self._store.exclusive())
-        self._folder = CheckpointFolder(
-            self._store, overwrite=overwrite, with_model=False, alone=alone
-        )
-        self._folder.clean()
-        return self._folder.generation
-
-    def _write(
-        self, shards: Shards, counts: Sequence[Sequence[ShardKind]], generation: int
-    ) -> Written:
-        writer = ShardWriter(
-            self._store,
-            compression=self._compression,
-            chunk_bytes=CHUNK_BYTES,
-            generation=generation,
-            budget=self._budget,
-            tick=lambda _: None,
-        )
-        written: Written = []
-        begun: list[str] = []
-        before = [kind for some in counts[: self._processes.rank] for kind in some]
-        everywhere = [kind for some in counts for kind in some]
-        try:
-            for kind, tensors in shards:
-                before.append(kind)
-                begun.append(
-                    shard_name(kind, generation, before.count(kind), everywhere.count(kind))
-                )
-                written.append(writer.write(begun[-1], kind, tensors))
-        except BaseException:
-            # Later than here others may count on these files.
-            for name in begun:
-                with suppress(OSError):
-                    self._store.delete(name)
-            raise
-        return written
-
-    def _commit(
-        self, tree: Any, written: Sequence[Written], nonfinite: Mapping[str, int]
-    ) -> Manifest | None:
-        """Make the checkpoint appear, in process 0."""
-        optimizer, folder = self._optimizer, self._folder
-        if folder is None:
-            return None
-        files = [file for some in written for file, _ in some]
-        tensors = tuple(entry for some in written for _, entries in some for entry in entries)
-        parameters = tuple(
-            parameter_entry(replace(state, nonfinite=nonfinite.get(state.name, state.nonfinite)))
-            for state in optimizer.parameter_states()
-        )
-        in_pieces = any(entry.first_row is not None for entry in tensors)
-        groups = enumerate(optimizer.group_options())
-        manifest = Manifest(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            software=f"luma-state {__version__}",
-            algorithm=optimizer.algorithm,
-            named=optimizer.named,
-            compression=self._compression,
-            chunk_bytes=CHUNK_BYTES,
-            groups=tuple(plain_options(index, group) for index, group in groups),
-            parameters=parameters,
-            tensors=tensors,
-            files=tuple(files),
-            summary=_summary(parameters, tensors, files),
-            generation=folder.generation,
-            extra=tree,
-            version=PIECES_VERSION if in_pieces else VERSION,
-        )
-        check_consistency(manifest, MANIFEST_NAME)
-        folder.commit(manifest)
-        try:
-            folder.retire(manifest)
-        except OSError as error:
-            _log.warning("saved, but files of the previous checkpoint are left: %s", error)
-        return manifest
-
-
-def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for some in counts:
-        for name, count in some.items():
-            found[name] = found.get(name, 0) + count
-    return found
-
-
-def _summary(
-    parameters: Sequence[ParameterEntry],
-    tensors: Sequence[TensorEntry],
-    files: Sequence[FileEntry],
-) -> Summary:
-    state = {file.name for file in files if file.kind == "optimizer"}
-    fields = 0
-    for entry in tensors:
-        dtype = torch_dtype(entry.dtype)
-        if entry.file in state and dtype is not None:
-            fields += tensor_bytes(dtype, entry.shape)
-    return Summary(
-        parameters=len(parameters),
-        elements=sum(math.prod(entry.shape) for entry in parameters),
-        state_bytes=fields + SCALAR_STATE_BYTES * sum(bool(entry.codecs) for entry in parameters),
-        stored_bytes=sum(file.bytes for file in files if file.kind == "optimizer"),
-        step=max((entry.step for entry in parameters), default=0),
+    ``begin`` is called by process 0 before anything is written.
+    """
+    check_options(compression, max_shard_bytes)
+    _check_optimizer(optimizer, hint="Save it with torch.distributed.checkpoint.")
+    budget = Budget.of(max_memory_bytes)
+    background.before_save(wait=wait)
+    share = _share(optimizer, model, extra, max_shard_bytes, Processes(group))
+    staging = None if wait else Staging(optimizer)
+    if staging is not None:
+        share = replace(share, plan=staging.staged(share.plan))
+    save = SharedSave(
+        store,
+        share,
+        Processes(group if wait else group_for_saves(group)),
+        compression=compression,
+        budget=budget,
+        overwrite=overwrite,
+        begin=begin,
     )
+    # A closure would keep the share, and all copies with it, as long as a traceback lives.
+    return save.run if staging is None else partial(released, save.run, staging)
+
+
+def _check_optimizer(optimizer: CompressedOptimizer, *, hint: str) -> None:
+    check_optimizer(optimizer, hint=hint)
+    for name, param, _ in optimizer.parameters_by_name():
+        if is_flattened(param):
+            raise UnsupportedParameterError(
+                f"parameter {name!r} is a flat one of FullyShardedDataParallel, cut anywhere.",
+                hint="Give luma_core.optim.unflattened(model, optimizer).",
+            )
+
+
+def _share(
+    optimizer: CompressedOptimizer,
+    model: nn.Module | None,
+    extra: Any,
+    max_shard_bytes: int,
+    processes: Processes,
+) -> Share:
+    """Return what this process writes; all processes call it together."""
+    flat: list[tuple[Any, dict[str, Tensor]]] = []
+    processes.agreed(lambda: flat.append(flatten_extra(extra)))
+    tree, extra_tensors = flat[0]
+    weights, aliases = ([], {}) if model is None else planned_weights(model, processes)
+    parts = planned_parts(optimizer, processes)
+    tensors: dict[ShardKind, list[PlannedTensor]] = {"optimizer": parts.tensors, "model": weights}
+    if processes.rank == 0:
+        tensors["extra"] = [planned(name, tensor) for name, tensor in extra_tensors.items()]
+    groups = enumerate(optimizer.group_options())
+    plan = Plan(
+        algorithm=optimizer.algorithm,
+        named=optimizer.named,
+        groups=tuple(plain_options(index, group) for index, group in groups),
+        parameters=tuple(map(parameter_entry, optimizer.parameter_states())),
+        extra=tree,
+        aliases=aliases,
+        shards={kind: plan_shards(some, max_shard_bytes) for kind, some in tensors.items() if some},
+    )
+    return Share(plan, parts.nonfinite)
 
 
 def load_sharded(
     url: Place,
     *,
     optimizer: CompressedOptimizer,
+    model: nn.Module | None = None,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
     group: dist.ProcessGroup | None = None,
 ) -> LoadedCheckpoint:
     """Load a checkpoint into an optimizer of sharded parameters; all processes call it together.
 
     Any checkpoint will do, whoever saved it under whatever sharding. Each process reads the rows it
-    needs, and checks the checksums of the chunks that hold them. Nothing changes before all
-    processes have read theirs.
+    needs, and checks the checksums of the chunks that hold them. Neither state nor weights change
+    before all processes have read their state; weights are then copied one by one. Saves in flight
+    of this process end first.
 
     Args:
         url: folder of the checkpoint.
         optimizer: receives the state.
+        model: receives the weights.
         max_memory_bytes: as `luma_core.checkpoint.open` takes it.
         group: the processes; all by default.
 
@@ -271,14 +222,23 @@ def load_sharded(
         StateMismatchError: it does not fit the optimizer; says where.
         StorageError: a process failed or disappeared, or they did not find the same checkpoint.
     """
-    check_optimizer(optimizer, hint="Load it with torch.distributed.checkpoint.")
+    _check_optimizer(optimizer, hint="Load it with torch.distributed.checkpoint.")
     processes = Processes(group)
+    background.finish()
     checkpoint: Checkpoint = open(url, max_memory_bytes=max_memory_bytes)
     digests = processes.told(checkpoint.manifest.digest)
     processes.agreed(lambda: _check_same(checkpoint.url, digests))
     states: list[ParameterState] = []
-    processes.agreed(lambda: states.extend(_states(checkpoint, optimizer)))
+
+    def read() -> None:
+        if model is not None:
+            check_model(checkpoint.manifest, model)
+        states.extend(_states(checkpoint, optimizer))
+
+    processes.agreed(read)
     optimizer.load_parameter_states(checkpoint.group_options(), states)
+    if model is not None:
+        processes.agreed(lambda: load_weights(checkpoint, model))
     return LoadedCheckpoint(checkpoint.manifest, checkpoint.extra())
 
 

@@ -214,16 +214,19 @@ class CheckpointManager:
 
     def _save_and_clear(self, store: Store, step: int, run: Callable[[], Manifest]) -> Manifest:
         try:
-            with storage_errors(store.url):
-                latest = self.latest()
-                if latest is not None and latest > step:
-                    raise _too_early(step, f"{latest}, which {self.url} holds already")
-                mark(store, step)
+            self._begin(store, step)
             manifest = run()
         finally:
             self._begun.remove(step)
         self._clear()
         return manifest
+
+    def _begin(self, store: Store, step: int) -> None:
+        with storage_errors(store.url):
+            latest = self.latest()
+            if latest is not None and latest > step:
+                raise _too_early(step, f"{latest}, which {self.url} holds already")
+            mark(store, step)
 
     def _find_base(self, step: int) -> Store | None:
         """Return the step before, unless it is not ours, unreadable or the last of its chain."""

@@ -241,7 +241,9 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Return the content of ``luma.json``."""
-        return canonical_json({"checksum": f"sha256:{self.digest}", "manifest": self.to_dict()})
+        # Line breaks within strings are escaped, so each of these begins a line one level deeper.
+        body = self._body.removesuffix(b"\n").replace(b"\n", b"\n ")
+        return b'{\n "checksum": "sha256:%b",\n "manifest": %b\n}\n' % (self.digest.encode(), body)
 
     def files_of(self, *kinds: FileKind) -> Iterator[FileEntry]:
         """Yield the files of the given kinds."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from luma_core.checkpoint.dtypes import check_storable, dtype_name, tensor_bytes, torch_dtype
 from luma_core.checkpoint.manifest import Manifest, TensorEntry
 from luma_core.errors import ConfigurationError, StateMismatchError, some_names
+from luma_core.sharding import local_tensor
 
 
 def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -46,7 +47,7 @@ def _memory(tensor: Tensor) -> tuple[Any, ...]:
     """Return what two tensors have in common that are the same numbers in the same memory."""
     return (
         tensor.device,
-        tensor.data_ptr(),
+        local_tensor(tensor).data_ptr(),
         tensor.dtype,
         tuple(tensor.shape),
         tensor.stride(),

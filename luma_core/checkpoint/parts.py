@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from luma_core.checkpoint.agreement import Processes
@@ -19,6 +18,7 @@ from luma_core.sharding import (
     Part,
     decoded_part,
     encoded_part,
+    gathered,
     local_tensor,
     part_of,
 )
@@ -85,11 +85,10 @@ def _planned_moment(
 ) -> list[PlannedTensor]:
     fields = state.moment_fields(moment)
     if not part.aligned(codec):
-        whole = part.like_whole(decoded_part(part, codec, fields))
-        gathered: Tensor = whole.full_tensor()  # type: ignore[attr-defined]
+        moment_values = gathered(part.like_whole(decoded_part(part, codec, fields)))
         if not owned:
             return []
-        coded = codec.encode_tensor(gathered)
+        coded = codec.encode_tensor(moment_values)
         return [_planned(state, field_key(moment, key), value) for key, value in coded.items()]
     planned = []
     for name, place in part.fields(codec).items():
@@ -101,17 +100,9 @@ def _planned_moment(
             if part.primary and piece.shape[0]:
                 planned.append(_planned(state, key, piece, part.ranges(place)[0].start))
         else:
-            gathered = _gathered(value)
-            planned += [_planned(state, key, gathered)] * owned
+            whole = gathered(value)
+            planned += [_planned(state, key, whole)] * owned
     return planned
-
-
-def _gathered(value: Tensor) -> Tensor:
-    """Return a DTensor whole; collectives know no integers of 16 bits."""
-    narrow = value.dtype == torch.int16
-    wide = value.to(torch.int32) if narrow else value
-    found: Tensor = wide.full_tensor()  # type: ignore[attr-defined]
-    return found.to(value.dtype)
 
 
 def _planned(

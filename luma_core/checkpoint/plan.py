@@ -66,7 +66,7 @@ def refuse_sharded(optimizer: object) -> None:
     ):
         raise ConfigurationError(
             "the optimizer's parameters are sharded over processes; this process has a part only.",
-            hint="Call luma_core.checkpoint.save_sharded in all processes.",
+            hint="Call save_sharded, or a ShardedCheckpointManager's save, in all processes.",
         )
 
 

@@ -151,15 +151,19 @@ class Checkpoint:
             return field_rows(shape, rows, lambda start, stop: elements(field, start, stop))
         return moment_rows(codec, entry.shape, rows, elements)
 
-    def read_tensor(self, entry: TensorEntry) -> Tensor:
-        """Return one stored tensor on the CPU.
+    def read_tensor(self, entry: TensorEntry, *, rows: slice | None = None) -> Tensor:
+        """Return one stored tensor on the CPU, or its ``rows``, as `read` does.
 
         Raises:
+            ConfigurationError: ``rows`` has steps, or there is no dimension 0.
             CorruptCheckpointError: its shard is missing or not what was written.
             StorageError: the store failed.
         """
         with storage_errors(f"{self.url}/{entry.file}"):
-            return self._reader(entry.file).read(entry)
+            reader = self._reader(entry.file)
+            if rows is None:
+                return reader.read(entry)
+            return field_rows(entry.shape, rows, partial(reader.read_elements, entry))
 
     def base(self) -> Checkpoint | None:
         """Return the checkpoint that this one holds differences to; None where it is full.

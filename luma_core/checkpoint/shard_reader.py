@@ -16,6 +16,7 @@ from torch import Tensor
 from luma_core.checkpoint.compression import Bytes, Delta, StoredChunk, decode_chunks
 from luma_core.checkpoint.dtypes import torch_dtype
 from luma_core.checkpoint.manifest import FileEntry, TensorEntry
+from luma_core.checkpoint.memory import new_tensor
 from luma_core.checkpoint.shard import MAX_HEADER_BYTES, header_bytes
 from luma_core.checkpoint.store import Store
 from luma_core.errors import CorruptCheckpointError
@@ -97,7 +98,7 @@ class ShardReader:
         chunks = range(start // per_chunk, -(-stop // per_chunk) if stop > start else 0)
         first = chunks.start * per_chunk
         count = max(min(chunks.stop * per_chunk, math.prod(entry.shape)) - first, 0)
-        covered = torch.empty(count, dtype=dtype)
+        covered = new_tensor((count,), dtype)
         self._decode(entry, chunks, covered.view(torch.uint8).numpy(), dtype.itemsize)
         return covered[start - first : max(start, stop) - first]
 

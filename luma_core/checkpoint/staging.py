@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from luma_core.checkpoint.compression import Bytes
 from luma_core.checkpoint.manifest import Manifest
+from luma_core.checkpoint.memory import new_tensor, touch
 from luma_core.checkpoint.plan import Plan
 from luma_core.checkpoint.shard import PlannedTensor
 
@@ -32,7 +33,8 @@ class Staging:
 
     Their memory stays after the save for the next one of the same owner, because the first use of
     new memory takes longer than the copying. One set is kept for each owner, as long as it lives;
-    of two saves in flight, the second makes a set of its own.
+    of two saves in flight, the second makes a set of its own. `provide` makes one before the first
+    save.
 
     Args:
         owner: what is saved; no memory is kept where it cannot be referred to weakly.
@@ -41,7 +43,7 @@ class Staging:
     def __init__(self, owner: object) -> None:
         self._owner = _reference(owner)
         self._free = _kept.take(self._owner)
-        self._used: list[tuple[_Kind, Tensor]] = []
+        self._used: _Copies = []
 
     def staged(self, plan: Plan) -> Plan:
         """Return ``plan`` with a copy of every tensor, independent of what training changes next.
@@ -63,7 +65,7 @@ class Staging:
 
     def _copied(self, planned: PlannedTensor, copier: _Copier) -> PlannedTensor:
         tensor = planned.checked().detach()
-        kind = (tensor.dtype, tuple(tensor.shape), tensor.is_cuda)
+        kind = _kind(tensor)
         free = self._free[kind]
         copy = free.pop() if free else _new(kind)
         self._used.append((kind, copy))
@@ -125,12 +127,45 @@ def released(run: Callable[[], Manifest], staging: Staging) -> Manifest:
         staging.release()
 
 
+def _kind(tensor: Tensor) -> _Kind:
+    return tensor.dtype, tuple(tensor.shape), tensor.is_cuda
+
+
 def _new(kind: _Kind) -> Tensor:
     dtype, shape, pinned = kind
-    return torch.empty(shape, dtype=dtype, pin_memory=pinned)
+    if pinned:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    return new_tensor(shape, dtype)
+
+
+def provide(owner: object, plan: Plan) -> None:
+    """Get the memory that copies of ``plan`` need, on a thread that nobody waits for.
+
+    The owner's next `Staging` takes what is there by then, and gets the rest itself.
+    """
+    reference = _reference(owner)
+    tensors = (tensor for some in plan.shards.values() for shard in some for tensor in shard)
+    missing = Counter(_kind(planned.checked()) for planned in tensors)
+    if (copies := _kept.begin(reference)) is not None:
+        missing.subtract(Counter(kind for kind, _ in copies))
+        arguments = (_kept, reference, copies, list((+missing).elements()))
+        threading.Thread(target=_provide, args=arguments, name="luma-provide").start()
+
+
+def _provide(kept: _Kept, reference: _Reference, copies: _Copies, missing: list[_Kind]) -> None:
+    for kind in missing:
+        if not threading.main_thread().is_alive():
+            return
+        copy = _new(kind)
+        _, _, pinned = kind
+        if not pinned:
+            touch(copy)
+        if not kept.add(reference, copies, (kind, copy)):
+            return
 
 
 _Reference = weakref.ref[object] | None
+_Copies = list[tuple[_Kind, Tensor]]
 
 
 def _reference(owner: object) -> _Reference:
@@ -146,9 +181,7 @@ class _Kept:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._of: weakref.WeakKeyDictionary[object, list[tuple[_Kind, Tensor]]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._of: weakref.WeakKeyDictionary[object, _Copies] = weakref.WeakKeyDictionary()
 
     def take(self, reference: _Reference) -> defaultdict[_Kind, list[Tensor]]:
         owner = reference and reference()
@@ -159,11 +192,29 @@ class _Kept:
             free[kind].append(copy)
         return free
 
-    def give(self, reference: _Reference, copies: list[tuple[_Kind, Tensor]]) -> None:
+    def give(self, reference: _Reference, copies: _Copies) -> None:
         owner = reference and reference()
         if owner is not None:
             with self._lock:
                 self._of[owner] = copies
+
+    def begin(self, reference: _Reference) -> _Copies | None:
+        """Return the list to `add` to, with what is kept; whoever had an earlier one is done."""
+        owner = reference and reference()
+        if owner is None:
+            return None
+        with self._lock:
+            copies = self._of[owner] = list(self._of.get(owner, ()))
+        return copies
+
+    def add(self, reference: _Reference, copies: _Copies, copy: tuple[_Kind, Tensor]) -> bool:
+        """Keep one more in ``copies`` unless a save took them; return whether it did not."""
+        owner = reference and reference()
+        with self._lock:
+            wanted = owner is not None and self._of.get(owner) is copies
+            if wanted:
+                copies.append(copy)
+            return wanted
 
 
 _kept = _Kept()

@@ -20,6 +20,7 @@ from luma_core.checkpoint.compression import (
 )
 from luma_core.checkpoint.dtypes import torch_dtype
 from luma_core.checkpoint.manifest import TensorEntry
+from luma_core.checkpoint.memory import new_tensor
 from luma_core.checkpoint.shard_reader import read_exactly, read_exactly_into
 from luma_core.checkpoint.store import Store
 
@@ -50,7 +51,7 @@ def _spans(entries: Sequence[TensorEntry], start: int, chunk_bytes: int) -> Iter
     for entry in entries:
         dtype = torch_dtype(entry.dtype)
         assert dtype is not None
-        tensor = torch.empty(entry.shape, dtype=dtype)
+        tensor = new_tensor(entry.shape, dtype)
         memory: Bytes = tensor.reshape(-1).view(torch.uint8).numpy()
         for place, chunk in enumerate(entry.chunks):
             if span.parts and span.stored_bytes + chunk.stored_bytes > _SPAN_BYTES:

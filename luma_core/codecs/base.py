@@ -68,6 +68,9 @@ class Codec(ABC):
     rounds: ClassVar[bool] = True
     """Whether `encode` uses its random bits."""
 
+    native: ClassVar[bool] = True
+    """Whether whole tensors on the CPU may be coded by the native library, where it can."""
+
     tiled: ClassVar[bool] = True
     """Whether tiles are coded on their own. Others take whole tensors, in `encode_tensor` and
     `decode_tensor`, and have fields of any shape; `read_tile` with `decode` works for them too."""
@@ -164,7 +167,7 @@ class Codec(ABC):
             x: float tensor of any shape.
             draws: 16 random bits per element, int32 of the same shape; ``None`` rounds to nearest.
         """
-        cpu = native_cpu() if self.rounds and x.device.type == "cpu" else None
+        cpu = native_cpu() if self.native and x.device.type == "cpu" else None
         coded: Fields | None = cpu.encode(self, x, draws) if cpu is not None else None
         return self._encode_tensor(x, draws) if coded is None else coded
 
@@ -187,7 +190,7 @@ class Codec(ABC):
     def decode_tensor(self, fields: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         """Return a whole moment as float32 of ``shape``."""
         some = next(iter(fields.values()))
-        cpu = native_cpu() if self.rounds and some.device.type == "cpu" else None
+        cpu = native_cpu() if self.native and some.device.type == "cpu" else None
         decoded: Tensor | None = cpu.decode(self, fields, shape) if cpu is not None else None
         return self._decode_tensor(fields, shape) if decoded is None else decoded
 

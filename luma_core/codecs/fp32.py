@@ -17,6 +17,7 @@ class FP32(Codec):
 
     name: ClassVar[str] = "fp32"
     rounds: ClassVar[bool] = False
+    native: ClassVar[bool] = False
 
     def layout(self, shape: tuple[int, ...] | torch.Size) -> dict[str, FieldSpec]:
         """Return the one field, ``value``."""

@@ -11,7 +11,6 @@ from torch import Tensor
 from luma_core.codecs.base import Codec, Fields, FieldSpec
 from luma_core.codecs.loggrid import LogGrid
 
-_GRID = LogGrid(octaves=14, mantissa_bits=3)
 _LARGEST = 2.0**128 * (1 - 2.0**-4)
 """A value of every grid; the next would not be finite in float32."""
 
@@ -32,6 +31,8 @@ class FP8E4M3(Codec):
 
     name: ClassVar[str] = "fp8_e4m3"
     top_code: ClassVar[int | None] = 15 << 3
+    log_grid: ClassVar[LogGrid] = LogGrid(octaves=14, mantissa_bits=3)
+    """The grid of magnitudes."""
 
     def layout(self, shape: tuple[int, ...] | torch.Size) -> dict[str, FieldSpec]:
         """Return ``codes`` and ``exponent``."""
@@ -42,17 +43,17 @@ class FP8E4M3(Codec):
 
     def fit(self, x: Tensor) -> Fields:
         """Return the exponent of each block's largest magnitude."""
-        return {"exponent": _GRID.fit(x.abs().amax(dim=-1, keepdim=True))}
+        return {"exponent": self.log_grid.fit(x.abs().amax(dim=-1, keepdim=True))}
 
     def encode(self, x: Tensor, fitted: Fields, draw: Tensor | None) -> Fields:
         """Return the codes of ``x``, unbiased with random draws."""
-        code = _GRID.encode(x.abs().clamp_(max=_LARGEST), fitted["exponent"], draw)
+        code = self.log_grid.encode(x.abs().clamp_(max=_LARGEST), fitted["exponent"], draw)
         return {"codes": torch.where(x < 0, code + 128, code).to(torch.uint8)}
 
     def decode(self, fields: Fields) -> Tensor:
         """Return the values of codes, float32."""
         codes = fields["codes"]
-        size = _GRID.decode(self.magnitudes(codes), fields["exponent"])
+        size = self.log_grid.decode(self.magnitudes(codes), fields["exponent"])
         return torch.where(codes > 127, -size, size)
 
     def magnitudes(self, codes: Tensor) -> Tensor:
@@ -61,4 +62,4 @@ class FP8E4M3(Codec):
 
     def scales(self, fields: Fields) -> Tensor:
         """Return the bound of each block's magnitudes, a power of two, float32."""
-        return _GRID.bound(fields["exponent"])
+        return self.log_grid.bound(fields["exponent"])

@@ -18,6 +18,7 @@ from luma_core.convert.registry import (
     source_names,
     target_names,
 )
+from luma_core.convert.together import convert_together
 
 __all__ = [
     "AdamWState",
@@ -30,6 +31,7 @@ __all__ = [
     "Written",
     "codec_choices",
     "convert",
+    "convert_together",
     "format_names",
     "open_source",
     "source_names",

@@ -210,6 +210,9 @@ class _Encoded:
 
 _PIECE_ELEMENTS = 1 << 17
 
+ErrorParts = dict[tuple[str, str], tuple[float, float, float]]
+"""By parameter and moment: squares of errors and of values, and the largest error's share."""
+
 
 class CodingErrors:
     """Adds up what coding changed; a parameter that is coded twice counts once.
@@ -218,7 +221,7 @@ class CodingErrors:
     """
 
     def __init__(self) -> None:
-        self._parts: dict[tuple[str, str], tuple[float, float, float]] = {}
+        self._parts: ErrorParts = {}
         self._thread = ThreadPoolExecutor(1, "luma-coding-errors")
         self._running: Future[None] | None = None
 
@@ -236,6 +239,15 @@ class CodingErrors:
         for moment, want in moments.items():
             if want.numel():
                 self._parts[state.name, moment] = _compared(state.decode(moment), want)
+
+    def parts(self) -> ErrorParts:
+        """Return the sums of each parameter measured so far."""
+        self._wait()
+        return dict(self._parts)
+
+    def add(self, parts: ErrorParts) -> None:
+        """Count what another process measured."""
+        self._parts |= parts
 
     def by_moment(self) -> dict[str, MomentError]:
         """Return the errors of all parameters measured so far."""

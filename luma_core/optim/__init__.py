@@ -3,6 +3,8 @@
 from luma_core.optim.adam_mini import AdamMini
 from luma_core.optim.backward import StepsInBackward, step_in_backward
 from luma_core.optim.base import CompressedOptimizer
+from luma_core.optim.fsdp1 import load_unflattened, unflattened
+from luma_core.optim.gathered import GatheredState
 from luma_core.optim.lamb import LAMB
 from luma_core.optim.luma import LUMA, luma_codecs
 from luma_core.optim.parity import ParityReport, ParityRow, parity_check
@@ -17,13 +19,16 @@ __all__ = [
     "AdamWHyper",
     "AdamWRule",
     "CompressedOptimizer",
+    "GatheredState",
     "ParameterTelemetry",
     "ParityReport",
     "ParityRow",
     "StepsInBackward",
     "TurboAdam",
+    "load_unflattened",
     "luma_codecs",
     "parity_check",
     "step_in_backward",
     "turbo_codecs",
+    "unflattened",
 ]

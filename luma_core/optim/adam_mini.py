@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from luma_core.codecs import (
 )
 from luma_core.errors import ConfigurationError, UnknownCodecError
 from luma_core.optim.adamw_state import AdamWStateOptimizer
+from luma_core.optim.offload import DEFAULT_BUFFER_BYTES, offload_options
 from luma_core.optim.rules import AdamMiniRule, Rule
 from luma_core.optim.telemetry import ParameterTelemetry, measure
 from luma_core.partition import (
@@ -31,7 +33,8 @@ from luma_core.partition import (
     partition_model,
     partition_names,
 )
-from luma_core.sharding import any_cut
+from luma_core.sharding import local_tensor, part_of, whole_fields
+from luma_core.state import field_key
 
 M_CODECS: dict[str, type[Codec]] = {
     "fp32": FP32,
@@ -114,6 +117,7 @@ class AdamMini(AdamWStateOptimizer):
 
     algorithm: ClassVar[str] = "adam_mini"
     rule: ClassVar[Rule] = AdamMiniRule()
+    elementwise: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -138,6 +142,9 @@ class AdamMini(AdamWStateOptimizer):
         maximize: bool = False,
         capturable: bool = False,
         seed: int | None = None,
+        offload: str | None = None,
+        offload_directory: str | PathLike[str] | None = None,
+        offload_buffer_bytes: int = DEFAULT_BUFFER_BYTES,
     ) -> None:
         self._storage = {"m_dtype": m_dtype, "block_size": block_size}
         self._geometry = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
@@ -146,6 +153,7 @@ class AdamMini(AdamWStateOptimizer):
         self._rows_of: dict[Tensor, PartitionRow] = {}
         groups = _groups(params)
         self._cut(groups, model, partition)
+        kept = offload_options(offload, offload_directory, offload_buffer_bytes)
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -157,7 +165,7 @@ class AdamMini(AdamWStateOptimizer):
             "maximize": maximize,
             "capturable": capturable,
         }
-        super().__init__(groups, defaults, backend=backend, seed=seed)
+        super().__init__(groups, defaults, backend=backend, seed=seed, offload=kept)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_storage", "_geometry", "_overrides", "_rows")
@@ -284,21 +292,26 @@ class AdamMini(AdamWStateOptimizer):
 
         Computed when it is called, from the stored state; a step does nothing for it. Results are
         tensors on the parameters' devices, and nothing waits for a device until one is read.
-        Memory: 4 bytes per element of one parameter at a time.
-
-        Raises:
-            ConfigurationError: parameters are sharded over processes.
+        Memory: 4 bytes per element of one parameter at a time, and its state where that is sharded
+        over processes, which then call this together.
         """
-        if any_cut(param for _, param, _ in self.parameters_by_name()):
-            raise ConfigurationError(
-                "telemetry is of whole parameters, and these are sharded over processes.",
-                hint="Save a checkpoint and use `luma stats`.",
-            )
         return [
-            measure(name, param, self.state[param], self.codecs(param, group), group)
+            measure(name, param, self._whole_state(param, group), self.codecs(param, group), group)
             for name, param, group in self.parameters_by_name()
             if self.state.get(param)
         ]
+
+    def _whole_state(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[param]
+        part = part_of(param)
+        if part is None or not part.cut:
+            return {key: local_tensor(value) for key, value in state.items()}
+        found = dict(state)
+        for moment, codec in self.codecs(param, group).items():
+            fields = {key: state[field_key(moment, key)] for key in codec.layout(param.shape)}
+            whole = whole_fields(part, codec, fields)
+            found |= {field_key(moment, key): value for key, value in whole.items()}
+        return found
 
 
 def _groups(params: ParamsT) -> list[dict[str, Any]]:

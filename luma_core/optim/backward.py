@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from luma_core.codecs import Codec
 from luma_core.errors import ConfigurationError
 from luma_core.optim.base import CompressedOptimizer
+from luma_core.optim.lookups import lookups_by_row
+from luma_core.optim.offload import Offloader
 from luma_core.optim.rules import Rule
 from luma_core.optim.stepping import Stepper
+from luma_core.sharding import is_flattened
 
 _DATA_PARALLEL = "torch.nn.parallel"
 
@@ -22,8 +25,12 @@ _DATA_PARALLEL = "torch.nn.parallel"
 class StepsInBackward:
     """What `step_in_backward` set up; `remove` undoes it."""
 
-    def __init__(self, optimizer: CompressedOptimizer) -> None:
-        self._handles = [
+    def __init__(self, model: nn.Module, optimizer: CompressedOptimizer) -> None:
+        params = [param for _, param, _ in optimizer.parameters_by_name()]
+        if optimizer.offloader is not None:
+            # Made one by one, each parameter's state would get a block or file of its own.
+            optimizer.init_state()
+        self._handles = lookups_by_row(model, params) + [
             param.register_post_accumulate_grad_hook(_Hook(optimizer, name, param, group))
             for name, param, group in optimizer.parameters_by_name()
         ]
@@ -40,7 +47,9 @@ def step_in_backward(model: nn.Module, optimizer: CompressedOptimizer) -> StepsI
 
     Results are those of ``optimizer.step()`` after ``backward``. Calling that too does nothing,
     and may go on for the sake of schedulers. Works with FSDP2 (``fully_shard``), whose gradients
-    are ready once they are reduced.
+    are ready once they are reduced. Gradients of looking up embeddings are made of rows, so that an
+    output layer that is the token embedding has one gradient of its size, and briefly its sum with
+    the rows.
 
     What needs all gradients together, or twice, does not work: clipping by their common norm,
     accumulation over several calls of ``backward``, ``GradScaler``, closures, parameters that are
@@ -52,12 +61,18 @@ def step_in_backward(model: nn.Module, optimizer: CompressedOptimizer) -> StepsI
 
     Raises:
         ConfigurationError: the optimizer needs all gradients together, has other parameters than
-            the model, or the model is replicated by ``DistributedDataParallel``.
+            the model, or the model is under ``DistributedDataParallel`` or
+            ``FullyShardedDataParallel``.
     """
     parallel = sys.modules.get(_DATA_PARALLEL)
     if parallel is not None and isinstance(model, parallel.DistributedDataParallel):
         raise ConfigurationError(
             "model is a DistributedDataParallel, whose gradients are reduced after each is ready.",
+            hint="Use fully_shard, or step after backward.",
+        )
+    if any(is_flattened(param) for _, param, _ in optimizer.parameters_by_name()):
+        raise ConfigurationError(
+            "model is under FullyShardedDataParallel, whose gradients are cut after each is ready.",
             hint="Use fully_shard, or step after backward.",
         )
     for group in optimizer.param_groups:
@@ -76,7 +91,7 @@ def step_in_backward(model: nn.Module, optimizer: CompressedOptimizer) -> StepsI
             f"are not among them, and {len(own - needed)} are not the model's.",
             hint="Build the optimizer over model.named_parameters(), after any sharding.",
         )
-    return StepsInBackward(optimizer)
+    return StepsInBackward(model, optimizer)
 
 
 class _Hook:
@@ -89,6 +104,8 @@ class _Hook:
         self._stepper = Stepper(_Alone(optimizer, name, param, group))
 
     def __call__(self, param: Tensor) -> None:
+        if param.grad is not None and param.grad.is_sparse:
+            param.grad = param.grad.to_dense()
         with torch.no_grad():
             # With FSDP, what was registered on a parameter is called with its sharded form.
             self._stepper.step(grad_scale=None, found_inf=None)
@@ -112,6 +129,10 @@ class _Alone:
     @property
     def backend(self) -> str:
         return self._optimizer.backend
+
+    @property
+    def offloader(self) -> Offloader | None:
+        return self._optimizer.offloader
 
     @property
     def state(self) -> Mapping[Tensor, dict[str, Tensor]]:

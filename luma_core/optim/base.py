@@ -16,11 +16,15 @@ from luma_core.codecs import Codec, moment_codecs, parameter_codecs
 from luma_core.errors import ConfigurationError
 from luma_core.optim import loading
 from luma_core.optim.backend import check_backend
+from luma_core.optim.entries import StateDevices
+from luma_core.optim.offload import Offloader, OffloadOptions, chosen_offload
 from luma_core.optim.options import (
     check_codecs,
+    check_not_flattened,
     check_options,
     check_parameter,
     check_parameter_codecs,
+    flattened_error,
 )
 from luma_core.optim.rules import Rule
 from luma_core.optim.stepping import Stepper
@@ -52,28 +56,47 @@ class CompressedOptimizer(torch.optim.Optimizer):
     rule: ClassVar[Rule]
     codec_options: ClassVar[tuple[str, ...]] = ("codec", "block_size")
     """Options of a new group that choose its codecs, and are not kept beside those."""
+    elementwise: ClassVar[bool] = True
+    """Whether it may take a parameter for any run of its elements, as those of FSDP1 are."""
 
     def __init__(
-        self, params: ParamsT, defaults: dict[str, Any], *, backend: str, seed: int | None
+        self,
+        params: ParamsT,
+        defaults: dict[str, Any],
+        *,
+        backend: str,
+        seed: int | None,
+        offload: OffloadOptions | None = None,
     ) -> None:
         self.backend = check_backend(backend)
-        self._stepper = Stepper(self)
+        self._set_offload(offload)
         self._by_name: dict[str, tuple[str, Tensor, dict[str, Any]]] = {}
         self._names: dict[Tensor, str] = {}
+        self._shapes: set[tuple[int, ...]] = set()
         if seed is None:
             seed = int(torch.randint(1 << _SEED_BITS, (), dtype=torch.int64).item())
         defaults = {**defaults, "seed": seed}
         check_options(defaults)
         super().__init__(params, defaults)
+        if offload is not None and offload.mode == "auto":
+            self._set_offload(chosen_offload(self, offload))
+
+    def _set_offload(self, options: OffloadOptions | None) -> None:
+        self._offload = options
+        fixed = options is not None and options.mode != "auto"
+        self.offloader = Offloader(self, options) if fixed and options is not None else None
+        self._stepper = Stepper(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "backend": self.backend}
+        self._settle()
+        return {**super().__getstate__(), "backend": self.backend, "_offload": self._offload}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._stepper = Stepper(self)
+        self._set_offload(self._offload)
         self._by_name = {}
         self._names = {}
+        self._shapes = {tuple(param.shape) for _, param, _ in self.parameters_by_name()}
 
     def group_codecs(self, group: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Return the codec configuration of each moment for a new group's options."""
@@ -110,6 +133,9 @@ class CompressedOptimizer(torch.optim.Optimizer):
             taken.add(name)
             if isinstance(param, Tensor):
                 check_parameter(name, param)
+                if not self.elementwise:
+                    check_not_flattened(name, param, type(self).__name__)
+                self._shapes.add(tuple(param.shape))
                 moment_codecs(codecs, param.shape, options["min_compress_elements"])
         group["codecs"] = codecs
         for choice in self.codec_options:
@@ -117,7 +143,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         super().add_param_group(group)
         self._by_name = {}
         self._names = {}
-        self._stepper.reset()
+        self._forget()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -166,6 +192,31 @@ class CompressedOptimizer(torch.optim.Optimizer):
         """Create the state of every parameter that has none yet, as the first step would."""
         for name, param, group in self.parameters_by_name():
             self.state_of(name, param, group)
+        if self.offloader is not None:
+            self.offloader.adopt()
+
+    def state_devices(self, param: Tensor) -> StateDevices:
+        """Return where the state of a parameter is kept."""
+        here = local_tensor(param).device
+        if self.offloader is None or not self.offloader.takes(param):
+            return StateDevices(here, here)
+        return StateDevices(self.offloader.counter_device(param), torch.device("cpu"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as PyTorch's optimizers do: tensors are references, not copies."""
+        self._settle()
+        return super().state_dict()
+
+    def _forget(self) -> None:
+        """Decide everything anew at the next step."""
+        self._stepper.reset()
+        if self.offloader is not None:
+            self.offloader.forget()
+
+    def _settle(self) -> None:
+        """Wait until state that is offloaded may be read."""
+        if self.offloader is not None:
+            self.offloader.settle()
 
     def codecs(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Codec]:
         """Return the codec of each moment of a parameter of a group."""
@@ -182,16 +233,20 @@ class CompressedOptimizer(torch.optim.Optimizer):
         state: dict[str, Tensor] = self.state[param]
         if state:
             return state
+        if not self.elementwise and tuple(param.shape) not in self._shapes:
+            raise flattened_error(name, type(self).__name__)
         key = rounding.parameter_key(group["seed"], name)
-        part, device = part_of(param), local_tensor(param).device
-        state["step"] = torch.zeros((), dtype=torch.int64, device=device)
+        part, devices = part_of(param), self.state_devices(param)
+        state["step"] = torch.zeros((), dtype=torch.int64, device=devices.counters)
         state["noise_key"] = torch.tensor(key, dtype=torch.int64)
-        state["nonfinite"] = torch.zeros((), dtype=torch.int64, device=device)
+        state["nonfinite"] = torch.zeros((), dtype=torch.int64, device=devices.counters)
         for moment, codec in self.codecs(param, group).items():
-            if part is None:
-                fields = codec.init(param.shape, device)
+            if part is not None:
+                fields = state_of_part(part, codec, devices.stored)
+            elif self.offloader is not None and self.offloader.takes(param):
+                fields = self.offloader.new_fields(codec, param.shape)
             else:
-                fields = state_of_part(part, codec, device)
+                fields = codec.init(param.shape, devices.stored)
             for field, tensor in fields.items():
                 state[field_key(moment, field)] = tensor
         return state
@@ -199,13 +254,13 @@ class CompressedOptimizer(torch.optim.Optimizer):
     @property
     def named(self) -> bool:
         """Whether parameters were given with names, so that state is matched by name."""
-        return all("param_names" in group for group in self.param_groups)
+        return all(loading.group_names(group) is not None for group in self.param_groups)
 
     def parameters_by_name(self) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
         """Yield every parameter with its name and group, group by group."""
         index = 0
         for group in self.param_groups:
-            names = group.get("param_names")
+            names = loading.group_names(group)
             for position, param in enumerate(group["params"]):
                 yield names[position] if names else f"param.{index}", param, group
                 index += 1
@@ -239,6 +294,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         state = self.state.get(param)
         if not state:
             return head
+        self._settle()
         codecs = self.codecs(param, group)
         return replace(
             head,
@@ -279,7 +335,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         Raises:
             StateMismatchError: says which parameter, what it has and what was expected.
         """
-        self._stepper.reset()
+        self._forget()
         loading.load_states(self, list(self.parameters_by_name()), groups, list(states))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -293,7 +349,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
             result = pre_hook(self, state_dict)
             if result is not None:
                 state_dict = result
-        self._stepper.reset()
+        self._forget()
         loading.load_torch_state_dict(self, list(self.parameters_by_name()), state_dict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

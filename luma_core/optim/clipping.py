@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from luma_core.codecs import BlockGrid
+from luma_core.native import native_cpu
 from luma_core.optim.rules.norms import DIGITS, square_digits
 
 
@@ -44,7 +45,7 @@ class GradientClip:
 
 
 def gradient_square_digits(grad: Tensor) -> Tensor:
-    """Return the sum of a gradient's squares, tile by tile.
+    """Return the sum of a gradient's squares: by the native library, or tile by tile.
 
     Elements whose square is not finite in float32 do not count: what becomes of them is for the
     option ``nonfinite`` to say, and other gradients are not scaled by them.
@@ -55,6 +56,10 @@ def gradient_square_digits(grad: Tensor) -> Tensor:
     Returns:
         int64 ``[DIGITS]`` on its device; see `norms.total`.
     """
+    cpu = native_cpu() if grad.device.type == "cpu" else None
+    found: Tensor | None = None if cpu is None else cpu.square_digits(grad)
+    if found is not None:
+        return found
     digits = torch.zeros(DIGITS, dtype=torch.int64, device=grad.device)
     grid = BlockGrid.of(grad.shape, 128)
     for tile in grid.tiles():

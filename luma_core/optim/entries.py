@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,21 +96,37 @@ def _check_keys(name: str, found: Any, expected: Any) -> None:
         )
 
 
+class StateDevices(NamedTuple):
+    """Where a parameter's state is kept.
+
+    Attributes:
+        counters: device of ``step`` and ``nonfinite``.
+        stored: device of the stored moments.
+    """
+
+    counters: torch.device
+    stored: torch.device
+
+
 def built_entry(
-    name: str, param: Tensor, options: Mapping[str, Any], state: ParameterState
+    name: str,
+    param: Tensor,
+    options: Mapping[str, Any],
+    state: ParameterState,
+    devices: StateDevices,
 ) -> dict[str, Tensor] | None:
-    """Copy one parameter's state, known to fit by its keys, to the parameter's device.
+    """Copy one parameter's state, known to fit by its keys, to where it is kept.
 
     Fields of a sharded parameter may be whole or DTensors. Whole fields whose blocks the sharding
     cuts are coded anew, by rounding to nearest.
     """
     if not state.codecs:
         return None
-    part, device = part_of(param), local_tensor(param).device
+    part, device = part_of(param), devices.stored
     entry = {
-        "step": torch.tensor(state.step, device=device),
+        "step": torch.tensor(state.step, device=devices.counters),
         "noise_key": torch.tensor(state.noise_key),
-        "nonfinite": torch.tensor(state.nonfinite, device=device),
+        "nonfinite": torch.tensor(state.nonfinite, device=devices.counters),
     }
     codecs, places = _expected(name, param, options)
     # Tensors that were read for this call alone need no second copy.
@@ -128,9 +144,9 @@ def built_entry(
 
 
 def checked_entry(
-    name: str, param: Tensor, options: Mapping[str, Any], saved: Any
+    name: str, param: Tensor, options: Mapping[str, Any], saved: Any, devices: StateDevices
 ) -> dict[str, Tensor] | None:
-    """Check one parameter's entry of a ``state_dict`` and copy it to the parameter's device."""
+    """Check one parameter's entry of a ``state_dict`` and copy it to where it is kept."""
     if saved is None:
         return None
     check_entry_kind(name, saved)
@@ -139,9 +155,10 @@ def checked_entry(
     _, fields = _expected(name, param, options)
     expected = {**{key: _scalar(dtype) for key, dtype in _SCALARS.items()}, **fields}
     _check_keys(name, saved.keys(), expected.keys())
-    part, device, cpu = part_of(param), local_tensor(param).device, torch.device("cpu")
+    part, own = part_of(param), dict.fromkeys(("step", "nonfinite"), devices.counters)
+    own["noise_key"] = torch.device("cpu")
     return {
-        key: _copied(name, key, saved[key], place, part, cpu if key == "noise_key" else device)
+        key: _copied(name, key, saved[key], place, part, own.get(key, devices.stored))
         for key, place in expected.items()
     }
 

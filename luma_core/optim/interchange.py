@@ -13,7 +13,7 @@ from luma_core.codecs import Codec, Fields, parameter_codecs
 from luma_core.errors import ConversionError, StateMismatchError, some_names
 from luma_core.optim.adamw_entry import AdamWEntry, check_moment_values, checked_entry
 from luma_core.optim.entries import check_entry_kind
-from luma_core.optim.loading import matched_parts
+from luma_core.optim.loading import group_names, matched_parts
 from luma_core.optim.options import check_options
 from luma_core.optim.rules.adamw import MOMENTS
 from luma_core.sharding import Part, decoded_part, encoded_part, local_tensor, part_of
@@ -74,8 +74,8 @@ def export_adamw_state(optimizer: CompressedOptimizer) -> dict[str, Any]:
     for group in optimizer.param_groups:
         last = first + len(group["params"])
         exported = {**adamw_group(group), "params": list(range(first, last))}
-        if "param_names" in group:
-            exported["param_names"] = list(group["param_names"])
+        if (names := group_names(group)) is not None:
+            exported["param_names"] = list(names)
         groups.append(exported)
         first = last
     return {"state": entries, "param_groups": groups}
@@ -114,7 +114,7 @@ def _matched_ids(
     ids: list[Any] = []
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
         keys = list(saved["params"])
-        theirs, own = _names_of(index, saved), group.get("param_names")
+        theirs, own = _names_of(index, saved), group_names(group)
         if theirs is None or own is None:
             ids.extend(keys)
             continue

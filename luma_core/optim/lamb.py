@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from luma_core.codecs import MIN_COMPRESS_ELEMENTS
 from luma_core.optim.adamw_state import AdamWStateOptimizer
+from luma_core.optim.offload import DEFAULT_BUFFER_BYTES, offload_options
 from luma_core.optim.presets import preset_codecs
 from luma_core.optim.rules import LAMBRule, Rule
 
@@ -41,6 +43,7 @@ class LAMB(AdamWStateOptimizer):
 
     algorithm: ClassVar[str] = "lamb"
     rule: ClassVar[Rule] = LAMBRule()
+    elementwise: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -63,8 +66,12 @@ class LAMB(AdamWStateOptimizer):
         maximize: bool = False,
         capturable: bool = False,
         seed: int | None = None,
+        offload: str | None = None,
+        offload_directory: str | PathLike[str] | None = None,
+        offload_buffer_bytes: int = DEFAULT_BUFFER_BYTES,
     ) -> None:
         self._storage = {"codec": codec, "block_size": block_size}
+        kept = offload_options(offload, offload_directory, offload_buffer_bytes)
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -80,7 +87,7 @@ class LAMB(AdamWStateOptimizer):
             "maximize": maximize,
             "capturable": capturable,
         }
-        super().__init__(params, defaults, backend=backend, seed=seed)
+        super().__init__(params, defaults, backend=backend, seed=seed, offload=kept)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_storage": self._storage}

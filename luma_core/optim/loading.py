@@ -50,7 +50,7 @@ def load_states(
     for (name, param, _), wanted, state in zip(own, chosen, matched, strict=True):
         check_state(name, param, wanted, state)
     loaded = [
-        built_entry(name, param, wanted, state)
+        built_entry(name, param, wanted, state, optimizer.state_devices(param))
         for (name, param, _), wanted, state in zip(own, chosen, matched, strict=True)
     ]
     _replace(optimizer, own, options, loaded)
@@ -71,7 +71,7 @@ def load_torch_state_dict(
     saved_groups = [_under_own_names(saved, names) for saved in saved_groups]
     options_of = [saved for saved in saved_groups for _ in saved["params"]]
     loaded = [
-        checked_entry(name, param, options, entries.get(key))
+        checked_entry(name, param, options, entries.get(key), optimizer.state_devices(param))
         for (name, param, _), options, key in zip(own, options_of, ids, strict=True)
     ]
     options = [
@@ -163,6 +163,15 @@ def _match(own: Sequence[OwnParameter], states: Sequence[ParameterState]) -> lis
     )
 
 
+def group_names(group: Mapping[str, Any]) -> list[str] | None:
+    """Return the names of a group's parameters, or ``None`` where it has none for them.
+
+    DeepSpeed's ZeRO leaves names in a group whose parameters it replaces by a flat one.
+    """
+    names = group.get("param_names")
+    return names if names is not None and len(names) == len(group["params"]) else None
+
+
 def _index(optimizer: CompressedOptimizer, group: dict[str, Any]) -> int:
     return next(i for i, other in enumerate(optimizer.param_groups) if other is group)
 
@@ -200,7 +209,7 @@ def _saved_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     names: list[str] = []
     for group in groups:
         first = len(names)
-        names += group.get("param_names") or [
+        names += group_names(group) or [
             f"param.{index}" for index in range(first, first + len(group["params"]))
         ]
     return names
@@ -249,8 +258,9 @@ def _check_group_options(
 
 
 def _check_names(index: int, saved: Mapping[str, Any], group: Mapping[str, Any]) -> None:
-    if "param_names" in saved and "param_names" in group:
-        for name, expected in zip_longest(saved["param_names"], group["param_names"]):
+    own = group_names(group)
+    if "param_names" in saved and own is not None:
+        for name, expected in zip_longest(saved["param_names"], own):
             if name != expected:
                 raise StateMismatchError(
                     f"saved parameter group {index} has {name!r} where the optimizer has "

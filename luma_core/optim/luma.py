@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from luma_core.codecs import MIN_COMPRESS_ELEMENTS, Luma16M, Luma16V
 from luma_core.optim.adamw_state import AdamWStateOptimizer
+from luma_core.optim.offload import DEFAULT_BUFFER_BYTES, offload_options
 from luma_core.optim.rules import AdamWRule, Rule
 
 
@@ -57,9 +59,20 @@ class LUMA(AdamWStateOptimizer):
             on the parameters' device for changes of it to be seen by the graph's replays.
         seed: of the rounding noise; drawn from torch's global generator by default. Replicas that
             must stay bit-identical need equal seeds.
+        offload: where state lives if not beside its parameter; see docs/offload.md. ``"host"``:
+            in pinned memory of the host, from where it comes to the GPU's step in chunks.
+            ``"disk"``: in a file, likewise, also of parameters on the CPU. Both give the bits of
+            ``None``. ``"cpu-step"``: in the host's memory, and the CPU steps. ``"auto"`` chooses,
+            and logs why.
+        offload_directory: where the file is made, of this optimizer alone. ``"disk"`` needs it, and
+            ``"auto"`` may use it.
+        offload_buffer_bytes: memory for state on its way, of the GPU, or of the host for parameters
+            that are there. It grows to twice the state of the largest parameter that cannot be cut.
+            With ``"cpu-step"``, memory of the host for parameters and gradients on their way.
 
     Raises:
         ConfigurationError: an option cannot work.
+        StorageError: ``offload_directory`` cannot be used, or another optimizer uses it.
         UnsupportedParameterError: a parameter is not a dense float32, bfloat16 or float16 tensor.
     """
 
@@ -82,8 +95,12 @@ class LUMA(AdamWStateOptimizer):
         maximize: bool = False,
         capturable: bool = False,
         seed: int | None = None,
+        offload: str | None = None,
+        offload_directory: str | PathLike[str] | None = None,
+        offload_buffer_bytes: int = DEFAULT_BUFFER_BYTES,
     ) -> None:
         self._block_size = block_size
+        kept = offload_options(offload, offload_directory, offload_buffer_bytes)
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -95,7 +112,7 @@ class LUMA(AdamWStateOptimizer):
             "maximize": maximize,
             "capturable": capturable,
         }
-        super().__init__(params, defaults, backend=backend, seed=seed)
+        super().__init__(params, defaults, backend=backend, seed=seed, offload=kept)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_block_size": self._block_size}

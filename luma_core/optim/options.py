@@ -11,6 +11,7 @@ from torch import Tensor
 
 from luma_core.codecs import codec_from_dict
 from luma_core.errors import ConfigurationError, UnsupportedParameterError
+from luma_core.sharding import is_flattened
 
 NONFINITE_POLICIES = ("skip", "raise", "propagate")
 PARAMETER_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -155,6 +156,25 @@ def check_parameter(name: str, param: Tensor) -> None:
             f"parameter {name!r} is {param.dtype}; it must be float32, bfloat16 or float16.",
             hint="Convert the model, for example with model.float().",
         )
+
+
+def check_not_flattened(name: str, param: Tensor, optimizer: str) -> None:
+    """Check that a parameter is not one that FSDP1 made.
+
+    Raises:
+        UnsupportedParameterError: it is, and has neither the shape nor the rows of the model's.
+    """
+    if is_flattened(param):
+        raise flattened_error(name, optimizer)
+
+
+def flattened_error(name: str, optimizer: str) -> UnsupportedParameterError:
+    """Return the error of an optimizer that needs shapes and was given a flat parameter."""
+    return UnsupportedParameterError(
+        f"parameter {name!r} is a flat one, as FullyShardedDataParallel and DeepSpeed's ZeRO make "
+        f"them; {optimizer} needs parameters with their shapes.",
+        hint="Shard the model with torch.distributed.fsdp.fully_shard, or use LUMA or TurboAdam.",
+    )
 
 
 def check_gradient(name: str, grad: Tensor) -> None:

@@ -49,7 +49,7 @@ def measure(
     Args:
         name: the parameter's name.
         param: the parameter.
-        state: its state, as in ``optimizer.state[p]``.
+        state: its state, as in ``optimizer.state[p]`` of a whole parameter.
         codecs: the codec of each of AdamW's two moments.
         group: its group's options.
     """

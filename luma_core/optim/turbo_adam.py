@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from luma_core.codecs import FP32, MIN_COMPRESS_ELEMENTS, Codec, CoStateM, LogV, RootV, TableM
 from luma_core.errors import ConfigurationError
 from luma_core.optim.adamw_state import AdamWStateOptimizer
+from luma_core.optim.offload import DEFAULT_BUFFER_BYTES, offload_options
 from luma_core.optim.options import check_codecs
 from luma_core.optim.rules import AdamWRule, Rule
 
@@ -181,6 +183,9 @@ class TurboAdam(AdamWStateOptimizer):
         maximize: bool = False,
         capturable: bool = False,
         seed: int | None = None,
+        offload: str | None = None,
+        offload_directory: str | PathLike[str] | None = None,
+        offload_buffer_bytes: int = DEFAULT_BUFFER_BYTES,
     ) -> None:
         self._storage = {
             "preset": preset,
@@ -199,6 +204,7 @@ class TurboAdam(AdamWStateOptimizer):
         if codecs is not None:
             check_codecs(codecs, self.rule.moments)
         self._codecs = codecs
+        kept = offload_options(offload, offload_directory, offload_buffer_bytes)
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -210,7 +216,7 @@ class TurboAdam(AdamWStateOptimizer):
             "maximize": maximize,
             "capturable": capturable,
         }
-        super().__init__(params, defaults, backend=backend, seed=seed)
+        super().__init__(params, defaults, backend=backend, seed=seed, offload=kept)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_storage": self._storage, "_codecs": self._codecs}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from luma_core.optim.rules import ParameterStep, Rule, StoredMoment
 from luma_core.sharding import Part, is_sharded, local_tensor, part_of, used_fields
 from luma_core.state import field_key
 
+if TYPE_CHECKING:
+    from luma_core.optim.offload import Offloader
+
 
 class Steppable(Protocol):
     """What a step needs of an optimizer."""
@@ -29,6 +32,11 @@ class Steppable(Protocol):
     @property
     def rule(self) -> Rule:
         """The update rule."""
+        ...
+
+    @property
+    def offloader(self) -> Offloader | None:
+        """Where state lives that is not beside its parameter."""
         ...
 
     @property
@@ -64,6 +72,7 @@ class Work(NamedTuple):
         state: its state, of local tensors.
         codecs: the codec of each moment.
         part: what part it is; ``None`` of a parameter that is no DTensor.
+        start: index of the first element of ``param`` in the part or parameter.
     """
 
     name: str
@@ -73,6 +82,7 @@ class Work(NamedTuple):
     state: Mapping[str, Tensor]
     codecs: Mapping[str, Codec]
     part: Part | None
+    start: int = 0
 
     @property
     def blocked(self) -> bool:
@@ -97,7 +107,12 @@ class Work(NamedTuple):
     @property
     def first_index(self) -> int:
         """Index of the first element in the whole parameter."""
-        return 0 if self.part is None else self.part.first_index
+        return self.start + (0 if self.part is None else self.part.first_index)
+
+    @property
+    def row_stride(self) -> int | None:
+        """Elements of a row of the whole parameter, where rows are cut by sharding."""
+        return None if self.part is None else self.part.row_stride
 
     def parameter_step(self, hyper: Any, step: int, grad_factor: Tensor | None) -> ParameterStep:
         """Return what a backend needs.
@@ -128,7 +143,7 @@ class Work(NamedTuple):
             stochastic_rounding=self.group["stochastic_rounding"],
             grad_factor=grad_factor,
             first_index=self.first_index,
-            whole_row=None if self.part is None else self.part.row_stride,
+            whole_row=self.row_stride,
         )
 
     @property

@@ -1,12 +1,24 @@
-"""Streaming statistics of optimizer states, live or saved, and the difference of two."""
+"""Streaming statistics of optimizer states, live or saved, by module, and the difference of two."""
 
 from luma_core.stats.compute import compute
 from luma_core.stats.difference import diff
+from luma_core.stats.modules import (
+    METRICS,
+    ModuleList,
+    ModuleStats,
+    QuantitySummary,
+    ScaleSummary,
+    by_module,
+    module_of,
+    together,
+    within,
+)
 from luma_core.stats.report import (
     HISTOGRAM_BINS,
     HISTOGRAM_EDGES,
     HISTOGRAM_LOW,
     HISTOGRAM_WIDTH,
+    STATS_VERSION,
     CheckpointStats,
     ErrorStats,
     Histogram,
@@ -15,6 +27,7 @@ from luma_core.stats.report import (
     ParameterDiff,
     ParameterStats,
     QuantityStats,
+    ScaleHistogram,
     ScaleStats,
     StateDiff,
     TotalDiff,
@@ -26,18 +39,29 @@ __all__ = [
     "HISTOGRAM_EDGES",
     "HISTOGRAM_LOW",
     "HISTOGRAM_WIDTH",
+    "METRICS",
+    "STATS_VERSION",
     "CheckpointStats",
     "ErrorStats",
     "Histogram",
+    "ModuleList",
+    "ModuleStats",
     "MomentDiff",
     "MomentStats",
     "ParameterDiff",
     "ParameterStats",
     "QuantityStats",
+    "QuantitySummary",
+    "ScaleHistogram",
     "ScaleStats",
+    "ScaleSummary",
     "StateDiff",
     "TotalDiff",
     "TotalStats",
+    "by_module",
     "compute",
     "diff",
+    "module_of",
+    "together",
+    "within",
 ]

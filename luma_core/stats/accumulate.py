@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from luma_core.codecs import Codec
 from luma_core.stats.bins import NONFINITE, SLOTS, ZERO, Counts
-from luma_core.stats.measure import CODE_BINS, CodeCounts, Magnitudes, Values, measure
+from luma_core.stats.measure import CODE_BINS, CodeCounts, Magnitudes, measure
 from luma_core.stats.report import Histogram, MomentStats, QuantityStats, ScaleStats
 from luma_core.stats.tiles import MomentTile
-
-_MEDIAN_SHIFT = 13
-"""Low bits of a float32 scale that totals cut off: the 10 bits of mantissa left give 0.1%."""
-
-
-_SCALE_PIECE = 1 << 14
-"""Blocks that PyTorch does not share out to threads: the others would wait for more at full speed,
-on the cores that measure tiles."""
 
 
 class Quantity:
@@ -58,75 +48,6 @@ class Quantity:
             max=self.max if finite else None,
             histogram=Histogram(tuple(counts), zeros, below, above),
         )
-
-
-def block_scales(
-    codec: Codec, fields: Mapping[str, Tensor], shape: tuple[int, ...]
-) -> Values | None:
-    """Return the scale of each block, float32 ``[blocks]``; ``None`` for codecs without."""
-    flat = {
-        name: fields[name].detach().cpu().reshape(-1)
-        for name, spec in codec.layout(shape).items()
-        if spec.entries_per_block == 1
-    }
-    blocks = max((field.numel() for field in flat.values()), default=0)
-    found = []
-    for start in range(0, max(blocks, 1), _SCALE_PIECE):
-        pieces = {name: field[start : start + _SCALE_PIECE] for name, field in flat.items()}
-        scale = codec.scales(pieces)
-        if scale is None:
-            return None
-        found.append(scale.float().numpy())
-    return np.concatenate(found)
-
-
-def scale_stats(values: Values) -> ScaleStats:
-    """Return the exact statistics of one moment's block scales."""
-    finite = values[np.isfinite(values)]
-    return ScaleStats(
-        blocks=values.size,
-        nonfinite=values.size - finite.size,
-        min=float(finite.min()) if finite.size else None,
-        median=float(np.median(finite.astype(np.float64))) if finite.size else None,
-        max=float(finite.max()) if finite.size else None,
-    )
-
-
-class Scales:
-    """Collects the `ScaleStats` of many moments without keeping their scales."""
-
-    def __init__(self) -> None:
-        self.blocks = 0
-        self.nonfinite = 0
-        self.min = math.inf
-        self.max = -math.inf
-        self.bins: Counts = np.zeros(1 << (31 - _MEDIAN_SHIFT), dtype=np.int64)
-
-    def add(self, values: Values, exact: ScaleStats) -> None:
-        """Take in one moment's scales and their statistics."""
-        self.blocks += exact.blocks
-        self.nonfinite += exact.nonfinite
-        if exact.min is None or exact.max is None:
-            return
-        self.min, self.max = min(self.min, exact.min), max(self.max, exact.max)
-        # The bit patterns of non-negative floats are in the order of the floats.
-        bits = values[np.isfinite(values)].clip(min=0.0).view(np.int32)
-        np.add.at(self.bins, bits >> _MEDIAN_SHIFT, 1)
-
-    def result(self) -> ScaleStats:
-        """Return what was collected."""
-        finite = self.blocks - self.nonfinite
-        if not finite:
-            return ScaleStats(self.blocks, self.nonfinite, None, None, None)
-        ranks = [(finite - 1) // 2, finite // 2]
-        low, high = (
-            self._edge(int(i)) for i in np.searchsorted(self.bins.cumsum(), ranks, "right")
-        )
-        return ScaleStats(self.blocks, self.nonfinite, self.min, (low + high) / 2, self.max)
-
-    def _edge(self, index: int) -> float:
-        edge = (np.array([index], dtype=np.int32) << _MEDIAN_SHIFT).view(np.float32)
-        return min(max(float(edge[0]), self.min), self.max)
 
 
 class MomentRun:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+STATS_VERSION = 2
+"""Version of what `CheckpointStats` holds; one that was kept with another is measured again."""
+
 HISTOGRAM_LOW = -32.0
 """log10 of the lowest edge of every histogram; smaller magnitudes count as ``below``."""
 
@@ -54,6 +57,22 @@ class QuantityStats:
 
 
 @dataclass(frozen=True)
+class ScaleHistogram:
+    """Counts of finite scales by power of two.
+
+    Attributes:
+        first: exponent of the first bin, from -149 to 127; 0 without bins.
+        counts: ``counts[i]`` scales lie from ``2**(first + i)`` up to, and not at, twice that. The
+            first bin and the last one are not empty.
+        zeros: scales that are exactly zero, as those of blocks of zeros.
+    """
+
+    first: int
+    counts: tuple[int, ...]
+    zeros: int
+
+
+@dataclass(frozen=True)
 class ScaleStats:
     """The block scales of one moment.
 
@@ -64,6 +83,7 @@ class ScaleStats:
         median: of a parameter, exact; in a total, exact for powers of two and else up to 0.1%
             too small.
         max: largest scale.
+        histogram: finite scales by power of two.
     """
 
     blocks: int
@@ -71,6 +91,7 @@ class ScaleStats:
     min: float | None
     median: float | None
     max: float | None
+    histogram: ScaleHistogram
 
 
 @dataclass(frozen=True)
@@ -166,11 +187,13 @@ class CheckpointStats:
         parameters: each of them, in the source's order.
         histogram_edges: log10 of the edges of every histogram, so that a reader of the JSON
             needs nothing else.
+        version: `STATS_VERSION`.
     """
 
     total: TotalStats
     parameters: tuple[ParameterStats, ...]
     histogram_edges: tuple[float, ...] = HISTOGRAM_EDGES
+    version: int = STATS_VERSION
 
 
 @dataclass(frozen=True)

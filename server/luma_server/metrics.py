@@ -43,6 +43,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self._measured = Counter(
+            "luma_measured", "Statistics of checkpoints computed.", registry=self.registry
+        )
+
+    def measured(self) -> None:
+        """Count statistics that were computed."""
+        self._measured.inc()
 
     def request(
         self, method: str, route: str, status: int, *, seconds: float, received: int, sent: int

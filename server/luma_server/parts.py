@@ -50,10 +50,10 @@ class Parts:
         """
         catalog = Catalog(Root(settings.root), settings.list_cache_seconds)
         authority = Authority(settings)
-        service = Service(settings, catalog)
+        metrics = Metrics()
+        service = Service(settings, catalog, metrics.measured)
         sessions = Sessions(catalog, settings)
         jobs = Jobs(catalog, settings)
-        metrics = Metrics()
         metrics.gauge(
             "luma_uploads",
             "Uploads that are open.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,22 +12,19 @@ from functools import lru_cache
 from pydantic import TypeAdapter
 
 from luma_core import __version__, stats
-from luma_core.checkpoint.store import storage_errors
-from luma_core.errors import CorruptCheckpointError, ServiceError, StorageError
-from luma_core.stats import CheckpointStats
+from luma_core.errors import CorruptCheckpointError, ServiceError
+from luma_core.stats import STATS_VERSION, CheckpointStats
 from luma_server.cache import SingleFlight
 from luma_server.catalog import Catalog
+from luma_server.measured import KeptStats, MeasuredElsewhereError
 from luma_server.place import Root
 from luma_server.settings import Settings
-
-_log = logging.getLogger(__name__)
 
 StatsKey = tuple[str, ...]
 """What is measured, digests of the manifests, and what else the result depends on."""
 
-_STATS = "stats"
-_MAX_STATS_BYTES = 256 << 20
-_HASH_BYTES = 64
+_ELSEWHERE_SECONDS = 0.25
+"""Between two looks at what another server computes."""
 
 
 class ReplacedError(Exception):
@@ -41,14 +37,21 @@ class Service:
     Args:
         settings: what to serve.
         catalog: what there is; opened from the settings by default.
+        measured: called, in any thread, when statistics were computed and not only read.
     """
 
-    def __init__(self, settings: Settings, catalog: Catalog | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog | None = None,
+        measured: Callable[[], None] = lambda: None,
+    ) -> None:
         self.catalog = catalog or Catalog(Root(settings.root), settings.list_cache_seconds)
-        self._kept = self.catalog.root.private(_STATS)
-        self._stats: SingleFlight[StatsKey] = SingleFlight(settings.stats_cache_bytes)
+        self._kept = KeptStats(self.catalog.root)
+        self._stats: SingleFlight[StatsKey, bytes] = SingleFlight(settings.stats_cache_bytes, len)
         self._executor = ThreadPoolExecutor(settings.stats_workers, "luma-stats")
         self._closing = threading.Event()
+        self._measured = measured
 
     def close(self) -> None:
         """Stop computing: what is running ends after the parameter it is at."""
@@ -73,8 +76,18 @@ class Service:
             CheckpointError: it cannot be read.
             ServiceError: the server is about to stop.
         """
-        key = ("stats", digest) if pattern is None else ("stats", digest, pattern)
-        return await self.once(key, lambda: self._compute(run, step, pattern, digest))
+        if pattern is not None:
+            key = ("stats", digest, pattern)
+            return await self.once(key, lambda: self._measure(run, step, pattern, digest))
+
+        async def work() -> bytes:
+            while True:
+                try:
+                    return await self._in_thread(lambda: self._compute(run, step, digest))
+                except MeasuredElsewhereError:
+                    await asyncio.sleep(_ELSEWHERE_SECONDS)
+
+        return await self._stats.get(("stats", digest), work)
 
     async def once(self, key: StatsKey, compute: Callable[[], bytes]) -> bytes:
         """Return what ``compute`` returns, from memory where it is kept, computed once at a time.
@@ -86,31 +99,49 @@ class Service:
         Raises:
             ServiceError: the server is about to stop.
         """
+        return await self._stats.get(key, lambda: self._in_thread(compute))
 
-        async def work() -> bytes:
-            if self._closing.is_set():
-                raise _stopping()
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._executor, compute)
+    async def _in_thread(self, compute: Callable[[], bytes]) -> bytes:
+        if self._closing.is_set():
+            raise _stopping()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, compute)
 
-        return await self._stats.get(key, work)
-
-    def _compute(self, run: str, step: str, pattern: str | None, digest: str) -> bytes:
-        if pattern is None and (known := self._load(digest)) is not None:
+    def _compute(self, run: str, step: str, digest: str) -> bytes:
+        known = self._kept.load(digest)
+        if known is not None:
             return known
+        with self._kept.computing(digest) as go_on:
+            # Another server may have been at it, and have ended since.
+            known = self._kept.load(digest)
+            if known is None:
+                known = self._measure(run, step, None, digest, go_on)
+                self._kept.save(digest, known)
+        return known
+
+    def _measure(
+        self,
+        run: str,
+        step: str,
+        pattern: str | None,
+        digest: str,
+        go_on: Callable[[], None] = lambda: None,
+    ) -> bytes:
+        def progress(done: int, total: int) -> None:
+            self.stop_if_closing(done, total)
+            go_on()
+
         with self.catalog.open(run, step) as opened:
             if opened.manifest.digest != digest:
                 raise ReplacedError
             try:
-                report = stats.compute(opened, pattern=pattern, progress=self.stop_if_closing)
+                report = stats.compute(opened, pattern=pattern, progress=progress)
             except CorruptCheckpointError as error:
                 if self.digest(run, step) != digest:
                     raise ReplacedError from error
                 raise
-        body = stats_adapter().dump_json(report)
-        if pattern is None:
-            self._save(digest, body)
-        return body
+        self._measured()
+        return stats_adapter().dump_json(report)
 
     def stop_if_closing(self, done: int, total: int) -> None:
         """End a computation between two parameters once the server stops.
@@ -121,39 +152,17 @@ class Service:
         if self._closing.is_set() and done < total:
             raise _stopping()
 
-    def _load(self, digest: str) -> bytes | None:
-        try:
-            found = self._kept.read_range(_kept_name(digest), 0, _MAX_STATS_BYTES)
-        except OSError:
-            return None
-        body = found[_HASH_BYTES:]
-        return body if hashlib.sha256(body).hexdigest().encode() == found[:_HASH_BYTES] else None
-
-    def _save(self, digest: str, body: bytes) -> None:
-        try:
-            with storage_errors(_STATS), self._kept.write(_kept_name(digest)) as out:
-                out.write(hashlib.sha256(body).hexdigest().encode())
-                out.write(body)
-                out.commit()
-        except StorageError as error:
-            # A root that may only be read is served all the same.
-            _log.warning("statistics were not kept: %s", self.catalog.root.hide(error.message))
-
     def forget(self, digest: str | None) -> None:
         """Remove kept statistics of a checkpoint that is gone; blocks."""
         if digest is not None:
-            with storage_errors(_STATS):
-                self._kept.delete(_kept_name(digest))
+            self._kept.forget(digest)
 
 
 def stats_etag(digest: str, *what: str | None) -> str:
     """Return the entity tag of statistics: other software may count other things."""
-    text = "\n".join([digest, __version__, *("" if one is None else f"={one}" for one in what)])
+    software = f"{__version__} {STATS_VERSION}"
+    text = "\n".join([digest, software, *("" if one is None else f"={one}" for one in what)])
     return f'"{hashlib.sha256(text.encode()).hexdigest()}"'
-
-
-def _kept_name(digest: str) -> str:
-    return f"{digest}.{hashlib.sha256(__version__.encode()).hexdigest()[:8]}.json"
 
 
 def _stopping() -> ServiceError:

@@ -57,7 +57,8 @@ class Settings:
     """File of `luma token create`; with it every request under ``/v1`` needs a token."""
 
     allow_anonymous: bool = False
-    """Whether everybody on this machine may write; only on loopback and without ``tokens_file``."""
+    """Whether everybody on this machine may read and write, without a token; only on loopback. One
+    of this and ``tokens_file`` is needed."""
 
     stats_workers: int = 2
     """Statistics computed at the same time; further requests wait."""
@@ -144,6 +145,12 @@ class Settings:
             raise ConfigurationError(
                 f"host={self.host!r} can be reached from elsewhere, and there are no tokens.",
                 hint="Give --tokens-file (luma token create makes one), or listen on 127.0.0.1.",
+            )
+        if self.tokens_file is None and not self.allow_anonymous:
+            raise ConfigurationError(
+                "nobody could use the server: there are no tokens.",
+                hint="Give --tokens-file (luma token create makes one), or --no-auth to let "
+                "everybody on this machine read and write.",
             )
 
     @property

@@ -156,6 +156,18 @@ def test_stats_fit_the_line(luma, root, monkeypatch, columns):
     assert ("m zero" in out) == (columns == 200)
 
 
+def test_stats_show_block_scales_by_power_of_two(luma, luma_json, root):
+    scale = luma_json("stats", root / "run" / "3")["total"]["moments"][0]["scale"]
+    _, out, _ = luma("stats", root / "run" / "3")
+    (line,) = [line for line in out.splitlines() if line.startswith("m scales")]
+    first, counts = scale["histogram"]["first"], scale["histogram"]["counts"]
+    bars = line.split(f"2^{first} ")[1].split(f" 2^{first + len(counts)},")[0]
+    assert len(bars) == len(counts)
+    assert bars[counts.index(max(counts))] == "█"
+    assert all((bar == " ") == (count == 0) for bar, count in zip(bars, counts, strict=True))
+    assert f"{scale['blocks']:,} blocks" in line
+
+
 def test_stats_of_an_adamw_file_are_those_of_its_checkpoint(luma_json, root):
     ours = luma_json("stats", root / "run" / "3")["total"]
     theirs = luma_json("stats", root / "adamw.pt")["total"]

@@ -53,3 +53,11 @@ def test_every_format_and_codec_that_can_be_written_can_be_asked_for():
         assert name in get_args(hints["to"])
     for name in convert.codec_choices():
         assert name in get_args(hints["codec"])
+
+
+def test_a_command_within_a_training_process_waits_for_no_other(luma, state, monkeypatch):
+    for name, value in (("TORCHELASTIC_RUN_ID", "r"), ("WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    code, _, _ = luma("convert", state / "a.pt", state / "c", "--to", "luma")
+    assert code == 0
+    assert checkpoint.verify(state / "c").ok

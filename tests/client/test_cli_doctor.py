@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from luma_client.cli import offload_advice
 from luma_client.cli.app import run
 from luma_core import native
 from luma_kernels import cpu
@@ -33,6 +34,45 @@ def test_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
         (device, block) for device in ("cpu", "cuda") for block in (128, None)
     }
     assert all(entry["reason"] for entry in found["backends"])
+
+
+def test_without_a_device_state_lies_beside_the_parameters(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    _, found = doctor(capsys)
+    assert found["offload"]["devices"] == []
+    assert found["offload"]["cpu_elements_per_second"] is None
+    assert found["offload"]["host_bytes"] > 0
+    run(["doctor"])
+    assert "state lies beside the parameters" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_link_to_each_device_and_what_auto_makes_of_it() -> None:
+    device = {
+        "device": "cuda:1",
+        "free_bytes": 40 * 10**9,
+        "to_device_bytes_per_second": 50e9,
+        "to_host_bytes_per_second": 40e9,
+        "both_bytes_per_second": 30e9,
+    }
+    text = "\n".join(
+        offload_advice.lines(
+            {"host_bytes": 100 * 10**9, "cpu_elements_per_second": 2e9, "devices": [device]}
+        )
+    )
+    for part in ("cuda:1: 50", "40", "30", "up to 10", "2.00e9 elements", "gives 80"):
+        assert part in text
+
+
+@pytest.mark.gpu
+def test_the_link_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = doctor(capsys)
+    assert len(found["offload"]["devices"]) == len(found["cuda"]) > 0
+    for device in found["offload"]["devices"]:
+        rates = [device[f"{way}_bytes_per_second"] for way in ("to_device", "to_host", "both")]
+        assert all(1e8 < rate < 1e12 for rate in rates)
+    assert 1e6 < found["offload"]["cpu_elements_per_second"] < 1e12
 
 
 @pytest.mark.skipif(not cpu.native_status().available, reason="needs the native library")

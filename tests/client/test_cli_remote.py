@@ -69,6 +69,8 @@ def test_other_commands_take_a_server_for_a_folder(luma, source, run, tmp_path):
 def test_listings(luma, source, run):
     assert json.loads(luma("ls", run, "--json")[1])["items"] == []
     assert luma("ls", run, "--quiet") == (0, "", "")
+    code, out, err = luma("ls", run)
+    assert (code, out, err.strip()) == (0, "", "there is no such checkpoint")
     for step in (1, 2, 10):
         luma("push", source, f"{run}/{step}")
     name = run.rpartition("/")[2]

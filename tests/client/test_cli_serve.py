@@ -24,7 +24,17 @@ PROGRAM = "from luma_client.cli import main; main()"
 
 @contextmanager
 def serving(root: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", PROGRAM, "serve", "--root", str(root), "--port", "0"]
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        "serve",
+        "--root",
+        str(root),
+        "--no-auth",
+        "--port",
+        "0",
+    ]
     process = subprocess.Popen(
         [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -57,14 +67,21 @@ def test_serve_tells_people_the_address(tmp_path):
 def test_a_port_that_is_taken(tmp_path, capfd):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code = run(["serve", "--root", str(tmp_path), "--port", str(port)])
+        code = run(["serve", "--root", str(tmp_path), "--no-auth", "--port", str(port)])
     out, err = capfd.readouterr()
-    assert (code, out) == (8, "")
-    assert "before it was ready" in err
+    assert (code, out) == (2, "")
     assert err.count(f"cannot listen on 127.0.0.1:{port}: Address already in use.") == 1
     assert err.count("error: ") == 1
     assert "attempting" not in err
     assert "Traceback" not in err
+
+
+def test_somebody_must_be_able_to_use_the_server(tmp_path, capfd):
+    assert run(["serve", "--root", str(tmp_path)]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: nobody could use the server: there are no tokens.")
+    assert "--no-auth" in err
 
 
 def test_a_missing_server_package(tmp_path, capsys, monkeypatch):
@@ -74,13 +91,16 @@ def test_a_missing_server_package(tmp_path, capsys, monkeypatch):
 
 
 def test_the_log_gets_what_the_server_says(tmp_path):
-    with (tmp_path / "log").open("wb") as log, ServerProcess(root=str(tmp_path), log=log) as server:
+    with (
+        (tmp_path / "log").open("wb") as log,
+        ServerProcess(root=str(tmp_path), log=log, more=["--no-auth"]) as server,
+    ):
         httpx.get(f"{server.url}/healthz", trust_env=False)
     assert b"healthz" in (tmp_path / "log").read_bytes()
 
 
 def test_a_server_that_dies_is_an_error(tmp_path):
-    with ServerProcess(root=str(tmp_path)) as server:
+    with ServerProcess(root=str(tmp_path), more=["--no-auth"]) as server:
         os.kill(server.pid, signal.SIGKILL)
         with pytest.raises(ServiceError, match="ended with code -9"):
             server.wait()

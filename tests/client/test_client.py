@@ -48,7 +48,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(root) -> Iterator[str]:
-    with running(create_app(Settings(root=root))) as address:
+    with running(create_app(Settings(root=root, allow_anonymous=True))) as address:
         yield address
 
 

@@ -87,7 +87,11 @@ def one_fails(folder: Path) -> None:
         ShardWriter.write = original
 
 
-def one_is_killed(folder: Path) -> None:
+def _saved_behind(url: Path, **options: object) -> None:
+    checkpoint.save_sharded(url, wait=False, **options).result()
+
+
+def one_is_killed(how: str, folder: Path) -> None:
     run = Run("luma", mesh_of_world()).steps(1)
     original = ShardWriter.write
 
@@ -98,7 +102,8 @@ def one_is_killed(folder: Path) -> None:
         return found
 
     ShardWriter.write = die
+    save = {"held": checkpoint.save_sharded, "behind": _saved_behind}[how]
     with pytest.raises(StorageError, match="lost another"):
-        checkpoint.save_sharded(folder / "luma", optimizer=run.optimizer, overwrite=True)
+        save(folder / "luma", optimizer=run.optimizer, overwrite=True)
     (folder / f"survived-{dist.get_rank()}").touch()
     os._exit(0)

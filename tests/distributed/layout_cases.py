@@ -12,6 +12,8 @@ from torch.distributed.tensor import Replicate, Shard
 
 from luma_core import LUMA, checkpoint
 from luma_core.errors import BackendUnavailableError, ConfigurationError, NonFiniteGradientError
+from luma_core.optim import GatheredState
+from luma_core.stats import compute
 
 COLUMNS = {"layers.0.up_proj.weight": (70, 512), "layers.0.down_proj.weight": (33, 4, 128)}
 """Rows whose quarters, and halves, are whole blocks."""
@@ -112,10 +114,30 @@ def nonfinite_raises_everywhere(folder: Path) -> None:
         run.optimizer.step()
     assert_same(run.tensors(), before)
     mini = Run("mini", mesh_of_world()).steps(1)
-    with pytest.raises(ConfigurationError, match="sharded over processes"):
-        mini.optimizer.telemetry()
     with pytest.raises(ConfigurationError, match="save_sharded"):
         checkpoint.save(folder / "alone", optimizer=mini.optimizer)
+
+
+def statistics_are_those_of_the_whole(kind: str, folder: Path) -> None:
+    plain, sharded = Run(kind).steps(3), Run(kind, mesh_of_world()).steps(3)
+    assert compute(GatheredState(sharded.optimizer)) == compute(plain.optimizer)
+    if kind == "mini":
+        pairs = zip(sharded.optimizer.telemetry(), plain.optimizer.telemetry(), strict=True)
+        for found, expected in pairs:
+            assert found.name == expected.name
+            for field in ("max_update", "max_first", "second"):
+                assert torch.equal(getattr(found, field), getattr(expected, field)), field
+
+
+def nonfinite_counts_add_up(folder: Path) -> None:
+    run = Run("luma", mesh_of_world()).steps(1)
+    name = "layers.0.up_proj.weight"
+    bad = torch.zeros(SHAPES[name])
+    bad[::7, 0] = torch.nan
+    run.params[name].grad = run._place(bad)
+    run.optimizer.step()
+    state = GatheredState(run.optimizer).parameter_state(name)
+    assert state.nonfinite == len(bad[::7])
 
 
 def wrong_backend_is_refused(folder: Path) -> None:

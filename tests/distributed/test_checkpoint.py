@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from luma_core import LUMA, checkpoint
 from luma_core.convert import convert
@@ -67,12 +68,30 @@ def test_one_machine_reads_what_many_wrote(tmp_path: Path, runs) -> None:
     assert {state.step for state in again.parameter_states()} == {4}
 
 
+@pytest.mark.parametrize("worlds", [[2], pytest.param([3, 1, 2], marks=pytest.mark.heavy)])
+def test_weights_and_saves_behind_training(worlds: list[int], tmp_path: Path) -> None:
+    cases = ["save_weights", "load_weights", "save_behind_training", "numbered_steps"]
+    run(worlds[0], tmp_path, "weights_cases", cases)
+    for world in worlds[1:]:
+        run(world, tmp_path, "weights_cases", ["load_weights"])
+    expected = torch.load(tmp_path / "expected.pt")
+    stored = {}
+    for path in (tmp_path / "w").glob("model-*.safetensors"):
+        stored |= load_file(path)
+    assert set(stored) == {"embed.weight", "inner.weight", "inner.bias", "scale"} | {
+        f"norm.{kind}" for kind in ("weight", "bias")
+    }
+    for name, value in stored.items():
+        assert torch.equal(value, expected[name]), name
+
+
 @pytest.mark.heavy
-def test_a_killed_process_leaves_the_previous_checkpoint(tmp_path: Path, runs) -> None:
+@pytest.mark.parametrize("how", ["held", "behind"])
+def test_a_killed_process_leaves_the_previous_checkpoint(how: str, tmp_path: Path, runs) -> None:
     run(4, tmp_path, "checkpoint_cases", ["save:luma"])
     before = checkpoint.open(tmp_path / "luma").manifest
     begun = time.monotonic()
-    finish(start(4, tmp_path, "checkpoint_cases", ["one_is_killed"], timeout_seconds=25))
+    finish(start(4, tmp_path, "checkpoint_cases", [f"one_is_killed:{how}"], timeout_seconds=25))
     assert time.monotonic() - begun < 60
     assert sorted(p.name for p in tmp_path.glob("survived-*")) == [
         "survived-0",

@@ -1,23 +1,19 @@
 """Every example runs, at toy size."""
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from luma_core import checkpoint
 
+from .launcher import launched, torchrun
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
 
 
-def run(*arguments: object) -> str:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=110)
+def printed(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -28,7 +24,7 @@ def test_every_example_is_run_here() -> None:
 
 
 def test_ddp() -> None:
-    losses = run(*TORCHRUN, "--nproc-per-node", 2, EXAMPLES / "ddp.py", 12)
+    losses = printed(torchrun(2, EXAMPLES / "ddp.py", 12))
     found = [float(x) for x in re.findall(r"loss ([\d.]+)", losses)]
     assert len(found) == 12
     assert found[-1] < found[0]
@@ -36,22 +32,22 @@ def test_ddp() -> None:
 
 def test_fsdp2_goes_on_where_it_stopped(tmp_path: Path) -> None:
     script = EXAMPLES / "fsdp2_dcp.py"
-    first = run(*TORCHRUN, "--nproc-per-node", 2, script, tmp_path / "run", 3)
+    first = printed(torchrun(2, script, tmp_path / "run", 3))
     assert re.findall(r"step (\d+)", first) == ["0", "1", "2"]
-    again = run(*TORCHRUN, "--nproc-per-node", 1, script, tmp_path / "run", 2)
+    again = printed(torchrun(1, script, tmp_path / "run", 2))
     assert re.findall(r"step (\d+)", again) == ["3", "4"]
 
 
 @pytest.mark.parametrize("name", ["lightning_module", "accelerate_loop"])
 def test_frameworks(name: str, tmp_path: Path) -> None:
     pytest.importorskip(name.partition("_")[0])
-    run(EXAMPLES / f"{name}.py", tmp_path, 3)
+    printed(launched(EXAMPLES / f"{name}.py", tmp_path, 3))
     assert checkpoint.open(tmp_path / "state").manifest.summary.step == 3
 
 
 def test_trainer(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    run(EXAMPLES / "trainer.py", tmp_path, 3)
+    printed(launched(EXAMPLES / "trainer.py", tmp_path, 3))
     manager = checkpoint.CheckpointManager(tmp_path / "state")
     assert manager.latest() == 3
     assert manager.open().manifest.summary.step == 3

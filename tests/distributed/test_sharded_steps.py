@@ -40,6 +40,9 @@ def test_other_ways_of_sharding(tmp_path: Path) -> None:
         "state_from_whole:mini",
         "adamw_state_round_trip:luma",
         "adamw_state_round_trip:mini",
+        "statistics_are_those_of_the_whole:mini",
+        "statistics_are_those_of_the_whole:turbo_5bit",
+        "nonfinite_counts_add_up",
         "nonfinite_raises_everywhere",
         "wrong_backend_is_refused",
     ]

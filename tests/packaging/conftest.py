@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,3 +22,36 @@ def project(repo: Path) -> dict[str, Any]:
     """The [project] table of pyproject.toml."""
     table: dict[str, Any] = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
     return table
+
+
+# Leftovers of earlier builds would be packed again.
+NOT_SOURCE = shutil.ignore_patterns(
+    *(".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"),
+    "*.so",
+)
+
+
+@pytest.fixture(scope="session")
+def build_wheel(
+    repo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[dict[str, str]], Path]:
+    """Builds a wheel from a copy of this tree, with more environment variables."""
+
+    def build(environment: dict[str, str]) -> Path:
+        tree = tmp_path_factory.mktemp("source") / "tree"
+        shutil.copytree(repo, tree, ignore=NOT_SOURCE)
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", str(tree)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        (wheel,) = (tree / "dist").glob("*.whl")
+        return wheel
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def wheel(build_wheel: Callable[[dict[str, str]], Path]) -> Path:
+    """Built as pip builds it here: with the native library where there is a compiler."""
+    return build_wheel({})

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import runpy
-import shutil
-import subprocess
-import sys
 import zipfile
 from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
+
+# Whichever test comes first waits for the compiler.
+pytestmark = pytest.mark.timeout(300)
 
 # Each package and the folder it lies in.
 PACKAGES = {
@@ -19,21 +19,6 @@ PACKAGES = {
     "luma_server": "server",
     "luma_client": "client",
 }
-# Left out of the copy: leftovers of earlier builds would be packed again.
-NOT_SOURCE = shutil.ignore_patterns(
-    ".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"
-)
-
-
-@pytest.fixture(scope="module")
-def wheel(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tree = tmp_path_factory.mktemp("source") / "tree"
-    shutil.copytree(repo, tree, ignore=NOT_SOURCE)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", str(tree)]
-    build = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert build.returncode == 0, build.stdout + build.stderr
-    (built,) = (tree / "dist").glob("*.whl")
-    return built
 
 
 @pytest.fixture(scope="module")

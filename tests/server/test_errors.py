@@ -116,7 +116,7 @@ def test_links_inside_the_root_work_and_loops_do_not_break_it(check_problem, htt
 
 def test_a_root_that_is_a_link_works(root, tmp_path, serving) -> None:
     (tmp_path / "link").symlink_to(root)
-    with serving(create_app(Settings(root=tmp_path / "link"))) as url:
+    with serving(create_app(Settings(root=tmp_path / "link", allow_anonymous=True))) as url:
         answer = httpx.get(f"{url}/v1/checkpoints/gpt/9/stats", trust_env=False)
     assert answer.status_code == 200
 
@@ -194,7 +194,9 @@ def test_unexpected_exceptions_tell_the_log_and_not_the_client(
         ({"stats_cache_bytes": -1}, "stats_cache_bytes=-1"),
         ({"shutdown_seconds": float("nan")}, "shutdown_seconds=nan"),
         ({"part_bytes": 0}, "part_bytes=0 must be from 1024"),
-        ({"host": "0.0.0.0"}, "there are no tokens"),
+        ({"host": "0.0.0.0"}, "can be reached from elsewhere, and there are no tokens"),
+        ({"host": "0.0.0.0", "allow_anonymous": True}, "can be reached from elsewhere"),
+        ({}, "nobody could use the server"),
         ({"tokens_file": Path("missing.json")}, "is not a file"),
         ({"tokens_file": Path("missing.json"), "allow_anonymous": True}, "exclude each other"),
     ],

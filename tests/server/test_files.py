@@ -136,7 +136,11 @@ def test_servers_without_zero_copy_send_the_same(root, shard) -> None:
     import time
 
     config = uvicorn.Config(
-        create_app(Settings(root=root)), http="h11", ws="none", lifespan="on", log_config=None
+        create_app(Settings(root=root, allow_anonymous=True)),
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
     )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -162,7 +166,7 @@ def test_a_client_that_goes_away_leaves_no_file_open(root, serving, optimizer) -
     big = root / "gpt" / "9"
     shard = next(big.glob("*.safetensors"))
     before = shard.stat().st_size
-    with serving(create_app(Settings(root=root))) as url:
+    with serving(create_app(Settings(root=root, allow_anonymous=True))) as url:
         port = int(url.rpartition(":")[2])
         for _ in range(20):
             with socket.create_connection(("127.0.0.1", port)) as raw:

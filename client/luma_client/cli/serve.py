@@ -11,11 +11,11 @@ from luma_client.cli.output import JsonOption, Output, QuietOption
 
 HELP = (
     "Serve checkpoints, laid out as ROOT/RUN/STEP, over HTTP until interrupted.\n\n"
-    "Without --tokens-file everybody on this machine may read, and with --no-auth write as well; "
-    "other addresses than loopback need --tokens-file."
+    "One of --tokens-file and --no-auth is needed: who may use the server? Other addresses than "
+    "loopback need --tokens-file."
 )
 EPILOG = (
-    "Examples: luma serve --root runs --port 8000; luma serve --root s3://bucket/runs --host "
+    "Examples: luma serve --root runs --no-auth; luma serve --root s3://bucket/runs --host "
     "0.0.0.0 --tokens-file tokens.json\n\nJSON keys, printed when ready: url, root, pid"
 )
 
@@ -42,7 +42,7 @@ def command(
     no_auth: Annotated[
         bool,
         typer.Option(
-            "--no-auth", help="Let everybody on this machine write, too.", show_default=False
+            "--no-auth", help="Let everybody on this machine read and write.", show_default=False
         ),
     ] = False,
     as_json: JsonOption = False,

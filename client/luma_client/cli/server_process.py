@@ -12,12 +12,15 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import IO, Self
 
-from luma_core.errors import BackendUnavailableError, ServiceError
+from luma_core.errors import BackendUnavailableError, ConfigurationError, ServiceError
 
 _READY = re.compile(r"listening on (https?://\S+)")
 # Python adds this to the system's own words; the address is in the message already.
 _ATTEMPT = re.compile(r" \(while attempting to bind on address \(.*?\)\)")
 _STOP_SECONDS = 10.0
+_USAGE = 2
+"""What the server ends with where its arguments cannot work."""
+
 _NEEDED_MODULES = ("luma_server", "fastapi", "prometheus_client", "uvicorn")
 
 
@@ -35,6 +38,7 @@ class ServerProcess:
 
     Raises:
         BackendUnavailableError: the server is not installed.
+        ConfigurationError: its arguments cannot work.
         ServiceError: it ended before it was ready.
     """
 
@@ -98,6 +102,8 @@ class ServerProcess:
         if log is not None:
             raise ServiceError(f"{told}.", hint=f"Its messages in {log.name} say why.")
         said = _ATTEMPT.sub("", self._messages.take()).strip().removeprefix("error: ")
+        if code == _USAGE and said:
+            raise ConfigurationError(said)
         raise ServiceError(f"{told}: {said}" if said else f"{told}.")
 
     def _forward(self, log: IO[bytes] | None) -> None:

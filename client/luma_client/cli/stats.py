@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,11 +20,12 @@ HELP = (
     "parameter in memory; of each moment the root mean square, the largest magnitude, the shares "
     "of codes that are zero and at the top of the grid, and the codes' entropy H in bits; rms and "
     "largest magnitude of the update m_hat / (sqrt(v_hat) + eps); blocks left out so far because "
-    "their update was not finite. Lines below 160 characters show some of them; --json has all."
+    "their update was not finite. Lines below 160 characters show some of them; --json has all. "
+    "Below, the block scales of each moment by power of two."
 )
 EPILOG = (
     "Example: luma stats runs/gpt2/1000 --param '*.mlp.*'\n\nJSON keys: path, total, parameters, "
-    "histogram_edges"
+    "histogram_edges, version"
 )
 
 ParamOption = Annotated[
@@ -60,12 +62,11 @@ def command(
 def _view(result: CheckpointStats, columns: int) -> Group:
     from rich.console import Group
 
-    from luma_client.cli.tables import stats_table
+    from luma_client.cli.tables import facts, scale_rows, stats_table
 
     missing = result.total.parameters_without_state
-    note = f"{missing:,} of them have no state yet: they had no gradient." if missing else ""
-    return (
-        Group(stats_table(result, columns=columns), note)
-        if note
-        else Group(stats_table(result, columns=columns))
-    )
+    note = f"{missing:,} of them have no state yet: they had no gradient." if missing else None
+    unicode = "utf" in (sys.stdout.encoding or "").lower()
+    scales = scale_rows(result, blocks="▁▂▃▄▅▆▇█" if unicode else "12345678")
+    shown = [stats_table(result, columns=columns), facts(scales) if scales else None, note]
+    return Group(*(part for part in shown if part is not None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -105,6 +106,31 @@ def _stats_cells(entry: ParameterStats | TotalStats, names: Sequence[str], wide:
         cells.append(number(moment.entropy_bits, 4))
     cells.append(number(entry.update.rms))
     return [*cells, *([number(entry.update.max)] if wide else []), f"{entry.nonfinite:,}"]
+
+
+def scale_rows(stats: CheckpointStats, *, blocks: str) -> list[tuple[str, str]]:
+    """Return a line for each moment that has block scales: how many of which power of two.
+
+    Args:
+        stats: what was measured.
+        blocks: characters for bars of growing height.
+    """
+    rows = []
+    for moment in stats.total.moments:
+        scale = moment.scale
+        if scale is None:
+            continue
+        counts, first = scale.histogram.counts, scale.histogram.first
+        bars = "".join(_bar(count / max(counts), blocks) for count in counts)
+        shown = f"2^{first} {bars} 2^{first + len(counts)}, " if counts else ""
+        zeros = f", {percent(scale.histogram.zeros / scale.blocks)} zero" if scale.blocks else ""
+        text = f"{shown}{scale.blocks:,} blocks, median {number(scale.median)}{zeros}"
+        rows.append((f"{SYMBOLS.get(moment.moment, moment.moment)} scales", text))
+    return rows
+
+
+def _bar(share: float, blocks: str) -> str:
+    return blocks[math.ceil(share * len(blocks)) - 1] if share else " "
 
 
 def diff_table(diff: StateDiff) -> Table:

@@ -8,12 +8,24 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from luma_core.codecs import BF16, FP32, Codec, Fields, LogV, Luma16M, Luma16V, RootV, TableM
+from luma_core.codecs import (
+    BF16,
+    FP8E4M3,
+    FP32,
+    Codec,
+    Fields,
+    LogV,
+    Luma16M,
+    Luma16V,
+    RootV,
+    TableM,
+)
 from luma_core.codecs.loggrid import LogGridCodec
 from luma_core.codecs.packed import PackedCodec
 from luma_kernels.cpu.library import native_library
 from luma_kernels.cpu.structs import (
     BFLOAT,
+    FP8,
     LOG,
     LOG_ROOT,
     LOG_SIGNED,
@@ -36,6 +48,7 @@ _KINDS: dict[type[Codec], int] = {
     TableM: TABLE,
     RootV: ROOT,
     LogV: LOG,
+    FP8E4M3: FP8,
 }
 
 _THREAD_ELEMENTS = 1 << 15
@@ -68,7 +81,7 @@ def describe_moment(codec: Codec, fields: Mapping[str, Tensor]) -> Moment:
     for field, tensor in fields.items():
         member = "values" if field in ("codes", "value") else field
         setattr(moment, member, tensor.data_ptr())
-    if isinstance(codec, LogGridCodec):
+    if isinstance(codec, LogGridCodec | FP8E4M3):
         grid = codec.log_grid
         moment.octaves, moment.mantissa_bits = grid.octaves, grid.mantissa_bits
     if isinstance(codec, PackedCodec):
@@ -94,6 +107,14 @@ def thread_count(elements: int, threads: int | None = None) -> int:
     """Return how many threads share ``elements``: torch's own number, fewer for small tensors."""
     available = torch.get_num_threads() if threads is None else threads
     return max(1, min(available, elements // _THREAD_ELEMENTS))
+
+
+def _is_coded(codec: Codec) -> bool:
+    """Return whether the library encodes and decodes tensors with a codec."""
+    kind = moment_kind(codec)
+    # One scale for a whole tensor is fitted for 16-bit codes only.
+    whole = codec.block_size is None and kind not in (LOG_SIGNED, LOG_ROOT)
+    return kind not in (None, PLAIN, BFLOAT) and not whole
 
 
 def stored_as_specified(codec: Codec, fields: Mapping[str, Tensor], shape: torch.Size) -> bool:
@@ -130,7 +151,7 @@ def encode(
     Raises:
         BackendUnavailableError: there is no library.
     """
-    if moment_kind(codec) in (None, PLAIN, BFLOAT) or x.dtype not in DTYPES or not x.numel():
+    if not _is_coded(codec) or x.dtype not in DTYPES or not x.numel():
         return None
     if not is_plain(x) or not x.is_contiguous():
         return None
@@ -181,7 +202,7 @@ def decode(
     Raises:
         BackendUnavailableError: there is no library.
     """
-    if moment_kind(codec) in (None, PLAIN, BFLOAT):
+    if not _is_coded(codec):
         return None
     if not stored_as_specified(codec, fields, torch.Size(shape)):
         return None

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from luma_core.errors import BackendUnavailableError
-from luma_kernels.cpu.structs import INTERFACE_VERSION, Coding, Step
+from luma_kernels.cpu.structs import INTERFACE_VERSION, Coding, Segments, Squares, Step
 
 LIBRARY_PATH = Path(__file__).with_name("_native.so")
 """Where installing puts the library."""
@@ -95,6 +95,21 @@ class NativeLibrary:
         pointer = sums.data_ptr()
         return int(self._library.luma_lamb_step(ctypes.byref(step), pointer, index, threads))
 
+    def mini_step(
+        self, step: Step, segments: Segments, threads: int, instruction_set: str | None = None
+    ) -> int:
+        """Take one step of Adam-mini; return the number of segments that were not finite."""
+        index = self._index(instruction_set)
+        pointers = ctypes.byref(step), ctypes.byref(segments)
+        return int(self._library.luma_mini_step(*pointers, index, threads))
+
+    def square_digits(
+        self, squares: Squares, digits: Tensor, threads: int, instruction_set: str | None = None
+    ) -> None:
+        """Add the digits of a sum of squares to int64 ``digits``."""
+        index = self._index(instruction_set)
+        self._library.luma_square_digits(ctypes.byref(squares), digits.data_ptr(), index, threads)
+
     def encode(self, coding: Coding, threads: int, instruction_set: str | None = None) -> None:
         """Encode one moment."""
         self._library.luma_encode(ctypes.byref(coding), self._index(instruction_set), threads)
@@ -134,6 +149,10 @@ class NativeLibrary:
         library.luma_step.restype = c_int64
         library.luma_lamb_step.argtypes = [POINTER(Step), c_void_p, c_int32, c_int32]
         library.luma_lamb_step.restype = c_int64
+        library.luma_mini_step.argtypes = [POINTER(Step), POINTER(Segments), c_int32, c_int32]
+        library.luma_mini_step.restype = c_int64
+        library.luma_square_digits.argtypes = [POINTER(Squares), c_void_p, c_int32, c_int32]
+        library.luma_square_digits.restype = None
         library.luma_summarize.argtypes = [c_void_p, c_int32]
         library.luma_summarize.restype = None
         library.luma_count_codes.argtypes = [c_void_p, c_int64, c_void_p, c_int32]

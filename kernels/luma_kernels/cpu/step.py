@@ -9,8 +9,16 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from luma_core.codecs import Codec
-from luma_core.optim.rules import AdamWHyper, AdamWRule, LAMBHyper, LAMBRule, ParameterStep, Rule
+from luma_core.codecs import Codec, SegmentMean
+from luma_core.optim.rules import (
+    AdamMiniRule,
+    AdamWHyper,
+    AdamWRule,
+    LAMBHyper,
+    LAMBRule,
+    ParameterStep,
+    Rule,
+)
 from luma_core.optim.rules.adamw import MOMENTS
 from luma_kernels.cpu.coding import (
     DTYPES,
@@ -22,17 +30,32 @@ from luma_kernels.cpu.coding import (
     thread_count,
 )
 from luma_kernels.cpu.library import native_library
-from luma_kernels.cpu.structs import BFLOAT, LOG, LOG_ROOT, LOG_SIGNED, PLAIN, ROOT, TABLE, Step
+from luma_kernels.cpu.mini import first_layout, step_segments, unsupported_first
+from luma_kernels.cpu.structs import (
+    BFLOAT,
+    FP8,
+    LOG,
+    LOG_ROOT,
+    LOG_SIGNED,
+    PLAIN,
+    ROOT,
+    TABLE,
+    Moment,
+    Step,
+)
 
 _WHOLE_KINDS = ((LOG_SIGNED, LOG_ROOT), (PLAIN, PLAIN))
 """Pairs that may have one scale for the whole tensor."""
 
+_ADAMW_KINDS = (
+    (LOG_SIGNED, LOG_ROOT),
+    (BFLOAT, BFLOAT),
+    *product((PLAIN, TABLE), (PLAIN, ROOT, LOG)),
+    *product((LOG_SIGNED, BFLOAT, FP8), (PLAIN,)),
+)
 _KINDS: dict[type[Rule], tuple[tuple[int, int], ...]] = {
-    AdamWRule: (
-        (LOG_SIGNED, LOG_ROOT),
-        (BFLOAT, BFLOAT),
-        *product((PLAIN, TABLE), (PLAIN, ROOT, LOG)),
-    ),
+    AdamWRule: _ADAMW_KINDS,
+    AdamMiniRule: _ADAMW_KINDS,
     LAMBRule: ((LOG_SIGNED, LOG_ROOT), (BFLOAT, BFLOAT), (PLAIN, PLAIN)),
 }
 
@@ -41,6 +64,8 @@ def unsupported_codecs(rule: Rule, codecs: Mapping[str, Codec]) -> str:
     """Return why the library cannot step moments stored by ``codecs``; empty if it can."""
     if type(rule) not in _KINDS or tuple(codecs) != MOMENTS:
         return f"there is no native kernel of the rule {type(rule).__name__}"
+    if type(rule) is AdamMiniRule and isinstance(codecs[MOMENTS[1]], SegmentMean):
+        return unsupported_first(codecs[MOMENTS[0]])
     kinds = tuple(moment_kind(codec) for codec in codecs.values())
     sizes = {codec.block_size for codec in codecs.values()}
     if kinds not in _KINDS[type(rule)] or len(sizes) > 1:
@@ -88,7 +113,7 @@ def step_parameter(
         instruction_set: one of the library's; the fastest by default.
 
     Returns:
-        int64 0-d tensor: blocks whose new moments were not all finite.
+        int64 0-d tensor: blocks whose new moments were not all finite; of Adam-mini, segments.
 
     Raises:
         BackendUnavailableError: there is no library, or it has no such instruction set here.
@@ -101,6 +126,8 @@ def step_parameter(
         blocks = next(iter(item.moments.values())).codec.grid(param.shape)
         sums = torch.empty(blocks.rows, blocks.blocks_per_row, 2, dtype=torch.float64)
         bad = native_library().lamb_step(step, sums, threads, instruction_set)
+    elif isinstance(item.moments[MOMENTS[1]].codec, SegmentMean):
+        bad = step_segments(item, step, threads, instruction_set)
     else:
         bad = native_library().step(step, threads, instruction_set)
     if param is item.param:
@@ -114,12 +141,17 @@ def step_parameter(
 def _describe(item: ParameterStep, param: Tensor, grad: Tensor) -> Step:
     """Return the step of contiguous tensors, which must outlive it."""
     first, second = (item.moments[name] for name in MOMENTS)
+    if isinstance(second.codec, SegmentMean):
+        layout, own = first_layout(first.codec, tuple(param.shape)), Moment()
+    else:
+        layout = describe_layout(first.codec, tuple(param.shape))
+        own = describe_moment(second.codec, second.fields)
     return Step(
         param=param.data_ptr(),
         grad=grad.data_ptr(),
         first=describe_moment(first.codec, first.fields),
-        second=describe_moment(second.codec, second.fields),
-        layout=describe_layout(first.codec, param.shape),
+        second=own,
+        layout=layout,
         first_index=item.first_index,
         param_dtype=DTYPES[param.dtype],
         grad_dtype=DTYPES[grad.dtype],

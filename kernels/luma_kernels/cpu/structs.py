@@ -5,10 +5,10 @@ from __future__ import annotations
 from ctypes import Structure, c_double, c_float, c_int32, c_int64, c_uint32, c_void_p
 from typing import ClassVar
 
-INTERFACE_VERSION = 3
+INTERFACE_VERSION = 4
 """``kInterfaceVersion`` of the sources that these layouts were written for."""
 
-PLAIN, LOG_SIGNED, LOG_ROOT, TABLE, ROOT, LOG, BFLOAT = range(7)
+PLAIN, LOG_SIGNED, LOG_ROOT, TABLE, ROOT, LOG, BFLOAT, FP8 = range(8)
 """How a moment is stored: floats, codes of it or of its square root, or packed codes."""
 
 
@@ -69,6 +69,37 @@ class Step(Structure):
         ("adapt", c_int32),
         ("trust_clip", c_int32),
         ("lr", c_double),
+    ]
+
+
+class Segments(Structure):
+    """The Hessian blocks of a parameter, their second moments, and room for a step."""
+
+    _fields_: ClassVar = [
+        ("outer", c_int64),
+        ("reduce", c_int64),
+        ("length", c_int64),
+        ("inner", c_int64),
+        ("runs", c_void_p),
+        ("runs_count", c_int64),
+        ("per_outer", c_int64),
+        ("pieces", c_int64),
+        ("second", c_void_p),
+        ("sums", c_void_p),
+        ("roots", c_void_p),
+        ("alone", c_int32),
+    ]
+
+
+class Squares(Structure):
+    """A tensor whose squares are added up."""
+
+    _fields_: ClassVar = [
+        ("values", c_void_p),
+        ("rows", c_int64),
+        ("cols", c_int64),
+        ("dtype", c_int32),
+        ("flat", c_int32),
     ]
 
 

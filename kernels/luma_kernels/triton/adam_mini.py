@@ -234,6 +234,8 @@ def mini_kernel(
                     at, element, block, leader, inside,
                     not FULL, P, M_DECODE, M_ENCODE, M_BITS, OCTAVES, SCALED, BLOCK, SKIP, ROUND,
                 )  # fmt: skip
+        # No warp may find the new second moment where it expects the old one.
+        tl.debug_barrier()
         if SKIP:
             tl.store(second_at, v, mask=finite)
         else:

@@ -47,6 +47,16 @@ LARGEST_SECOND = tl.constexpr(0x7F7F08F3)
 INFINITY = tl.constexpr(0x7F800000)
 
 
+@triton.constexpr_function
+def _cache(M, V, WHOLE):
+    """Return how loads use caches.
+
+    Each byte is read once, and L1 is better left out: that takes 0.8% off a step of 16-bit codes,
+    but adds 1 to 6% to those with packed codes or one scale per tensor.
+    """
+    return "" if WHOLE or packed(M) or packed(V) else ".cg"
+
+
 @triton.jit
 def _new_moments(grad, m, v, numbers, FACTOR: tl.constexpr):
     """Return the new moments, float32; ``FACTOR`` says whether gradients are scaled or negated."""
@@ -114,17 +124,18 @@ def _step_tile(
     of blocks and lanes within the tensor; ``low`` and ``high`` the words of the global element
     index.
     """
+    CACHE: tl.constexpr = _cache(M, V, WHOLE)
     param_at = pointers[0] + start + element
-    grad = load(pointers[1] + start + element, mask, MASKED)
+    grad = load(pointers[1] + start + element, mask, MASKED, CACHE)
     if grad.dtype == tl.float32 and (packed(M) or packed(V)):
         # Never read. Accesses of 16-bit values give a thread the 8 elements of a word; those of
         # 32-bit values alone would give them to two threads, which then exchange them.
         hint_at = pointers[1].to(tl.pointer_type(tl.int16)) + start + element
         hint = tl.load(hint_at, mask=(block < 0)[:, :, None], other=0).to(tl.int32)
         grad = (grad.to(tl.int32, bitcast=True) | hint).to(tl.float32, bitcast=True)
-    old_param = load(param_at, mask, MASKED)
-    raw_m = load_codes(pointers[2], start + element, group, mask, MASKED, M)
-    raw_v = load_codes(pointers[3], start + element, group, mask, MASKED, V)
+    old_param = load(param_at, mask, MASKED, CACHE)
+    raw_m = load_codes(pointers[2], start + element, group, mask, MASKED, M, CACHE)
+    raw_v = load_codes(pointers[3], start + element, group, mask, MASKED, V, CACHE)
     scale_m, window_m = load_scales(pointers[4], pointers[4], block, M)
     scale_v, window_v = load_scales(pointers[5], pointers[7], block, V)
 

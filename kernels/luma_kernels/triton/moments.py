@@ -49,13 +49,16 @@ from luma_kernels.triton.tables import (
     pointer_of,
 )
 
+ANY_CACHE = tl.constexpr("")
+"""The modifier of loads that use all caches."""
+
 
 @triton.jit
-def load(pointer, mask, MASKED: tl.constexpr):
-    """Load, with the mask where there is one."""
+def load(pointer, mask, MASKED: tl.constexpr, CACHE: tl.constexpr = ANY_CACHE):
+    """Load, with the mask where there is one; ``CACHE`` is a modifier of Triton's."""
     if MASKED:
-        return tl.load(pointer, mask=mask, other=0)
-    return tl.load(pointer)
+        return tl.load(pointer, mask=mask, other=0, cache_modifier=CACHE)
+    return tl.load(pointer, cache_modifier=CACHE)
 
 
 @triton.jit
@@ -115,14 +118,24 @@ def moment_pointers(
 
 
 @triton.jit
-def load_codes(codes, offset, group, mask, MASKED: tl.constexpr, C: tl.constexpr):
+def load_codes(
+    codes,
+    offset,
+    group,
+    mask,
+    MASKED: tl.constexpr,
+    C: tl.constexpr,
+    CACHE: tl.constexpr = ANY_CACHE,
+):
     """Load stored values.
 
     ``offset`` are element offsets, ``[blocks, lanes, LANE]``, and ``group`` numbers of lanes,
     ``[blocks, lanes]``, counted in whole blocks. Packed codes fill whole blocks, so the mask is
     not for them.
     """
-    return load_words(codes, group, C[1]) if packed(C) else load(codes + offset, mask, MASKED)
+    return (
+        load_words(codes, group, C[1]) if packed(C) else load(codes + offset, mask, MASKED, CACHE)
+    )
 
 
 @triton.jit

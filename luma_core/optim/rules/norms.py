@@ -1,11 +1,14 @@
 """Sums of squares that do not depend on the order of additions, and so not on who adds what.
 
-Squares are float32. Those of a block are added in float64, or each stands alone in flat tensors,
-which may be cut anywhere. These numbers, all multiples of 2**-149, are cut into digits of 32 bits,
-and digits of equal rank are added as integers: exactly, in any order, on any number of devices.
+Squares are float32. Those of a block are added in float64, halves to halves, or each stands alone
+in flat tensors, which may be cut anywhere. These numbers, all multiples of 2**-149, are cut into
+digits of 32 bits, and digits of equal rank are added as integers: exactly, in any order, on any
+number of devices.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -37,10 +40,14 @@ def square_digits(x: Tensor, keep: Tensor | None = None, *, flat: bool) -> Tenso
     squares = torch.where(counts, squares, 0.0)
     if flat:
         return _digits(squares.double())
-    if squares.shape[-1] > _BLOCK:
-        squares = torch.nn.functional.pad(squares, (0, -squares.shape[-1] % _BLOCK))
-        squares = squares.unflatten(-1, (-1, _BLOCK))
-    return _digits(squares.sum(dim=-1, dtype=torch.float64))
+    length = squares.shape[-1]
+    width = min(_BLOCK, 1 << max(length - 1, 0).bit_length())
+    sums = torch.nn.functional.pad(squares, (0, -length % width)).double()
+    sums = sums.unflatten(-1, (-1, width))
+    while width > 1:
+        width //= 2
+        sums = sums[..., :width] + sums[..., width:]
+    return _digits(sums)
 
 
 def _digits(values: Tensor) -> Tensor:
@@ -57,11 +64,21 @@ def _digits(values: Tensor) -> Tensor:
 def total(digits: Tensor) -> Tensor:
     """Return the numbers of sums of digits, float64, without the last dimension.
 
+    On the CPU they are rounded once, so that carries between digits do not matter.
+
     Args:
         digits: int64 ``[..., DIGITS]``.
     """
+    if digits.device.type == "cpu":
+        sums = [_whole(row) for row in digits.reshape(-1, digits.shape[-1]).tolist()]
+        return torch.tensor(sums, dtype=torch.float64).view(digits.shape[:-1])
     value = torch.zeros(digits.shape[:-1], dtype=torch.float64, device=digits.device)
     for place in range(DIGITS):
         unit = 2.0 ** (place * _DIGIT_BITS + _LOWEST_EXPONENT)
         value = value + digits[..., place].double() * unit
     return value
+
+
+def _whole(digits: list[int]) -> float:
+    value = sum(digit << (place * _DIGIT_BITS) for place, digit in enumerate(digits))
+    return math.ldexp(value, _LOWEST_EXPONENT)

@@ -12,7 +12,8 @@ from luma_core.checkpoint import check_name
 from luma_core.errors import CheckpointExistsError, CheckpointNotFoundError
 from luma_core.wire import Job, JobList, Place
 from luma_server.access import Reader, Writer
-from luma_server.jobs import DOWNLOADS, RESULT_NAME
+from luma_server.job_records import RESULT_NAME
+from luma_server.jobs import DOWNLOADS
 from luma_server.problems import ApiError
 from luma_server.routes.common import Run, Server, Step, audit
 from luma_server.transfer import file_response

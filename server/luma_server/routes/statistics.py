@@ -10,11 +10,12 @@ from fastapi import APIRouter, Query, Request, Response
 
 from luma_core.checkpoint import check_name
 from luma_core.errors import ServiceError
-from luma_core.stats import CheckpointStats
+from luma_core.stats import METRICS, CheckpointStats, ModuleList
 from luma_core.wire import CheckpointInfo
-from luma_core.wire_stats import Comparison, ModuleList, Series
+from luma_core.wire_stats import Comparison, Series
 from luma_server.access import Reader
-from luma_server.analysis import Wanted, spread
+from luma_server.analysis import spread
+from luma_server.numbers import Wanted
 from luma_server.place import not_found
 from luma_server.problems import ApiError
 from luma_server.routes.common import (
@@ -111,6 +112,12 @@ async def get_series(
     """Show a metric of one parameter, of a module or of all; `pending` points come later."""
     if param is not None and module is not None:
         raise ApiError("invalid_request", "query: param and module exclude each other.")
+    if metric not in METRICS:
+        raise ApiError(
+            "invalid_request",
+            f"query.metric: {metric!r} is not known.",
+            hint=f"One of {', '.join(METRICS)}.",
+        )
     check_name(run)
 
     def find() -> list[CheckpointInfo]:

@@ -18,9 +18,9 @@ from luma_core.errors import (
     some_names,
 )
 from luma_server.catalog import Catalog
+from luma_server.claims import claimed, remove_empty
 from luma_server.place import not_found
 from luma_server.problems import ApiError
-from luma_server.uploads.claims import claimed, remove_empty
 from luma_server.uploads.record import Record, session_store
 from luma_server.uploads.staging import Part, Staging, WrongFileError
 
@@ -157,7 +157,9 @@ def _check_replaceable(catalog: Catalog, record: Record) -> None:
 
 def _check_free(catalog: Catalog, run: str, step: str) -> None:
     if catalog.annotations.pinned_now(run, step):
-        raise ApiError("pinned", f"{run}/{step} is pinned.", hint="Unpin it first.")
+        raise ApiError(
+            "pinned", f"{run}/{step} is pinned.", hint="Unpin it first: luma pin --remove."
+        )
     child = catalog.needed_by(run, step)
     if child is not None:
         raise ApiError(

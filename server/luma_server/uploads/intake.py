@@ -67,7 +67,9 @@ def check_place(
     check_expected(run, step, known.digest, expected)
     same = manifest is not None and manifest.digest == known.digest
     if known.pinned and not same:
-        raise ApiError("pinned", f"{run}/{step} is pinned.", hint="Unpin it first.")
+        raise ApiError(
+            "pinned", f"{run}/{step} is pinned.", hint="Unpin it first: luma pin --remove."
+        )
     if not overwrite and not same:
         raise CheckpointExistsError(
             f"there is a checkpoint {run}/{step} already.",

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from luma_core.checkpoint.names import check_name
-from luma_core.checkpoint.remote import FsspecStore
-from luma_core.checkpoint.store import ObjectWriter, Store
+from luma_core.checkpoint.store import Store
 from luma_server.place import Root
 from luma_server.problems import ApiError
 
@@ -155,112 +152,9 @@ def file_sha256(store: Store, name: str, size_bytes: int) -> str:
 def open_staging(root: Root, session_id: str, part_bytes: int) -> Staging:
     """Return the staging area of a session."""
     from luma_server.uploads.local import LocalStaging
+    from luma_server.uploads.remote import RemoteStaging
 
     folder = root.private_path(UPLOADS, session_id)
     if folder is not None:
         return LocalStaging(folder, part_bytes)
     return RemoteStaging(root.private(UPLOADS, session_id))
-
-
-class RemoteStaging(Staging):
-    """Keeps each part as an object; a file is streamed into its place when it is published.
-
-    Args:
-        store: the folder of the session.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._parts = store.folder("parts")
-
-    def parts(self, name: str) -> dict[int, Part]:
-        found = filter(None, map(Part.of, self._parts.folder(check_name(name)).names()))
-        return {part.number: part for part in found}
-
-    def names(self) -> list[str]:
-        return self._parts.folders()
-
-    def begin(self, name: str, part: Part) -> PartWriter:
-        store = self._parts.folder(check_name(name))
-        former = self.parts(name).get(part.number)
-        return _ObjectPart(store, store.write(part.marker), part, former)
-
-    def adopt(self, name: str, source: Store, source_name: str) -> None:
-        """Do nothing: the copy is made by the store when the file is published."""
-
-    def clear(self, name: str) -> None:
-        store = self._parts.folder(check_name(name))
-        for marker in store.names():
-            store.delete(marker)
-        store.remove_folder()
-
-    def check(self, name: str, parts: list[Part], sha256: str) -> None:
-        """Do nothing: what is published is checked on its way."""
-
-    def publish(
-        self,
-        name: str,
-        parts: list[Part],
-        sha256: str,
-        target: Store,
-        *,
-        adopted: tuple[Store, str] | None,
-        tick: Callable[[], None],
-    ) -> None:
-        if adopted is not None:
-            _copy(*adopted, target, name)
-            return
-        whole = hashlib.sha256()
-        with target.write(name) as out:
-            for data in self._contents(name, parts):
-                whole.update(data)
-                out.write(data)
-                tick()
-            if whole.hexdigest() != sha256:
-                raise WrongFileError(name)
-            out.commit()
-
-    def _contents(self, name: str, parts: list[Part]) -> Iterator[bytes]:
-        """Yield the bytes of each part while those of the next one are fetched."""
-        store = self._parts.folder(name)
-        with ThreadPoolExecutor(1) as pool:
-            waiting = None
-            for part in parts:
-                fetched = pool.submit(store.read_range, part.marker, 0, part.size_bytes)
-                if waiting is not None:
-                    yield waiting.result()
-                waiting = fetched
-            if waiting is not None:
-                yield waiting.result()
-
-    def discard(self) -> None:
-        for name in self.names():
-            self.clear(name)
-        self._parts.remove_folder()
-
-
-class _ObjectPart(PartWriter):
-    def __init__(self, store: Store, out: ObjectWriter, part: Part, former: Part | None) -> None:
-        self._store = store
-        self._out = out
-        self._former = former if former is not None and former != part else None
-
-    def write(self, data: bytes) -> None:
-        self._out.write(data)
-
-    def commit(self) -> None:
-        self._out.commit()
-        if self._former is not None:
-            self._store.delete(self._former.marker)
-
-    def discard(self) -> None:
-        self._out.discard()
-
-
-def _copy(source: Store, source_name: str, target: Store, name: str) -> None:
-    """Copy an object inside the store, without its bytes passing through here."""
-    assert isinstance(source, FsspecStore)
-    assert isinstance(target, FsspecStore)
-    if source.path_of(source_name) == target.path_of(name):
-        return
-    target.call("makedirs", target.path, exist_ok=True)
-    target.call("cp_file", source.path_of(source_name), target.path_of(name))

@@ -1,6 +1,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import secrets
 import shutil
 import socket
@@ -125,8 +126,12 @@ def _free(port):
 
 
 def free_ports(count):
-    """Ports of which the one for gRPC, 10,000 above, is free as well."""
-    found = (p for p in range(21_000, 30_000, 7) if _free(p) and _free(p + GRPC_OFFSET))
+    """Ports of which the one for gRPC, 10,000 above, is free as well.
+
+    Processes that look at the same time begin at different places, a server of four ports apart.
+    """
+    first = 21_000 + os.getpid() % 250 * 28
+    found = (p for p in range(first, 30_000, 7) if _free(p) and _free(p + GRPC_OFFSET))
     return [next(found) for _ in range(count)]
 
 

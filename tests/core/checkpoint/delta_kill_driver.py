@@ -6,14 +6,12 @@ save had returned before.
 """
 
 import json
-import os
 import random
-import signal
 import sys
-import time
-import traceback
+from itertools import count
 
 import torch
+from killing import found_by, kill_once, reported
 
 from luma_core import checkpoint
 from luma_core.checkpoint import CheckpointManager
@@ -39,69 +37,27 @@ def train(optimizer, params, generator):
     optimizer.step()
 
 
-def save_for_ever(url, wait, told):
-    """Go on from the latest step until killed; report each that a save or a handle returned."""
+def saves(url, wait):
+    """Go on from the latest step for ever."""
     manager = CheckpointManager(url, **OPTIONS)
     optimizer, params, generator = make_optimizer()
-    step = manager.latest() or 0
-    if step:
+    last = manager.latest() or 0
+    if last:
         extra = manager.load(optimizer=optimizer).extra
         generator.set_state(extra["rng"])
-    flying = []
-    while True:
-        step += 1
+    for step in count(last + 1):
         train(optimizer, params, generator)
         extra = {"step": step, "rng": generator.get_state()}
-        saved = manager.save(
-            step, optimizer=optimizer, extra=extra, wait=wait, max_shard_bytes=100_000
+        yield (
+            step,
+            manager.save(
+                step, optimizer=optimizer, extra=extra, wait=wait, max_shard_bytes=100_000
+            ),
         )
-        if not wait:
-            flying.append((step, saved))
-            if len(flying) < 2:
-                continue
-            number, handle = flying.pop(0)
-            handle.result()
-        os.write(told, (number if not wait else step).to_bytes(8, "little"))
-
-
-def in_child(work):
-    """Run ``work(pipe)`` in a forked process, so that this one never opens a store of its own."""
-    out, told = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(out)
-        try:
-            work(told)
-        except BaseException:
-            traceback.print_exc()
-        os._exit(0)
-    os.close(told)
-    return child, os.fdopen(out, "rb")
-
-
-def kill_once(url, wait, step, seconds):
-    """Return the last step that was reported before the process was killed."""
-    child, reports = in_child(lambda told: save_for_ever(url, wait, told))
-    with reports:
-        data = reports.read(8)
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        data += reports.read()
-    assert data, "the process ended before its first save"
-    return max(step, int.from_bytes(data[-8:], "little"))
-
-
-def look(url):
-    """Return the latest step and the longest chain; every step is verified, the latest loaded."""
-    child, reports = in_child(lambda told: os.write(told, json.dumps(found(url)).encode()))
-    with reports:
-        data = reports.read()
-    os.waitpid(child, 0)
-    return json.loads(data)
 
 
 def found(url):
+    """Return the latest step and the longest chain; every step is verified, the latest loaded."""
     manager = CheckpointManager(url, **OPTIONS)
     longest = 1
     for step in manager.steps():
@@ -131,8 +87,12 @@ def main():
     torch.set_num_threads(1)
     steps, chains = [0], []
     for _ in range(kills):
-        told = kill_once(url, wait, steps[-1], chance.uniform(0.05, LONGEST_SECONDS))
-        step, longest = look(url)
+        told = kill_once(
+            lambda report: reported(saves(url, wait), wait, report),
+            chance.uniform(0.05, LONGEST_SECONDS),
+            until_first=True,
+        )
+        step, longest = found_by(lambda: found(url))
         assert step >= told, f"a save of step {told} returned, and {step} was found"
         steps.append(step)
         chains.append(longest)

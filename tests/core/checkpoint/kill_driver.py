@@ -6,14 +6,12 @@ save had returned before.
 """
 
 import json
-import os
 import random
-import signal
 import sys
-import time
-import traceback
+from itertools import count
 
 import torch
+from killing import found_by, kill_once, reported
 
 from luma_core import checkpoint
 from luma_core.optim import LUMA
@@ -34,70 +32,22 @@ def value(step):
     return torch.full((9,), step)
 
 
-def save_for_ever(url, wait, run, step, told):
-    """Save steps until killed; report each that a save or a handle returned."""
+def saves(url, wait, run, last):
+    """Save steps for ever."""
     model, optimizer = run
-    flying = []
-    while True:
-        step += 1
-        saved = checkpoint.save(
-            url,
-            optimizer=optimizer,
-            model=model,
-            extra={"step": step, "value": value(step)},
-            overwrite=True,
-            max_shard_bytes=100_000,
-            wait=wait,
+    for step in count(last + 1):
+        yield (
+            step,
+            checkpoint.save(
+                url,
+                optimizer=optimizer,
+                model=model,
+                extra={"step": step, "value": value(step)},
+                overwrite=True,
+                max_shard_bytes=100_000,
+                wait=wait,
+            ),
         )
-        if not wait:
-            flying.append((step, saved))
-            if len(flying) < 2:
-                continue
-            number, handle = flying.pop(0)
-            handle.result()
-        os.write(told, (number if not wait else step).to_bytes(8, "little"))
-
-
-def in_child(work):
-    """Run ``work(pipe)`` in a forked process, so that this one never opens a store of its own.
-
-    A child that shares an event loop's descriptors with its parent would disturb it.
-    """
-    out, told = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(out)
-        try:
-            work(told)
-        except BaseException:
-            traceback.print_exc()
-        os._exit(0)
-    os.close(told)
-    return child, os.fdopen(out, "rb")
-
-
-def kill_once(url, wait, run, step, seconds):
-    """Return the last step that was reported before the process was killed.
-
-    The first process is given until its first report, or a slow machine would show nothing.
-    """
-    child, reports = in_child(lambda told: save_for_ever(url, wait, run, step, told))
-    with reports:
-        data = b"" if step else reports.read(8)
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        data += reports.read()
-    return int.from_bytes(data[-8:], "little") if data else step
-
-
-def look(url, run):
-    """Return what `found` does."""
-    child, reports = in_child(lambda told: os.write(told, json.dumps(found(url, run)).encode()))
-    with reports:
-        data = reports.read()
-    os.waitpid(child, 0)
-    return json.loads(data)
 
 
 def found(url, run):
@@ -121,8 +71,13 @@ def main():
     run = make_run()
     steps = [0]
     for _ in range(kills):
-        told = kill_once(url, wait, run, steps[-1], chance.uniform(0.05, LONGEST_SECONDS))
-        steps.append(look(url, run))
+        told = kill_once(
+            lambda report: reported(saves(url, wait, run, steps[-1]), wait, report),
+            chance.uniform(0.05, LONGEST_SECONDS),
+            # Or a slow machine would show nothing.
+            until_first=not steps[-1],
+        )
+        steps.append(found_by(lambda: found(url, run)))
         assert steps[-1] >= told, f"a save of step {told} returned, and {steps[-1]} was found"
     print(json.dumps(steps[1:]))
 

@@ -1,10 +1,7 @@
 """A save of differences that is killed or fails leaves its base and what was there before."""
 
 import errno
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,20 +9,13 @@ import pytest
 from luma_core import checkpoint
 from luma_core.checkpoint import CheckpointManager, local
 from luma_core.errors import StorageError
+from tests.core.checkpoint.killing import run_driver
 
 DRIVER = Path(__file__).with_name("delta_kill_driver.py")
 
 
 def _kill(url, mode, kills, environment=None):
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", DRIVER, url, mode, str(kills), "0"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = run_driver(DRIVER, url, mode, kills, environment)
     assert len(found["steps"]) == kills
     assert found["steps"] == sorted(found["steps"])
     assert max(found["chains"]) > 1

@@ -1,6 +1,8 @@
 """Format version 1, byte for byte: what is written today must be readable for good."""
 
 import hashlib
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from luma_core.checkpoint import FileEntry, Manifest, ParameterEntry, Summary, TensorEntry
 from luma_core.checkpoint import parse_manifest as parse
 from luma_core.checkpoint.compression import Chunk, decode_chunk
+from luma_core.checkpoint.manifest import canonical_json
 from luma_core.checkpoint.names import shard_generation, shard_name
 from luma_core.checkpoint.shard import header_bytes
 from luma_core.errors import CorruptCheckpointError
@@ -44,6 +47,13 @@ def test_a_manifest_keeps_its_bytes():
     assert manifest().digest == digest
     assert parse(data) == manifest()
     assert parse(data).digest == digest
+
+
+def test_a_manifest_is_canonical_json_as_a_whole():
+    strange = {"line\nbreak": ["\n ", {}, [], {"\u2028": '"\\n'}]}
+    data = replace(manifest(), extra=strange).to_bytes()
+    assert data == canonical_json(json.loads(data))
+    assert parse(data).extra == strange
 
 
 def test_a_header_keeps_its_bytes():

@@ -1,26 +1,16 @@
 """A process that is killed while it saves leaves the last committed checkpoint, on any store."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.core.checkpoint.killing import run_driver
 
 DRIVER = Path(__file__).with_name("kill_driver.py")
 
 
 def _kill(url, mode, kills, environment=None):
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", DRIVER, url, mode, str(kills), "0"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-    )
-    assert done.returncode == 0, done.stderr
-    steps = json.loads(done.stdout)
+    steps = run_driver(DRIVER, url, mode, kills, environment)
     assert len(steps) == kills
     assert steps == sorted(steps)
     assert steps[-1] > 0

@@ -5,7 +5,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from luma_core import rounding
 from luma_core.codecs import (
     BF16,
     FP8E4M3,
@@ -19,6 +18,7 @@ from luma_core.codecs import (
     moment_codecs,
 )
 from luma_core.errors import ConfigurationError, UnknownCodecError
+from tests.core.codecs.samples import SHAPES, draws, sample
 
 CODECS: list[Codec] = [
     FP32(),
@@ -39,20 +39,6 @@ OTHERS = {"segment_mean", "table_m", "costate_m", "root_v", "log_v"}
 TOLERANCES = {"bf16": (2**-7, 1e-12), "fp8_e4m3": (2**-3, 1e-6)}
 """Relative and absolute bounds on the error of values of about 1e-3, where they are not small."""
 
-SHAPES = [(), (0,), (1,), (127,), (129,), (3, 0), (0, 64), (5, 3), (7, 130), (64, 2, 33), (2, 1)]
-
-
-def draws(x: torch.Tensor, step: int = 1) -> torch.Tensor:
-    bits = rounding.random_bits(rounding.step_keys(99, step), 0, x.numel())
-    return rounding.first_draw(bits).view(x.shape)
-
-
-def sample(codec: Codec, shape: tuple[int, ...], spread: float = 1.0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(shape, generator=generator) * 1e-3
-    x = x * torch.exp(spread * torch.randn(shape, generator=generator))
-    return x if codec.signed else x.square()
-
 
 def ids(codec: Codec) -> str:
     return f"{codec.name}-{codec.block_size}"
@@ -62,7 +48,7 @@ def ids(codec: Codec) -> str:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_shape_round_trips(codec: Codec, shape: tuple[int, ...]) -> None:
     x = sample(codec, shape)
-    fields = codec.encode_tensor(x, draws(x))
+    fields = codec.encode_tensor(x, draws(x.shape))
     for name, spec in codec.layout(shape).items():
         assert fields[name].dtype == spec.dtype
         assert tuple(fields[name].shape) == spec.shape
@@ -78,7 +64,7 @@ def test_zero_fields_decode_to_zero_and_zeros_encode_to_zero(
     codec: Codec, shape: tuple[int, ...]
 ) -> None:
     assert torch.equal(codec.decode_tensor(codec.init(shape, "cpu"), shape), torch.zeros(shape))
-    fields = codec.encode_tensor(torch.zeros(shape), draws(torch.zeros(shape)))
+    fields = codec.encode_tensor(torch.zeros(shape), draws(shape))
     assert torch.equal(codec.decode_tensor(fields, shape), torch.zeros(shape))
 
 
@@ -94,7 +80,7 @@ def test_encoding_what_was_decoded_restores_every_value(
     codec: Codec, shape: tuple[int, ...]
 ) -> None:
     x = sample(codec, shape, spread=3.0)
-    fields = codec.encode_tensor(x, draws(x))
+    fields = codec.encode_tensor(x, draws(x.shape))
     decoded = codec.decode_tensor(fields, shape)
     again = codec.decode_tensor(codec.encode_tensor(decoded), shape)
     assert torch.equal(again, decoded)
@@ -104,7 +90,7 @@ def test_encoding_what_was_decoded_restores_every_value(
 @pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-30, 1e-3, 1.0, 1e30, 3.4e38])
 def test_constant_tensors_of_any_size_are_kept(codec: Codec, size: float) -> None:
     x = torch.full((4, 200), size)
-    decoded = codec.decode_tensor(codec.encode_tensor(x, draws(x)), x.shape)
+    decoded = codec.decode_tensor(codec.encode_tensor(x, draws(x.shape)), x.shape)
     assert torch.isfinite(decoded).all()
     rtol = TOLERANCES.get(codec.name, (2**-9, 0.0))[0]
     torch.testing.assert_close(decoded, x, rtol=rtol, atol=2.0**-126)
@@ -129,7 +115,7 @@ def test_slicing_rows_of_the_fields_is_slicing_the_tensor(
     codec: Codec, shape: tuple[int, ...]
 ) -> None:
     x = sample(codec, shape)
-    noise = draws(x)
+    noise = draws(x.shape)
     whole = codec.encode_tensor(x, noise)
     for rows in (slice(0, 5), slice(5, 12), slice(3, 3)):
         part = codec.encode_tensor(x[rows], noise[rows])
@@ -141,7 +127,7 @@ def test_slicing_rows_of_the_fields_is_slicing_the_tensor(
 def test_non_contiguous_tensors_code_like_contiguous_ones(codec: Codec) -> None:
     x = sample(codec, (64, 3, 5, 7)).to(memory_format=torch.channels_last)
     assert not x.is_contiguous()
-    noise = draws(x)
+    noise = draws(x.shape)
     a, b = codec.encode_tensor(x, noise), codec.encode_tensor(x.contiguous(), noise)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -263,7 +249,7 @@ def test_bad_configuration_is_a_clear_error(config: dict[str, object], message: 
 
 def test_fp8_codes_are_e4m3_numbers_scaled_by_a_power_of_two() -> None:
     x = sample(FP8E4M3(), (5, 300), spread=3.0)
-    fields = FP8E4M3().encode_tensor(x, draws(x))
+    fields = FP8E4M3().encode_tensor(x, draws(x.shape))
     exponent = fields["exponent"].double().repeat_interleave(128, dim=1)[:, :300]
     values = fields["codes"].view(torch.float8_e4m3fn).double() * torch.exp2(exponent - 120)
     assert torch.equal(FP8E4M3().decode_tensor(fields, (5, 300)).double(), values)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from luma_core import rounding
 from luma_core.codecs import (
     Codec,
     CoStateM,
@@ -15,8 +14,7 @@ from luma_core.codecs import (
 )
 from luma_core.codecs.packed import BITS, pack, unpack
 from luma_core.errors import ConfigurationError
-
-SHAPES = [(), (0,), (1,), (127,), (129,), (3, 0), (0, 64), (5, 3), (7, 130), (64, 2, 33), (2, 1)]
+from tests.core.codecs.samples import SHAPES, draws, sample
 
 CODECS: list[Codec] = [
     *(kind(bits=bits) for kind in (TableM, RootV, LogV) for bits in BITS),
@@ -30,18 +28,6 @@ SOME = [c for c in CODECS if c.bits in (1, 3, 5)] + [RootV(), TableM(block_size=
 
 def ids(codec: Codec) -> str:
     return f"{codec.name}-{codec.bits}-{codec.block_size}-{getattr(codec, 'feedback', '')}"
-
-
-def draws(shape: tuple[int, ...], step: int = 1) -> torch.Tensor:
-    bits = rounding.random_bits(rounding.step_keys(99, step), 0, torch.Size(shape).numel())
-    return rounding.first_draw(bits).view(shape)
-
-
-def sample(codec: Codec, shape: tuple[int, ...], spread: float = 1.0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(shape, generator=generator) * 1e-3
-    x = x * torch.exp(spread * torch.randn(shape, generator=generator))
-    return x if codec.signed else x.square()
 
 
 @pytest.mark.parametrize("bits", [1, *BITS])
@@ -160,7 +146,7 @@ def stepped(
 def test_non_contiguous_tensors_code_like_contiguous_ones(codec: Codec) -> None:
     x = sample(codec, (64, 3, 5, 7)).to(memory_format=torch.channels_last)
     assert not x.is_contiguous()
-    noise = draws(tuple(x.shape))
+    noise = draws(x.shape)
     a, b = codec.encode_tensor(x, noise), codec.encode_tensor(x.contiguous(), noise)
     assert all(torch.equal(a[name], b[name]) for name in a)
 

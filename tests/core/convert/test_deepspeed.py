@@ -1,59 +1,36 @@
 """Shards of ZeRO, written by DeepSpeed itself on two ranks."""
 
-import importlib.util
 import random
 import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from luma_core import checkpoint, convert
 from luma_core.errors import CheckpointNotFoundError, ConversionError, LumaError
+from tests.deepspeed.runs import needs_deepspeed, run
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed"
-)
-RANKS = 2
+pytestmark = needs_deepspeed
 STAGES = [1, pytest.param(2, marks=pytest.mark.heavy), pytest.param(3, marks=pytest.mark.heavy)]
 
 
 @pytest.fixture(scope="module", params=STAGES)
-def folder(request, tmp_path_factory):
-    """A folder of DeepSpeed's, with ``expected.pt`` beside the step."""
-    made = tmp_path_factory.mktemp("deepspeed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    driver = str(Path(__file__).with_name("deepspeed_driver.py"))
-    commands = [
-        [sys.executable, driver, str(request.param), str(rank), str(RANKS), str(port), str(made)]
-        for rank in range(RANKS)
-    ]
-    logs = [(made / f"{rank}.log").open("wb") for rank in range(RANKS)]
-    running = [
-        subprocess.Popen(command, stdout=log, stderr=log)
-        for command, log in zip(commands, logs, strict=True)
-    ]
-    try:
-        codes = [process.wait(timeout=100) for process in running]
-    finally:
-        for process, log in zip(running, logs, strict=True):
-            process.kill()
-            process.wait()
-            log.close()
-    assert codes == [0] * RANKS, (made / "0.log").read_text()[-2000:]
-    return made
+def made(request, tmp_path_factory):
+    """A folder of DeepSpeed's, and what it says its state is."""
+    folder = tmp_path_factory.mktemp("deepspeed")
+    return folder, run("train", request.param, folder)["state"]
 
 
-@pytest.mark.parametrize("step", [None, "global_step2"])
-def test_the_shards_make_what_deepspeed_says_the_state_is(folder, step):
+@pytest.fixture
+def folder(made):
+    return made[0]
+
+
+@pytest.mark.parametrize("step", [None, "trained"])
+def test_the_shards_make_what_deepspeed_says_the_state_is(made, step):
+    folder, expected = made
     source = convert.open_source(folder / step if step else folder)
     assert (source.format, source.named) == ("deepspeed", True)
-    expected = torch.load(folder / "expected.pt", weights_only=True)
     assert {info.name for info in source.parameters()} == set(expected)
     for name, moments in expected.items():
         found = source.read(name)
@@ -73,7 +50,7 @@ def test_it_becomes_a_checkpoint(tmp_path, folder):
 
 def test_shards_that_are_missing_or_cut_otherwise_are_refused(tmp_path, folder):
     step = tmp_path / "step"
-    shutil.copytree(folder / "global_step2", step)
+    shutil.copytree(folder / "trained", step)
     first, second = sorted(step.glob("*_optim_states.pt"))
     first.rename(step / first.name.replace("rank_0_mp", "rank_2_mp"))
     with pytest.raises(CheckpointNotFoundError, match="some ranks are missing"):
@@ -92,13 +69,13 @@ def test_shards_that_are_missing_or_cut_otherwise_are_refused(tmp_path, folder):
 
 
 def test_damaged_shards_are_read_or_refused(tmp_path, folder):
-    files = sorted((folder / "global_step2").glob("*.pt"))
+    files = sorted((folder / "trained").glob("*.pt"))
     refused = 0
     for seed in range(60):
         rng = random.Random(seed)
         step = tmp_path / "step"
         shutil.rmtree(step, ignore_errors=True)
-        shutil.copytree(folder / "global_step2", step)
+        shutil.copytree(folder / "trained", step)
         chosen = rng.choice(files)
         content = bytearray(chosen.read_bytes())
         for _ in range(8):

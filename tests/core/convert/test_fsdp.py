@@ -1,41 +1,18 @@
 """Training sharded over two processes: its state is made and continued from by PyTorch."""
 
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from luma_core import checkpoint, convert
+from tests.ranks import run_ranks
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(300)]
-RANKS = 2
 
 
 def run(kind, task, folder):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    driver = str(Path(__file__).with_name("fsdp_driver.py"))
-    logs = [(folder / f"{rank}.log").open("wb") for rank in range(RANKS)]
-    running = [
-        subprocess.Popen(
-            [sys.executable, driver, kind, task, str(rank), str(RANKS), str(port), str(folder)],
-            stdout=log,
-            stderr=log,
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = [process.wait(timeout=100) for process in running]
-    finally:
-        for process, log in zip(running, logs, strict=True):
-            process.kill()
-            process.wait()
-            log.close()
-    assert codes == [0] * RANKS, (folder / "0.log").read_text()[-3000:]
+    run_ranks(Path(__file__).with_name("fsdp_driver.py"), kind, task, ranks=2, folder=folder)
 
 
 @pytest.mark.parametrize("kind", ["fsdp1", "flat", "fsdp2"])

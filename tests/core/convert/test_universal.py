@@ -1,8 +1,6 @@
 """DeepSpeed's universal checkpoints: made, converted and continued from by DeepSpeed itself."""
 
-import importlib.util
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,35 +16,9 @@ from luma_core.errors import (
     ConfigurationError,
     ConversionError,
 )
+from tests.deepspeed.runs import needs_deepspeed, run
 
-RANKS = 2
 MOMENTS = ("exp_avg", "exp_avg_sq")
-needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed"
-)
-
-
-def run(task, stage, folder):
-    """Run the driver on all ranks and return what it tells."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    driver = str(Path(__file__).with_name("universal_driver.py"))
-    arguments = [[task, stage, rank, RANKS, port, folder] for rank in range(RANKS)]
-    logs = [(folder / f"{rank}.log").open("wb") for rank in range(RANKS)]
-    running = [
-        subprocess.Popen([sys.executable, driver, *map(str, given)], stdout=log, stderr=log)
-        for given, log in zip(arguments, logs, strict=True)
-    ]
-    try:
-        codes = [process.wait(timeout=100) for process in running]
-    finally:
-        for process, log in zip(running, logs, strict=True):
-            process.kill()
-            process.wait()
-            log.close()
-    assert codes == [0] * RANKS, (folder / "0.log").read_text()[-3000:]
-    return torch.load(folder / f"{task.replace(':', '-')}.told", weights_only=True)
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3])

@@ -1,6 +1,6 @@
 """A small model whose parameters cover every geometry, and one training run over it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -55,3 +55,12 @@ def train() -> Callable[..., float]:
         return last
 
     return run
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For small tensors: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from luma_core import LAMB, LUMA, checkpoint, convert, stats
+from luma_core import LAMB, LUMA, checkpoint, stats
 from luma_core.errors import StateMismatchError
 
 Make = Callable[..., nn.Module]
@@ -61,21 +61,6 @@ def test_a_checkpoint_says_what_it_is_and_is_measured_like_the_optimizer(
     other = LUMA(make_model().named_parameters())
     with pytest.raises(StateMismatchError, match="state of 'lamb' cannot be loaded into 'luma'"):
         checkpoint.load(tmp_path / "c", optimizer=other)
-
-
-def test_a_checkpoint_converts_to_adamw(make_model: Make, train: Train, tmp_path: Path) -> None:
-    model = make_model()
-    optimizer = LAMB(model.named_parameters(), seed=3, **OPTIONS)
-    train(model, optimizer, 3)
-    checkpoint.save(tmp_path / "c", optimizer=optimizer)
-    convert.convert(tmp_path / "c", tmp_path / "a.pt", to="adamw")
-    content = torch.load(tmp_path / "a.pt", weights_only=True)
-    exported = optimizer.export_adamw_state()
-    assert content["param_groups"] == exported["param_groups"]
-    for index, entry in exported["state"].items():
-        for key, tensor in entry.items():
-            assert torch.equal(content["state"][index][key], tensor)
-    torch.optim.AdamW(model.named_parameters()).load_state_dict(content)
 
 
 @pytest.mark.parametrize("block_size", [128, None])

@@ -1,26 +1,16 @@
 """The second moment after 2000 steps: the 8bit preset keeps its size and its spread."""
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from benchmarks.state_quality import main, second_quality, stored_by
 from luma_core.codecs import codec_from_dict
 from luma_core.optim import turbo_codecs
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BLOCKS = 24
 PEER = {0.3: 0.77, 1.0: 1.11}
 """Standard deviations of log(stored / exact) of TurboAdam 0.2.0."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 2.0])

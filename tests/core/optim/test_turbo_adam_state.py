@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from luma_core import LUMA, TurboAdam, checkpoint, convert, stats
+from luma_core import LUMA, TurboAdam, checkpoint, stats
 from luma_core.errors import StateMismatchError
 
 Make = Callable[..., nn.Module]
@@ -107,27 +107,6 @@ def test_a_group_with_codecs_of_its_own_comes_back_with_them(
     train(model, optimizer, 3, start=3)
     train(resumed, again, 3, start=3)
     assert same(model, resumed)
-
-
-@pytest.mark.parametrize("options", SETTINGS, ids=str)
-def test_a_checkpoint_converts_to_adamw_as_it_is_exported(
-    make_model: Make, train: Train, tmp_path: Path, options: dict[str, Any]
-) -> None:
-    model, optimizer = trained(make_model, train, **options)
-    checkpoint.save(tmp_path / "c", optimizer=optimizer)
-    convert.convert(tmp_path / "c", tmp_path / "a.pt", to="adamw")
-    content = torch.load(tmp_path / "a.pt", weights_only=True)
-    exported = optimizer.export_adamw_state()
-    assert content["param_groups"] == exported["param_groups"]
-    for index, entry in exported["state"].items():
-        for key, tensor in entry.items():
-            assert torch.equal(content["state"][index][key], tensor)
-    states = optimizer.parameter_states()
-    for index, state in enumerate(states):
-        assert torch.equal(exported["state"][index]["exp_avg"], state.decode("exp_avg"))
-    adamw = torch.optim.AdamW(model.named_parameters())
-    adamw.load_state_dict(content)
-    train(model, adamw, 2, start=4)
 
 
 @pytest.mark.parametrize("options", SETTINGS, ids=str)

@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from luma_core import stats
-from luma_core.codecs import BF16, FP32, TILE_ELEMENTS, BlockGrid, Luma16M, Luma16V
+from luma_core.codecs import BF16, FP32, TILE_ELEMENTS, Luma16M, Luma16V
 from luma_core.codecs.loggrid import EXPONENT_NONFINITE
 from luma_core.optim import LUMA
 from luma_core.stats import HISTOGRAM_EDGES, MomentStats, QuantityStats
-from luma_core.stats.accumulate import Scales, scale_stats
 
 SHAPES = [(), (0,), (1,), (7,), (5, 33), (3, 200), (2, 0, 4), (2, 3, 5, 7), (300,), (64, 128)]
 PAIRS = [
@@ -141,21 +140,6 @@ def test_totals_add_up_over_parameters(source, state, moments, histogram) -> Non
         assert got.codec == "+".join(sorted({"fp32", codec.name}))
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 5, 1000, 1001])
-def test_total_median_of_scales_is_within_its_promise(blocks) -> None:
-    generator = torch.Generator().manual_seed(blocks)
-    scales = [torch.exp(4 * torch.randn(blocks, generator=generator)) for _ in range(3)]
-    scales[1][0] = torch.inf
-    total = Scales()
-    for scale in scales:
-        total.add(scale.numpy(), scale_stats(scale.numpy()))
-    found, values = total.result(), torch.cat(scales).double()
-    assert (found.blocks, found.nonfinite) == (3 * blocks, 1)
-    values = values[values.isfinite()]
-    assert (found.min, found.max) == (values.min().item(), values.max().item())
-    assert 0.999 * values.quantile(0.5) <= found.median <= values.quantile(0.5)
-
-
 @pytest.mark.parametrize(
     "codecs", PAIRS[:2] + PAIRS[4:], ids=lambda c: f"{c[0].name}@{c[0].block_size}"
 )
@@ -248,12 +232,3 @@ def test_codes_in_another_memory_order_give_the_same_numbers(source, state, mome
     }
     assert not fields["exp_avg.codes"].is_contiguous()
     assert stats.compute(source([replace(one, fields=fields)])) == stats.compute(source([one]))
-
-
-def test_one_block_per_tensor_has_one_scale(source, state, moments) -> None:
-    one = state("w", *moments(5, 33), Luma16M(block_size=None), Luma16V(block_size=None))
-    scale = stats.compute(source([one])).parameters[0].moments[0].scale
-    assert BlockGrid.of((5, 33), None).block_shape() == ()
-    assert scale is not None
-    assert scale.blocks == 1
-    assert scale.min == scale.median == scale.max

@@ -1,4 +1,4 @@
-"""Native encode and decode of packed moments equal the eager ones bit for bit."""
+"""Native encode and decode of moments in at most 8 bits equal the eager ones bit for bit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from luma_core.codecs import Codec, LogV, RootV, TableM
+from luma_core.codecs import FP8E4M3, Codec, LogV, RootV, TableM
 from luma_core.codecs.packed import BITS
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
@@ -73,6 +73,28 @@ def test_equal_to_eager(kind: type[TableM | RootV | LogV], bits: int, block_size
         assert_like_eager(codec, x, draws(shape), threads=(3,))
 
 
+@pytest.mark.parametrize("block_size", [1, 48, 128, 1500])
+def test_fp8(block_size: int) -> None:
+    codec = FP8E4M3(block_size=block_size)
+    for shape in SHAPES:
+        x = sample(codec, shape)
+        assert_like_eager(codec, x, None)
+        assert_like_eager(codec, x, draws(shape), threads=(3,))
+    assert cpu.encode(FP8E4M3(block_size=None), x) is None
+
+
+@given(
+    block_size=st.integers(1, 20),
+    bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40),
+    noisy=st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_any_bit_pattern_in_fp8(block_size: int, bits: list[int], noisy: bool) -> None:
+    x = torch.tensor(bits, dtype=torch.int64).to(torch.int32).view(torch.float32)
+    noise = draws(tuple(x.shape)) if noisy else None
+    assert_like_eager(FP8E4M3(block_size=block_size), x, noise)
+
+
 @given(
     kind=st.sampled_from(KINDS),
     size=st.sampled_from(BITS),
@@ -109,7 +131,7 @@ def test_levels_of_ones_own(bits: int) -> None:
         assert_like_eager(codec, sign * sample(codec, (5, 300)), None)
 
 
-def test_conversions_of_second_moments_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conversions_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("took the eager path")
 
@@ -119,3 +141,7 @@ def test_conversions_of_second_moments_use_it(monkeypatch: pytest.MonkeyPatch) -
         x = sample(codec, (40, 200), spread=0.5)
         restored = codec.decode_tensor(codec.encode_tensor(x), (40, 200))
         assert float((restored.sqrt() - x.sqrt()).abs().mean()) < 0.02
+    for first in (TableM(bits=8), FP8E4M3()):
+        x = sample(first, (40, 200), spread=0.5)
+        restored = first.decode_tensor(first.encode_tensor(x), (40, 200))
+        assert float((restored - x).abs().mean()) < 0.02

@@ -176,7 +176,7 @@ for target_name, target in TARGETS.items():
             continue
         ptx = kernel.asm["ptx"]
         wide = {
-            "loads": len(re.findall(r"ld\.global\.v4\.b32", ptx)),
+            "loads": len(re.findall(r"ld\.global(?:\.cg)?\.v4\.b32", ptx)),
             "stores": len(re.findall(r"st\.global\.v4\.b32", ptx)),
         }
         report[f"{target_name}/{name}"] = {**usage(kernel, folder), **wide}

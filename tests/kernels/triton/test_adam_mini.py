@@ -14,6 +14,7 @@ from torch import nn
 
 from luma_core import AdamMini
 from luma_core.codecs import Luma16M, Partition
+from tests.crossing import crossed
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*FP_FUSION.*")
@@ -151,9 +152,14 @@ def test_options(options: dict[str, Any]) -> None:
     pair.assert_equal()
 
 
-@pytest.mark.parametrize("policy", ["skip", "propagate"])
-@pytest.mark.parametrize("cut", ["rows", "long rows", "qkv", "columns", "transposed qkv"])
-@pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=pytest.mark.heavy), 1e30])
+@pytest.mark.parametrize(
+    ("cut", "value", "policy"),
+    crossed(
+        ["rows", "long rows", "qkv", "columns", "transposed qkv"],
+        [math.nan, math.inf, 1e30],
+        ["skip", "propagate"],
+    ),
+)
 def test_nonfinite_gradients(policy: str, cut: str, value: float) -> None:
     pair = Pair([cut], nonfinite=policy)
     pair.gradients()

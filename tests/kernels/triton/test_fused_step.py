@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from luma_core import LUMA
+from tests.crossing import crossed
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*FP_FUSION.*")
@@ -169,10 +170,9 @@ def test_repeated_launches_see_new_options_and_gradients(
     assert len(repeats) == (0 if new_gradients else 4)
 
 
-@pytest.mark.parametrize("policy", ["skip", "propagate"])
-@pytest.mark.parametrize("block_size", [128, None])
 @pytest.mark.parametrize(
-    "value", [math.nan, math.inf, pytest.param(-math.inf, marks=pytest.mark.heavy)]
+    ("value", "block_size", "policy"),
+    crossed([math.nan, math.inf, -math.inf], [128, None], ["skip", "propagate"]),
 )
 def test_nonfinite_gradients(policy: str, block_size: int | None, value: float) -> None:
     pair = Pair([(6, 300)], nonfinite=policy, block_size=block_size)

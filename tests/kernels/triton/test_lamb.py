@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from luma_core import LAMB
+from tests.crossing import crossed
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*FP_FUSION.*")
@@ -168,10 +169,13 @@ def test_parameters_and_updates_of_zeros() -> None:
     assert bool((pair.fused[0] != 0).any())
 
 
-@pytest.mark.parametrize("block_size", [128, None])
 @pytest.mark.parametrize(
-    ("policy", "value"),
-    [("skip", math.nan), ("skip", 1e30), ("propagate", math.nan), ("propagate", -math.inf)],
+    ("value", "policy", "block_size"),
+    [
+        *crossed([math.nan, -math.inf], ["skip", "propagate"], [None, 128]),
+        (1e30, "skip", None),
+        (1e30, "skip", 128),
+    ],
 )
 def test_nonfinite_gradients(policy: str, block_size: int | None, value: float) -> None:
     pair = Pair([(6, 300), (8, 128)], nonfinite=policy, block_size=block_size, max_grad_norm=0.1)

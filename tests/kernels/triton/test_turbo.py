@@ -15,6 +15,7 @@ from luma_core import LAMB, TurboAdam
 from luma_core.codecs import FP32, LogV, Luma16M, Luma16V, RootV, TableM
 from luma_core.codecs.packed import unpack
 from luma_core.optim.turbo_adam import turbo_codecs
+from tests.crossing import crossed
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*FP_FUSION.*")
@@ -173,10 +174,9 @@ def test_gradients_of_zero_and_of_every_magnitude(preset: str) -> None:
     pair.assert_equal()
 
 
-@pytest.mark.parametrize("preset", ["5bit", "8bit"])
-@pytest.mark.parametrize("policy", ["skip", "propagate"])
 @pytest.mark.parametrize(
-    "value", [math.nan, math.inf, pytest.param(-math.inf, marks=pytest.mark.heavy)]
+    ("value", "policy", "preset"),
+    crossed([math.nan, math.inf, -math.inf], ["skip", "propagate"], ["5bit", "8bit"]),
 )
 def test_nonfinite_gradients(value: float, policy: str, preset: str) -> None:
     pair = Pair([(4, 300)], nonfinite=policy, preset=preset)

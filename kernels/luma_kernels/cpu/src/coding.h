@@ -89,17 +89,20 @@ struct Source {
   }
 };
 
-template <class Packed>
-void encode_packed(const Coding& c, int64_t begin, int64_t end) {
-  const Packed moment(c.stored);
+// `Source` has draws in the upper half of words.
+using Fp8Coded = GridMoment<uint8_t, 16>;
+
+template <class Stored>
+void encode_blocks(const Coding& c, int64_t begin, int64_t end) {
+  const Stored moment(c.stored);
   Source source;
-  each_block(c.layout, begin, end, true, [&](const Run& block) {
-    typename Packed::Seen seen{};
+  each_block(c.layout, begin, end, Stored::kPadded, [&](const Run& block) {
+    typename Stored::Seen seen{};
     each_run(block, [&](const Run& run) {
       source.read(c, run);
       seen = merge(seen, moment.see(source.values, run.padded));
     });
-    const typename Packed::Scale scale = moment.fit(seen, nullptr);
+    const typename Stored::Scale scale = moment.fit(seen, nullptr);
     each_run(block, [&](const Run& run) {
       source.prepare(c, run);
       moment.write(run, source.values, source.roots, c.draws ? source.draws : nullptr, scale);
@@ -110,9 +113,10 @@ void encode_packed(const Coding& c, int64_t begin, int64_t end) {
 
 void encode(const Coding& c, int64_t begin, int64_t end) {
   switch (c.stored.kind) {
-    case kTable: return encode_packed<TableMoment>(c, begin, end);
-    case kRoot: return encode_packed<RootMoment>(c, begin, end);
-    case kLog: return encode_packed<LogMoment>(c, begin, end);
+    case kTable: return encode_blocks<TableMoment>(c, begin, end);
+    case kRoot: return encode_blocks<RootMoment>(c, begin, end);
+    case kLog: return encode_blocks<LogMoment>(c, begin, end);
+    case kFp8: return encode_blocks<Fp8Coded>(c, begin, end);
     default: return encode_log_grid(c, begin, end);
   }
 }
@@ -141,13 +145,13 @@ void decode_run(const Coding& c, const Run& run, uint8_t exponent) {
                   static_cast<float*>(c.plain) + run.start);
 }
 
-template <class Packed>
-void decode_packed(const Coding& c, int64_t begin, int64_t end) {
-  const Packed moment(c.stored);
+template <class Stored>
+void decode_blocks(const Coding& c, int64_t begin, int64_t end) {
+  const Stored moment(c.stored);
   alignas(64) float scratch[kChunk];
   float* to = static_cast<float*>(c.plain);
-  each_block(c.layout, begin, end, true, [&](const Run& block) {
-    const typename Packed::Scale scale = moment.stored(block.block);
+  each_block(c.layout, begin, end, Stored::kPadded, [&](const Run& block) {
+    const typename Stored::Scale scale = moment.stored(block.block);
     each_run(block, [&](const Run& run) {
       moment.read(run, scale, scratch);
       std::memcpy(to + run.start, scratch, run.length * sizeof(float));
@@ -157,9 +161,10 @@ void decode_packed(const Coding& c, int64_t begin, int64_t end) {
 
 void decode(const Coding& c, int64_t begin, int64_t end) {
   switch (c.stored.kind) {
-    case kTable: return decode_packed<TableMoment>(c, begin, end);
-    case kRoot: return decode_packed<RootMoment>(c, begin, end);
-    case kLog: return decode_packed<LogMoment>(c, begin, end);
+    case kTable: return decode_blocks<TableMoment>(c, begin, end);
+    case kRoot: return decode_blocks<RootMoment>(c, begin, end);
+    case kLog: return decode_blocks<LogMoment>(c, begin, end);
+    case kFp8: return decode_blocks<Fp8Coded>(c, begin, end);
     default: break;
   }
   each_block(c.layout, begin, end, false, [&](const Run& run) {

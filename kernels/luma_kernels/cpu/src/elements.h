@@ -12,6 +12,7 @@ constexpr int32_t kOne = 127 << 23;
 constexpr int32_t kMagnitude = 0x7fffffff;
 constexpr float kLargest = 0x1.ff8p127f;     // luma16_m.LARGEST
 constexpr float kLargestRoot = 0x1.ff8p63f;  // luma16_v.LARGEST_ROOT
+constexpr float kLargestFp8 = 0x1.ep127f;    // fp8_e4m3._LARGEST
 constexpr int kBlock = 128;                  // the usual block size gets loops of fixed length
 
 inline float as_float(int32_t bits) {

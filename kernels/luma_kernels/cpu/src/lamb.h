@@ -26,13 +26,15 @@ void lamb_update(const Step& s, const float* __restrict first, const float* __re
 double square_sum(const float* x, int64_t n) {
   constexpr int64_t lanes = 8;
   double sums[lanes] = {};
-  for (int64_t i = 0; i < n; i += lanes) {
-    const int64_t here = min64(lanes, n - i);
-    for (int64_t lane = 0; lane < here; ++lane) {
-      const float square = x[i + lane] * x[i + lane];
-      sums[lane] += (as_bits(square) & kMagnitude) < kInfinityBits ? square : 0.0f;
-    }
+  const auto add = [&](double& sum, float value) {
+    const float square = value * value;
+    sum += static_cast<double>((as_bits(square) & kMagnitude) < kInfinityBits ? square : 0.0f);
+  };
+  const int64_t full = n / lanes * lanes;
+  for (int64_t i = 0; i < full; i += lanes) {
+    for (int64_t lane = 0; lane < lanes; ++lane) add(sums[lane], x[i + lane]);
   }
+  for (int64_t i = full; i < n; ++i) add(sums[i - full], x[i]);
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 

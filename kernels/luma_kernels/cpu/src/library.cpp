@@ -192,6 +192,50 @@ LUMA_EXPORT int64_t luma_lamb_step(const luma::Step* step, double* sums, int32_t
   return bad;
 }
 
+// Takes Adam-mini's step of a tensor; returns the number of segments whose second moments were not
+// finite.
+LUMA_EXPORT int64_t luma_mini_step(const luma::Step* step, const luma::Segments* segments,
+                                   int32_t instruction_set, int32_t threads) {
+  using namespace luma;
+  const Kernels& kernels = *kInstructionSets[instruction_set].kernels;
+  const Segments& g = *segments;
+  const int64_t count = g.outer * g.per_outer;
+  const int64_t elements = numel(step->layout);
+  if (elements == 0) return 0;
+  int64_t bad = 0;
+  const auto counted = [&](auto* kernel) {
+    share(threads, count, elements / count, [&](int64_t begin, int64_t end) {
+      __atomic_fetch_add(&bad, kernel(*step, g, begin, end), __ATOMIC_RELAXED);
+    });
+  };
+  if (g.alone) {
+    counted(kernels.mini_segments);
+    return bad;
+  }
+  const int64_t units = sum_units(g);
+  share(threads, units, elements / units, [&](int64_t begin, int64_t end) {
+    kernels.mini_sums(*step, g, begin, end);
+  });
+  counted(kernels.mini_seconds);
+  share(threads, step->layout, [&](int64_t begin, int64_t end) {
+    kernels.mini_update(*step, g, begin, end);
+  });
+  return bad;
+}
+
+// Adds the digits of the sum of squares to `digits`: int64, as many as norms.py has.
+LUMA_EXPORT void luma_square_digits(const luma::Squares* squares, int64_t* digits,
+                                    int32_t instruction_set, int32_t threads) {
+  using namespace luma;
+  const Kernels& kernels = *kInstructionSets[instruction_set].kernels;
+  const int64_t unit = squares->flat ? kChunk : kSquareBlock;
+  share(threads, square_units(*squares), unit, [&](int64_t begin, int64_t end) {
+    int64_t part[kDigits] = {};
+    kernels.square_digits(*squares, part, begin, end);
+    for (int i = 0; i < kDigits; ++i) __atomic_fetch_add(digits + i, part[i], __ATOMIC_RELAXED);
+  });
+}
+
 LUMA_EXPORT void luma_encode(const luma::Coding* coding, int32_t instruction_set, int32_t threads) {
   using namespace luma;
   const Kernels& kernels = *kInstructionSets[instruction_set].kernels;

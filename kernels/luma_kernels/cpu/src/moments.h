@@ -85,6 +85,86 @@ class BFloatMoment {
   uint16_t* values_;
 };
 
+// Signed codes on a logarithmic grid, rounded by the 16 bits of a draw from bit `Shift` on: of 16
+// bits (luma16_m), or of 8 (fp8_e4m3).
+template <class Code, int Shift>
+class GridMoment {
+ public:
+  static constexpr bool kPadded = false;
+  static constexpr bool kRounds = true;
+  using Scale = uint8_t;
+  using Seen = PlainMoment::Seen;
+
+  explicit GridMoment(const Moment& moment) : moment_(moment) {}
+
+  Scale stored(int64_t block) const { return moment_.exponent[block]; }
+  void store(int64_t block, Scale scale) const { moment_.exponent[block] = scale; }
+
+  const float* read(const Run& run, Scale scale, float* __restrict to) const {
+    const Grid grid(moment_, scale);
+    const Code* __restrict from = place(run);
+    for (int64_t i = 0; i < run.length; ++i) to[i] = decode(grid, from[i]);
+    return to;
+  }
+
+  Seen see(const float* x, int64_t n) const { return PlainMoment(moment_).see(x, n); }
+  Scale fit(Seen seen, const Scale*) const { return luma::fit(moment_, seen.largest); }
+
+  // Without draws, rounds to nearest.
+  void write(const Run& run, const float* x, const float*, const uint32_t* draws,
+             Scale scale) const {
+    const Grid grid(moment_, scale);
+    if (!grid.fits) return encode<true>(grid, run, x, draws);
+    encode<false>(grid, run, x, draws);
+  }
+
+ private:
+  static constexpr bool kWide = sizeof(Code) == 2;
+
+  static float decode(const Grid& grid, Code code) {
+    if constexpr (kWide) return grid.decode_signed(code);
+    const int32_t bits = code;
+    return as_float(as_bits(grid.decode(bits & 0x7f)) |
+                    static_cast<int32_t>(static_cast<uint32_t>(bits & 0x80) << 24));
+  }
+
+  template <bool Clamp>
+  static Code encode(const Grid& grid, float x, int32_t below) {
+    if constexpr (kWide) return grid.encode_signed<Clamp>(x, below);
+    const float size = as_float(as_bits(x) & kMagnitude);
+    const int32_t code = grid.encode<Clamp>(Clamp && size > kLargestFp8 ? kLargestFp8 : size, below);
+    return static_cast<Code>(x < 0.0f ? code + 128 : code);
+  }
+
+  template <bool Clamp>
+  void encode(const Grid grid, const Run& run, const float* __restrict x,
+              const uint32_t* __restrict draws) const {
+    Code* __restrict to = place(run);
+    const int32_t half = 1 << (grid.cut - 1);
+    if (!draws) {
+      for (int64_t i = 0; i < run.length; ++i) to[i] = encode<Clamp>(grid, x[i], half);
+    } else if (kWide) {
+      const int32_t shift = 16 - grid.cut;
+      for (int64_t i = 0; i < run.length; ++i) {
+        const int32_t draw = static_cast<int32_t>(draws[i] >> Shift & 0xffff);
+        to[i] = encode<Clamp>(grid, x[i], draw >> shift);
+      }
+    } else {
+      // More bits are cut off than a draw has: those below it are those of one half.
+      const int32_t shift = grid.cut - 16;
+      const int32_t rest = 1 << (shift - 1);
+      for (int64_t i = 0; i < run.length; ++i) {
+        const int32_t draw = static_cast<int32_t>(draws[i] >> Shift & 0xffff);
+        to[i] = encode<Clamp>(grid, x[i], (draw << shift) + rest);
+      }
+    }
+  }
+
+  Code* place(const Run& run) const { return static_cast<Code*>(moment_.values) + run.start; }
+
+  const Moment moment_;
+};
+
 // Moments whose codes are packed. `Own` has `decode` and `encode` of codes in bytes: templates of
 // the number of bits and of a length known when compiling.
 template <class Own>

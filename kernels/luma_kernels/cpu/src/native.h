@@ -6,7 +6,7 @@
 namespace luma {
 
 // Raised whenever a struct or a function changes, so that an old build is refused, not misread.
-constexpr int32_t kInterfaceVersion = 3;
+constexpr int32_t kInterfaceVersion = 4;
 
 enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum Kind : int32_t {
@@ -16,7 +16,8 @@ enum Kind : int32_t {
   kTable = 3,
   kRoot = 4,
   kLog = 5,
-  kBFloat = 6
+  kBFloat = 6,
+  kFp8 = 7
 };
 
 // How elements form blocks: rows of `cols` elements cut into blocks of `block`; 0 means one block.
@@ -27,8 +28,8 @@ struct Layout {
 };
 
 // One stored moment: float32 or bfloat16 values (kPlain, kBFloat), or codes and what there is of
-// each block. Codes are of 16 bits with an exponent (kLogSigned, kLogRoot), or packed with a
-// bfloat16 scale (kTable, kRoot) or with an exponent and a mantissa (kLog).
+// each block. Codes are of 16 or 8 bits with an exponent (kLogSigned, kLogRoot, kFp8), or packed
+// with a bfloat16 scale (kTable, kRoot) or with an exponent and a mantissa (kLog).
 struct Moment {
   void* values;
   uint8_t* exponent;
@@ -92,16 +93,55 @@ struct Largest {
   int32_t second = 0;
 };
 
+// The Hessian blocks of Adam-mini: luma_core/codecs/segments.py.
+struct Segments {
+  int64_t outer;
+  int64_t reduce;
+  int64_t length;
+  int64_t inner;
+  // For each run of segments of one size: first position, first segment, positions of a segment.
+  const int64_t* runs;
+  int64_t runs_count;
+  int64_t per_outer;
+  // How many sums a position has: one for each element of `inner` where `reduce` is above 1, else
+  // one for each `kPieceElements` of them.
+  int64_t pieces;
+  float* second;
+  // Room for the sums of all positions.
+  double* sums;
+  // Room for what belongs to the elements of a segment, once for each, or where `reduce` is above
+  // 1, for each position and element of `inner`.
+  float* roots;
+  // Whether each segment has blocks of its own and is short enough to be taken at once.
+  int32_t alone;
+};
+
+// A tensor whose squares are added up exactly: luma_core/optim/rules/norms.py.
+struct Squares {
+  const void* values;
+  int64_t rows;
+  int64_t cols;
+  int32_t dtype;
+  int32_t flat;
+};
+
 // Of summary.h.
 struct Summary;
 
-// One build of kernels.cpp. Ranges are of blocks; in the `whole_` functions, of chunks.
+// One build of kernels.cpp. Ranges are of blocks; in the `whole_` functions, of chunks; of segments
+// in `mini_segments` and `mini_seconds`, and of the sums that `sum_units` counts in `mini_sums`; in
+// `square_digits` of what `square_units` counts.
 struct Kernels {
   int64_t (*step)(const Step&, int64_t begin, int64_t end);
   Largest (*whole_measure)(const Step&, int64_t begin, int64_t end);
   void (*whole_step)(const Step&, Largest, int64_t begin, int64_t end);
   int64_t (*lamb_moments)(const Step&, double* sums, int64_t begin, int64_t end);
   void (*lamb_params)(const Step&, const double* sums, float rate, int64_t begin, int64_t end);
+  int64_t (*mini_segments)(const Step&, const Segments&, int64_t begin, int64_t end);
+  void (*mini_sums)(const Step&, const Segments&, int64_t begin, int64_t end);
+  int64_t (*mini_seconds)(const Step&, const Segments&, int64_t begin, int64_t end);
+  void (*mini_update)(const Step&, const Segments&, int64_t begin, int64_t end);
+  void (*square_digits)(const Squares&, int64_t* digits, int64_t begin, int64_t end);
   void (*encode)(const Coding&, int64_t begin, int64_t end);
   int32_t (*whole_largest)(const Coding&, int64_t begin, int64_t end);
   void (*whole_encode)(const Coding&, uint8_t exponent, int64_t begin, int64_t end);
@@ -114,6 +154,13 @@ struct Kernels {
 // Elements that a kernel holds at once; also the unit in which one-block tensors are shared out.
 constexpr int64_t kChunk = 1024;
 
+// Elements that Adam-mini adds up at once, and columns.
+constexpr int64_t kPieceElements = 1 << 16;
+constexpr int64_t kPieceColumns = 256;
+// Elements whose squares `norms.py` adds up before it cuts the sum into digits.
+constexpr int64_t kSquareBlock = 128;
+// Digits of a sum of squares.
+constexpr int kDigits = 10;
 constexpr int32_t kInfinityBits = 0x7f800000;
 constexpr uint8_t kExponentNonfinite = 254;
 
@@ -122,6 +169,18 @@ static inline int64_t numel(const Layout& layout) { return layout.rows * layout.
 
 static inline int64_t blocks_per_row(const Layout& layout) {
   return (layout.cols + layout.block - 1) / layout.block;
+}
+
+// How many ranges of sums there are: runs of columns, or pieces of positions.
+static inline int64_t sum_units(const Segments& g) {
+  if (g.reduce == 1) return g.outer * g.length * g.pieces;
+  return g.outer * ((g.length * g.inner + kPieceColumns - 1) / kPieceColumns);
+}
+
+// Chunks of a flat tensor, or blocks of squares.
+static inline int64_t square_units(const Squares& x) {
+  if (x.flat) return (x.rows * x.cols + kChunk - 1) / kChunk;
+  return x.rows * ((x.cols + kSquareBlock - 1) / kSquareBlock);
 }
 
 // Whether a block is bad: one of its new moments is not finite.

@@ -6,46 +6,11 @@
 namespace luma {
 namespace {
 
-// Takes a step over runs of elements. `at` counts elements of the work space.
-template <class Pair>
-class Stepper {
+// The tensors of a step beside its moments, and what is computed from them.
+class StepTensors {
  public:
-  using Scales = typename Pair::Scales;
-  using Seen = typename Pair::Seen;
-
-  explicit Stepper(const Step& step)
-      : s_(step), rule_(step), noise_{step.k0, step.k1}, pair_(step) {}
-
-  Pair& pair() { return pair_; }
-
-  Seen update(const Run& run, int64_t at, Scales old) {
-    return pair_.update(rule_, run, gradients(run), old, new_moments(at));
-  }
-
-  // As `update`, but the new moments may be lost.
-  Seen see(const Run& run, Scales old) {
-    return pair_.see(rule_, run, gradients(run), old, new_moments(0));
-  }
-
-  // Draws for elements from `start`; none for the rest of `padded`.
-  void draw(int64_t start, int64_t n, int64_t padded) {
-    if (!Pair::kRounds && !s_.round_param) return;
-    noise_.fill(work_.bits, static_cast<uint64_t>(s_.first_index + start), n);
-    if (padded > n) std::memset(work_.bits + n, 0, (padded - n) * sizeof(uint32_t));
-  }
-
-  // Stores new moments and, with `Param`, takes AdamW's step of the parameter.
-  template <bool Param>
-  void write(const Run& run, int64_t at, Scales scales) {
-    float* to = Param ? param(run) : nullptr;
-    pair_.template write<Param>(rule_, run, new_moments(at), work_.bits + at, scales, to);
-    if (Param) store_param(run, at);
-  }
-
-  // The moments as they are stored.
-  Moments moments(const Run& run, Scales scales) {
-    return pair_.read(run, scales, work_.first, work_.second);
-  }
+  explicit StepTensors(const Step& step)
+      : s_(step), rule_(step), noise_{step.k0, step.k1} {}
 
   float* param(const Run& run) {
     return load(s_.param, s_.param_dtype, run.start, run.length, work_.param);
@@ -67,9 +32,12 @@ class Stepper {
     }
   }
 
- private:
-  NewMoments new_moments(int64_t at) {
-    return {work_.first + at, work_.second + at, work_.root + at};
+ protected:
+  // Draws for elements from `start`; none for the rest of `padded`.
+  void draw(bool rounds, int64_t start, int64_t n, int64_t padded) {
+    if (!rounds && !s_.round_param) return;
+    noise_.fill(work_.bits, static_cast<uint64_t>(s_.first_index + start), n);
+    if (padded > n) std::memset(work_.bits + n, 0, (padded - n) * sizeof(uint32_t));
   }
 
   const float* gradients(const Run& run) {
@@ -85,8 +53,52 @@ class Stepper {
   const Step& s_;
   const Rule rule_;
   const Noise noise_;
-  Pair pair_;
   Work work_;
+};
+
+// Takes a step over runs of elements. `at` counts elements of the work space.
+template <class Pair>
+class Stepper : public StepTensors {
+ public:
+  using Scales = typename Pair::Scales;
+  using Seen = typename Pair::Seen;
+
+  explicit Stepper(const Step& step) : StepTensors(step), pair_(step) {}
+
+  Pair& pair() { return pair_; }
+
+  Seen update(const Run& run, int64_t at, Scales old) {
+    return pair_.update(rule_, run, gradients(run), old, new_moments(at));
+  }
+
+  // As `update`, but the new moments may be lost.
+  Seen see(const Run& run, Scales old) {
+    return pair_.see(rule_, run, gradients(run), old, new_moments(0));
+  }
+
+  void draw(int64_t start, int64_t n, int64_t padded) {
+    StepTensors::draw(Pair::kRounds, start, n, padded);
+  }
+
+  // Stores new moments and, with `Param`, takes AdamW's step of the parameter.
+  template <bool Param>
+  void write(const Run& run, int64_t at, Scales scales) {
+    float* to = Param ? param(run) : nullptr;
+    pair_.template write<Param>(rule_, run, new_moments(at), work_.bits + at, scales, to);
+    if (Param) store_param(run, at);
+  }
+
+  // The moments as they are stored.
+  Moments moments(const Run& run, Scales scales) {
+    return pair_.read(run, scales, work_.first, work_.second);
+  }
+
+ private:
+  NewMoments new_moments(int64_t at) {
+    return {work_.first + at, work_.second + at, work_.root + at};
+  }
+
+  Pair pair_;
 };
 
 // One block on its own. The new moments of one longer than a chunk are computed twice, the first
@@ -199,11 +211,22 @@ int64_t step_with(const Step& s, int64_t begin, int64_t end) {
   }
 }
 
+template <class First>
+int64_t step_before_plain(const Step& s, int64_t begin, int64_t end) {
+  return step_blocks<SeparatePair<First, PlainMoment>>(s, begin, end);
+}
+
 int64_t step(const Step& s, int64_t begin, int64_t end) {
+  const bool plain = s.second.kind == kPlain;
   switch (s.first.kind) {
-    case kLogSigned: return step_blocks<LogGridPair>(s, begin, end);
+    case kLogSigned:
+      if (plain) return step_before_plain<GridMoment<int16_t, 0>>(s, begin, end);
+      return step_blocks<LogGridPair>(s, begin, end);
+    case kFp8: return step_before_plain<GridMoment<uint8_t, 0>>(s, begin, end);
     case kTable: return step_with<TableMoment>(s, begin, end);
-    case kBFloat: return step_blocks<BFloatPair>(s, begin, end);
+    case kBFloat:
+      if (plain) return step_before_plain<BFloatMoment<0>>(s, begin, end);
+      return step_blocks<BFloatPair>(s, begin, end);
     default: return step_with<PlainMoment>(s, begin, end);
   }
 }

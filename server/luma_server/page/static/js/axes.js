@@ -47,7 +47,7 @@ function logarithmicTicks(low, high, about) {
 }
 
 /** Return an axis in proportion to the logarithm of positive values. */
-export function logarithmic(values) {
+function logarithmic(values) {
   const logs = values.map(Math.log10);
   let [low, high] = [Math.min(...logs), Math.max(...logs)];
   const margin = Math.max(0.1, (high - low) * 0.05);
@@ -65,12 +65,14 @@ export function fitting(values) {
   return low > 0 && Math.max(...values) / low > 10 ? logarithmic(values) : linear(values);
 }
 
-/** Return an axis over powers of ten that are given by their exponents. */
-export function exponents(low, high) {
+/** Return an axis over powers of `base` that are given by their exponents. */
+export function exponents(low, high, base = 10) {
   const ticks = (about) => {
     const step = Math.max(1, Math.ceil((high - low) / about));
     const found = [];
-    for (let at = Math.ceil(low); at <= high; at += step) found.push([at, power(at)]);
+    for (let at = Math.ceil(low / step) * step; at <= high; at += step) {
+      found.push([at, power(at, base)]);
+    }
     return found;
   };
   return { place: (value) => (value - low) / (high - low), ticks };

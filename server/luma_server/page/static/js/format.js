@@ -41,6 +41,11 @@ export function share(value) {
   return `${percent < 10 ? percent.toPrecision(2) : percent.toFixed(1)}%`;
 }
 
+/** Tick on an axis of shares. */
+export function percent(value) {
+  return `${Number((value * 100).toPrecision(6))}%`;
+}
+
 /** How much smaller `small` is than `large`. */
 export function saving(small, large) {
   if (small === null || !large) return NONE;
@@ -63,8 +68,8 @@ export function plural(value, one, many = `${one}s`) {
   return `${whole(value)} ${value === 1 ? one : many}`;
 }
 
-/** Tick on an axis of powers of ten. */
-export function power(exponent) {
+/** Tick on an axis of powers. */
+export function power(exponent, base = 10) {
   const raised = [...String(exponent)].map((one) => (one === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[one]));
-  return `10${raised.join("")}`;
+  return `${base}${raised.join("")}`;
 }

@@ -36,10 +36,11 @@ export function pick(stats, metric) {
 
 /** Return statistics of a parameter, or of all, in the shape that modules have. */
 export function asModule(name, stats) {
-  const summary = (value, shares) => ({
+  const summary = (value, moment) => ({
     ...value,
-    zero_share: shares?.zero_share ?? null,
-    saturated_share: shares?.saturated_share ?? null,
+    zero_share: moment?.zero_share ?? null,
+    saturated_share: moment?.saturated_share ?? null,
+    scale: moment?.scale ?? null,
     histogram: value.histogram.counts,
   });
   const moments = stats.moments.map((one) => [one.moment, summary(one.value, one)]);

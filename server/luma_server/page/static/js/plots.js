@@ -4,13 +4,19 @@
  * Colours come from the style sheet by class, so that plots follow light and dark.
  */
 
-import { exponents, fitting, linear, logarithmic } from "./axes.js";
+import { exponents, fitting, linear } from "./axes.js";
 import { h, s, table } from "./dom.js";
-import { number, share, whole } from "./format.js";
+import { number, percent, share, whole } from "./format.js";
 
 const BOTTOM = 42;
 const TOP = 12;
 const RIGHT = 14;
+/** Pixels on an axis for each label, the widest character of one, and what is between two. */
+const TICK_ROOM = 70;
+const TICK_CHARACTER = 7;
+const TICK_GAP = 10;
+/** Powers that the axis of a histogram spans at least, so that few bars are not huge. */
+const LEAST_POWERS = 6;
 /** Width below which names stand above what they name. */
 const NARROW = 480;
 
@@ -25,6 +31,23 @@ function responsive(draw) {
     box.replaceChildren(draw(width));
   }).observe(box);
   return box;
+}
+
+/** Return where labels are drawn that do not touch one another: every one, or every second, ... */
+function apart(ticks, atX, width) {
+  const room = (text) => text.length * TICK_CHARACTER + TICK_GAP;
+  const placed = ticks.map(([value, text]) => {
+    const half = (room(text) - TICK_GAP) / 2;
+    return [Math.min(width - half, Math.max(half, atX(value))), text];
+  });
+  for (let step = 1; step < placed.length; step += 1) {
+    const kept = placed.filter((_, i) => i % step === 0);
+    const free = kept.every(
+      ([at, text], i) => !i || at - kept[i - 1][0] >= (room(text) + room(kept[i - 1][1])) / 2,
+    );
+    if (free) return kept;
+  }
+  return placed.slice(0, 1);
 }
 
 /** The area between two axes. */
@@ -42,8 +65,9 @@ function frame({ x, y, width, height, xLabel, yLabel, left = 56, label }) {
       s("text", { class: "tick end", x: left - 8, y: at + 4 }, text),
     );
   }
-  for (const [value, text] of x.ticks(Math.max(2, Math.floor(width / 90)))) {
-    svg.append(s("text", { class: "tick middle", x: atX(value), y: bottom + 18 }, text));
+  const about = Math.max(2, Math.floor((right - left) / TICK_ROOM));
+  for (const [at, text] of apart(x.ticks(about), atX, width)) {
+    svg.append(s("text", { class: "tick middle", x: at, y: bottom + 18 }, text));
   }
   svg.append(
     s("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }),
@@ -170,31 +194,32 @@ function asTable(label, head, rows) {
 }
 
 /**
- * Return the share of elements by magnitude.
+ * Return shares of a whole by magnitude.
  *
- * `edges` are the log10 of the bins' edges, one more than there are `counts`.
+ * `edges` are exponents of the bins' edges to the base `base`, one more than there are `counts`;
+ * `what` is what the horizontal axis shows.
  */
-export function histogram(title, { counts, edges, elements, style, notes = [] }) {
+function bars(title, { counts, edges, base, whole: all, style, notes, what, none }) {
   const used = counts.map((count, i) => [count, i]).filter(([count]) => count);
   const caption = h("figcaption", {}, h("strong", {}, title), ` ${notes.join(", ")}`);
-  if (!used.length) {
-    return h("figure", {}, caption, h("p", { class: "quiet" }, "No finite value other than zero."));
-  }
+  if (!used.length) return h("figure", {}, caption, h("p", { class: "quiet" }, none));
   const [first, last] = [used[0][1], used.at(-1)[1]];
-  const span = (from, to) => `${number(10 ** edges[from])} to ${number(10 ** edges[to])}`;
+  const span = (from, to) => `${number(base ** edges[from])} to ${number(base ** edges[to])}`;
+  const [low, high] = [Math.floor(edges[first]), Math.ceil(edges[last + 1])];
+  const room = Math.max(0, Math.ceil((LEAST_POWERS - (high - low)) / 2));
   const draw = (width) => {
-    const y = linear([0, ...used.map(([count]) => count / elements)], { room: 0.04 });
+    const y = linear([0, ...used.map(([count]) => count / all)], { room: 0.04 });
     const box = frame({
-      x: exponents(Math.floor(edges[first]), Math.ceil(edges[last + 1])),
-      y: { ...y, ticks: (about) => y.ticks(about).map(([at]) => [at, share(at)]) },
+      x: exponents(low - room, high + room, base),
+      y: { ...y, ticks: (about) => y.ticks(about).map(([at]) => [at, percent(at)]) },
       width,
       height: 210,
-      xLabel: "magnitude",
-      label: `${title}: magnitudes ${span(first, last + 1)}`,
+      xLabel: what,
+      label: `${title}: ${what} ${span(first, last + 1)}`,
     });
-    const bars = used.map(([count, i]) => {
-      const [x, end, top] = [box.atX(edges[i]), box.atX(edges[i + 1]), box.atY(count / elements)];
-      const text = `${span(i, i + 1)}: ${share(count / elements)}`;
+    const drawn = used.map(([count, i]) => {
+      const [x, end, top] = [box.atX(edges[i]), box.atX(edges[i + 1]), box.atY(count / all)];
+      const text = `${span(i, i + 1)}: ${share(count / all)}`;
       const size = { width: Math.max(1, end - x - 1), height: Math.max(1, box.bottom - top) };
       return s(
         "rect",
@@ -202,25 +227,47 @@ export function histogram(title, { counts, edges, elements, style, notes = [] })
         s("title", {}, text),
       );
     });
-    box.svg.append(s("g", { class: style }, bars));
+    box.svg.append(s("g", { class: style }, drawn));
     return box.svg;
   };
-  const rows = used.map(([count, i]) => [span(i, i + 1), share(count / elements)]);
-  const text = asTable(`${title}: share by magnitude`, ["magnitude", "share"], rows);
+  const rows = used.map(([count, i]) => [span(i, i + 1), share(count / all)]);
+  const text = asTable(`${title}: share by ${what}`, [what, "share"], rows);
   return h("figure", {}, caption, responsive(draw), text);
 }
 
-/** Return ranges on one axis; rows are `{name, min, median, max}`. */
+/**
+ * Return the share of elements by magnitude.
+ *
+ * `edges` are the log10 of the bins' edges, one more than there are `counts`.
+ */
+export function histogram(title, { elements, ...more }) {
+  const none = "No finite value other than zero.";
+  return bars(title, { base: 10, whole: elements, what: "magnitude", none, ...more });
+}
+
+/** Return the share of block scales by power of two; `scale` is as in the server's answer. */
+export function scaleHistogram(title, scale, { style, notes }) {
+  const { first, counts } = scale.histogram;
+  const edges = Array.from({ length: counts.length + 1 }, (_, i) => first + i);
+  const none = "No finite scale other than zero.";
+  const look = { base: 2, whole: scale.blocks, what: "scale", none, style, notes };
+  return bars(title, { counts, edges, ...look });
+}
+
+/** Return ranges on one axis of powers of two; rows are `{name, min, median, max}`. */
 export function ranges(title, rows, style) {
   const known = rows.filter((row) => row.min !== null && row.max > 0);
   if (!known.length) return null;
   const positive = known.flatMap((row) => [row.min, row.median, row.max]).filter((x) => x > 0);
+  const logs = positive.map(Math.log2);
+  const [low, high] = [Math.floor(Math.min(...logs)), Math.ceil(Math.max(...logs))];
+  const axis = exponents(low - 0.5, high + 0.5, 2);
   const draw = (width) => {
     const above = width < NARROW;
     const left = above ? RIGHT : 240;
     const pitch = above ? 36 : 20;
     const box = frame({
-      x: logarithmic(positive),
+      x: axis,
       y: { place: () => 0, ticks: () => [] },
       width,
       height: TOP + known.length * pitch + BOTTOM,
@@ -238,12 +285,12 @@ export function ranges(title, rows, style) {
 }
 
 function drawRange(box, row, y, { floor, style, left, above }) {
-  const at = (value) => box.atX(Math.max(value, floor));
+  const at = (value) => box.atX(Math.log2(Math.max(value, floor)));
   const text = `${row.name}: ${number(row.min)}, median ${number(row.median)}, ${number(row.max)}`;
   const room = above ? 46 : 34;
   const name = row.name.length > room ? `…${row.name.slice(1 - room)}` : row.name;
   const place = above
-    ? { class: "tick", x: 0, y: y - 9 }
+    ? { class: "tick", x: 0, y: y - 11 }
     : { class: "tick end", x: left - 8, y: y + 4 };
   box.svg.append(
     s("text", place, name),

@@ -5,12 +5,13 @@ import { announce, card, field, h, select, tile, tiles } from "../dom.js";
 import { bits, bytes, count, number, plural, saving, share, time, whole } from "../format.js";
 import { layerMaps } from "../heat.js";
 import { METRICS, MOMENTS, asModule, metricOf, pick, wild } from "../metrics.js";
-import { histogram, ranges } from "../plots.js";
+import { histogram, ranges, scaleHistogram } from "../plots.js";
 import { into } from "../states.js";
 import { ModuleTree, finiteness } from "../tree.js";
 
 const DEEPEST = 32;
 const RANGES = 24;
+const STYLES = { exp_avg: "s2", exp_avg_sq: "s3" };
 
 function facts(info) {
   const saved = saving(info.state_bytes, info.adamw_bytes);
@@ -64,8 +65,8 @@ function shape(stats, edges) {
       style,
       notes: notes(one),
     });
-  const moments = Object.entries(stats.moments).map(([name, one], i) =>
-    draw(MOMENTS[name] ?? name, one, `s${i + 2}`),
+  const moments = Object.entries(stats.moments).map(([name, one]) =>
+    draw(MOMENTS[name] ?? name, one, STYLES[name]),
   );
   return [
     h(
@@ -75,27 +76,46 @@ function shape(stats, edges) {
       finiteness(stats),
     ),
     h("div", { class: "grid3" }, draw("Update", stats.update, "s1"), moments),
+    scales(stats),
   ];
 }
 
-/** Return the block scales of a module's largest parameters. */
-function scales(report, name) {
+/** Return histograms of a module's block scales. */
+function scales(stats) {
+  const known = Object.entries(stats.moments).filter(([, one]) => one.scale);
+  const plots = known.map(([name, { scale }]) => {
+    const zeros = scale.histogram.zeros;
+    const notes = [
+      plural(scale.blocks, "block"),
+      zeros ? `zero ${share(zeros / scale.blocks)}` : null,
+      scale.median === undefined ? null : `median ${number(scale.median)}`,
+      scale.nonfinite ? `⚠ ${whole(scale.nonfinite)} not finite` : null,
+    ].filter(Boolean);
+    const style = STYLES[name];
+    return scaleHistogram(`${MOMENTS[name] ?? name}: block scales`, scale, { style, notes });
+  });
+  const text = "The state keeps no block scales.";
+  return plots.length ? h("div", { class: "grid2" }, plots) : h("p", { class: "quiet" }, text);
+}
+
+/** Return the range of block scales of each of a module's largest parameters. */
+function scaleRanges(report, name) {
   const inside = report.parameters.filter(
     (one) => !name || one.name === name || one.name.startsWith(`${name}.`),
   );
-  const largest = inside.toSorted((a, b) => b.elements - a.elements).slice(0, RANGES);
-  const plots = Object.entries(MOMENTS).map(([moment, title], i) => {
+  if (inside.length < 2) return [];
+  const scaleOf = (one, moment) => one.moments.find((found) => found.moment === moment)?.scale;
+  const scaled = inside.filter((one) => one.moments.some(({ scale }) => scale));
+  const largest = scaled.toSorted((a, b) => b.elements - a.elements).slice(0, RANGES);
+  const plots = Object.entries(MOMENTS).map(([moment, title]) => {
     const rows = largest
-      .map((one) => [one.name, one.moments.find((found) => found.moment === moment)?.scale])
-      .filter(([, scale]) => scale)
-      .map(([parameter, scale]) => ({ name: parameter, ...scale }));
-    return ranges(`${title}: smallest, median and largest block scale`, rows, `s${i + 2}`);
+      .filter((one) => scaleOf(one, moment))
+      .map((one) => ({ name: one.name, ...scaleOf(one, moment) }));
+    return ranges(`${title}: smallest, median and largest block scale`, rows, STYLES[moment]);
   });
-  const known = plots.filter(Boolean);
-  if (!known.length) return [];
-  const left = inside.length - largest.length;
+  const left = scaled.length - largest.length;
   return [
-    h("div", { class: "grid2" }, known),
+    h("div", { class: "grid2" }, plots.filter(Boolean)),
     left > 0 ? h("p", { class: "quiet" }, `${plural(left, "smaller tensor")} left out.`) : "",
   ];
 }
@@ -155,7 +175,7 @@ class Detail {
       : "";
     this.place.replaceChildren(
       ...(stats
-        ? [...shape(stats, this.report.histogram_edges), ...scales(this.report, name)]
+        ? [...shape(stats, this.report.histogram_edges), ...scaleRanges(this.report, name)]
         : [h("p", {}, "This checkpoint has no such module.")]),
       all,
     );

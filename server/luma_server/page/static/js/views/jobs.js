@@ -66,12 +66,12 @@ function row(job, reload, fail) {
     "tr",
     {},
     h("th", { scope: "row" }, place(job)),
-    h("td", {}, what, job.to ? [" to ", place(job.to)] : null),
     h("td", {}, state, error),
     h("td", {}, progress(job)),
+    h("td", {}, actions(job, reload, fail)),
+    h("td", {}, what, job.to ? [" to ", place(job.to)] : null),
     h("td", {}, time(job.created)),
     h("td", {}, time(job.finished)),
-    h("td", {}, actions(job, reload, fail)),
   );
 }
 
@@ -81,7 +81,7 @@ const noJobs = () =>
     h("p", {}, h("code", {}, "POST /v1/checkpoints/RUN/STEP/convert"), " begins one."),
   );
 
-const HEAD = ["checkpoint", "becomes", "state", "progress", "asked (UTC)", "ended (UTC)", "action"];
+const HEAD = ["checkpoint", "state", "progress", "action", "becomes", "asked (UTC)", "ended (UTC)"];
 
 /** Replace what `list` shows, and leave the keyboard where it was. */
 function redraw(list, shown) {

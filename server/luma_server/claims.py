@@ -1,4 +1,4 @@
-"""One commit at a time for each checkpoint, whichever server makes it."""
+"""One at a time at one thing, whichever server it is that works on it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from luma_core.checkpoint.store import ABSENT, Store, Version
 from luma_core.errors import ConcurrentSaveError
 from luma_server.place import Root
 
-_NAME = "claim.json"
+CLAIM_NAME = "claim.json"
 
 STALE_SECONDS = 600.0
-"""A claim that was not renewed for that long belongs to a server that is gone."""
+"""A claim on a checkpoint that was not renewed for that long is of a server that is gone."""
 
-RENEW_SECONDS = 60.0
+_RENEWALS = 10
+"""How often a claim is renewed before it would be stale."""
 
 
 def remove_empty(root: Root, run: str, step: str) -> None:
@@ -47,7 +48,8 @@ def claimed(root: Root, run: str, step: str) -> Iterator[Callable[[], None]]:
             if locked:
                 yield lambda: None
             else:
-                with _claim(root.private("claims", run, step), f"{run}/{step}") as renew:
+                claims = root.private("claims", run, step)
+                with _claim(claims, f"{run}/{step}", STALE_SECONDS) as renew:
                     yield renew
         finally:
             if not existed:
@@ -55,8 +57,34 @@ def claimed(root: Root, run: str, step: str) -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def _claim(store: Store, place: str) -> Iterator[Callable[[], None]]:
-    claim = _Claim(store, place)
+def held(store: Store, what: str, *, stale_seconds: float) -> Iterator[Callable[[], None]]:
+    """Keep others away from what a folder of the server's own stands for.
+
+    The same as `claimed`, but nothing is in the folder and nothing is left of it.
+
+    Args:
+        store: the folder.
+        what: what it stands for, for messages.
+        stale_seconds: how long a claim holds that is not renewed.
+
+    Raises:
+        ConcurrentSaveError: somebody else is at work.
+    """
+    with store.exclusive() as locked:
+        if not locked:
+            with _claim(store, what, stale_seconds) as renew:
+                yield renew
+            return
+        try:
+            yield lambda: None
+        finally:
+            with contextlib.suppress(OSError):
+                store.remove_folder()
+
+
+@contextlib.contextmanager
+def _claim(store: Store, what: str, stale_seconds: float) -> Iterator[Callable[[], None]]:
+    claim = _Claim(store, what, stale_seconds)
     claim.take()
     try:
         yield claim.renew
@@ -65,17 +93,18 @@ def _claim(store: Store, place: str) -> Iterator[Callable[[], None]]:
 
 
 class _Claim:
-    def __init__(self, store: Store, place: str) -> None:
+    def __init__(self, store: Store, what: str, stale_seconds: float) -> None:
         self._store = store
-        self._place = place
+        self._what = what
+        self._stale_seconds = stale_seconds
         self._version = ABSENT
         self._renewed = 0.0
 
     def take(self) -> None:
-        found = self._store.version(_NAME)
+        found = self._store.version(CLAIM_NAME)
         if found != ABSENT:
-            written = self._store.modified(_NAME)
-            if written is None or time.time() - written < STALE_SECONDS:
+            written = self._store.modified(CLAIM_NAME)
+            if written is None or time.time() - written < self._stale_seconds:
                 raise self._busy()
         try:
             self._write(found)
@@ -83,28 +112,28 @@ class _Claim:
             raise self._busy() from error
 
     def renew(self) -> None:
-        if time.monotonic() - self._renewed < RENEW_SECONDS:
+        if time.monotonic() - self._renewed < self._stale_seconds / _RENEWALS:
             return
         try:
             self._write(self._version)
         except ConcurrentSaveError as error:
-            raise LostClaimError(f"{self._place}: another server went on with it.") from error
+            raise LostClaimError(f"{self._what}: another server went on with it.") from error
 
     def _write(self, expected: Version) -> None:
-        with self._store.write(_NAME, expected=expected) as out:
+        with self._store.write(CLAIM_NAME, expected=expected) as out:
             # Never the same bytes twice, for some stores name versions by content.
             out.write(json.dumps({"claim": secrets.token_hex(16)}).encode())
             out.commit()
-        self._version = self._store.version(_NAME)
+        self._version = self._store.version(CLAIM_NAME)
         self._renewed = time.monotonic()
 
     def release(self) -> None:
         with contextlib.suppress(OSError):
-            if self._store.version(_NAME) == self._version:
-                self._store.delete(_NAME)
+            if self._store.version(CLAIM_NAME) == self._version:
+                self._store.delete(CLAIM_NAME)
                 self._store.remove_folder()
 
     def _busy(self) -> ConcurrentSaveError:
         return ConcurrentSaveError(
-            f"{self._place}: somebody else is committing there.", hint="Try again in a moment."
+            f"{self._what}: somebody else is at work there.", hint="Try again in a moment."
         )

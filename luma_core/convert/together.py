@@ -1,0 +1,125 @@
+"""Conversion to a LUMA checkpoint by several processes, each of which writes some shards."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import cast
+
+from torch import distributed as dist
+
+from luma_core.checkpoint import MAX_SHARD_BYTES, Compression
+from luma_core.checkpoint.agreement import Processes
+from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
+from luma_core.checkpoint.plan import Plan, plan_save
+from luma_core.checkpoint.store import open_store
+from luma_core.checkpoint.together import Share, SharedSave, shared_out
+from luma_core.checkpoint.writer import check_options
+from luma_core.convert import luma
+from luma_core.convert.base import Progress, Url, total_elements
+from luma_core.convert.registry import ConversionReport, open_source, target_names
+from luma_core.errors import ConfigurationError
+
+
+def convert_together(
+    src: Url,
+    dst: Url,
+    *,
+    to: str,
+    model: Url | None = None,
+    overwrite: bool = False,
+    codec: str = "luma16",
+    block_size: int | None = 128,
+    compression: str = "zstd",
+    seed: int = 0,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Progress | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> ConversionReport:
+    """Convert AdamW state to a LUMA checkpoint; all processes call it together.
+
+    Files have the bytes that `convert` gives them in one process. Each process reads and codes what
+    belongs into its shards; both places must be ones that all processes reach. Process 0 makes
+    the checkpoint appear. If one fails, all raise what it raised.
+
+    Args:
+        src: as `convert` takes it.
+        dst: folder of the checkpoint.
+        to: must be ``"luma"``: other formats are one file, or folders whose files depend on who
+            wrote them.
+        model: as `convert` takes it.
+        overwrite: whether to replace a checkpoint that is there.
+        codec: as `convert` takes it.
+        block_size: as `convert` takes it.
+        compression: as `convert` takes it.
+        seed: as `convert` takes it.
+        max_shard_bytes: uncompressed bound on a shard, which is what processes share out.
+        progress: called with bytes done and in total, of this process's shards.
+        group: the processes; all by default.
+
+    Raises:
+        ConfigurationError: ``to`` is another format, or an option has a value that cannot work.
+        StorageError: a process failed or disappeared; what was at ``dst`` is whole.
+        LumaError: whatever else `convert` raises.
+    """
+    if to != luma.FORMAT:
+        known = "is written by one process" if to in target_names() else "is not a format"
+        raise ConfigurationError(
+            f"to={to!r} {known}; several processes write {luma.FORMAT!r} only.",
+            hint="Run it without torchrun.",
+        )
+    check_options(compression, max_shard_bytes)
+    processes = Processes(group)
+    opened: list[tuple[luma.EncodedState, Plan]] = []
+
+    def plan() -> tuple[int, int, str]:
+        source = open_source(src, model=model)
+        state = luma.EncodedState(source, block_size=block_size, seed=seed, codec=codec)
+        opened.append((state, plan_save(state, None, None, max_shard_bytes)))
+        return total_elements(source.parameters()), source.stored_bytes, source.format
+
+    elements, source_bytes, source_format = processes.agreed(plan)[0]
+    state, whole = opened[0]
+    share = _share(whole, processes)
+    save = SharedSave(
+        open_store(dst),
+        share,
+        processes,
+        compression=cast(Compression, compression),
+        budget=Budget.of(MAX_MEMORY_BYTES),
+        overwrite=overwrite,
+        tick=_Told(progress, share.plan.total_bytes),
+    )
+    manifest = save.run()
+    for parts in processes.told(state.errors.parts()):
+        state.errors.add(parts)
+    return ConversionReport(
+        parameters=len(manifest.parameters),
+        elements=elements,
+        source_bytes=source_bytes,
+        result_bytes=manifest.summary.stored_bytes,
+        source_format=source_format,
+        target_format=to,
+        destination=os.fspath(dst),
+        errors=state.errors.by_moment(),
+    )
+
+
+def _share(whole: Plan, processes: Processes) -> Share:
+    """Return the run of shards that this process writes."""
+    shards = whole.shards.get("optimizer", [])
+    sizes = [sum(tensor.nbytes for tensor in shard) for shard in shards]
+    mine = shared_out(sizes, processes.world)[processes.rank]
+    return Share(replace(whole, shards={"optimizer": [shards[index] for index in mine]}), {})
+
+
+class _Told:
+    """Adds up bytes for a progress."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self, raw_bytes: int) -> None:
+        self._done += raw_bytes
+        if self._progress is not None:
+            self._progress(self._done, self._total)

@@ -1,0 +1,210 @@
+"""Steps on the CPU of parameters that live on a GPU: gradients come, parameters return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from luma_core.optim.batch import Batch
+from luma_core.optim.clipping import GradientClip, gradient_square_digits
+from luma_core.optim.offload.arena import ALIGNMENT_BYTES, HostArena
+from luma_core.optim.offload.pieces import Piece, cut
+from luma_core.optim.rules.norms import total
+from luma_core.optim.work import Steppable, Work
+
+_SLOTS = 4
+
+
+@dataclass(eq=False)
+class _Group:
+    """Pieces that cross the link together.
+
+    Attributes:
+        slot: number of the host's memory that they use.
+        pieces: of parameters.
+        params: their memory on the host; with it the gradients, as ``grad``.
+        batch: steps them.
+    """
+
+    slot: int
+    pieces: list[Piece]
+    params: list[Tensor]
+    batch: Batch
+
+
+class CpuStepBatch:
+    """Parameters of a CUDA device that are stepped on the CPU; does what `Batch` does.
+
+    Gradients of the next pieces come and parameters of the last ones return while the CPU steps.
+
+    Args:
+        optimizer: gives rule, backend and groups.
+        device: of the parameters.
+        buffer_bytes: of host memory for parameters and gradients under way.
+    """
+
+    def __init__(self, optimizer: Steppable, device: torch.device, buffer_bytes: int) -> None:
+        self._optimizer = optimizer
+        self._device = device
+        self._slot_bytes = buffer_bytes // _SLOTS
+        self._slots: list[HostArena] = []
+        self._groups: list[_Group] = []
+        self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
+
+    @property
+    def all_fused(self) -> bool:
+        """Whether every parameter goes to a fused step: none does."""
+        return False
+
+    def build(self, work: Sequence[Work]) -> None:
+        """Take other parameters."""
+        pieces = [
+            piece
+            for item in work
+            for piece in cut(item, self._optimizer.rule, self._most_state_bytes(item))
+        ]
+        parts: list[list[Piece]] = []
+        size = self._slot_bytes
+        for piece in pieces:
+            if size + _nbytes(piece) > self._slot_bytes:
+                parts.append([])
+                size = 0
+            parts[-1].append(piece)
+            size += _nbytes(piece)
+        largest = max((sum(map(_nbytes, part)) for part in parts), default=0)
+        if not self._slots or self._slots[0].bytes.numel() < largest:
+            room, pin = max(largest, self._slot_bytes), self._device.type == "cuda"
+            self._slots = [HostArena(room, pin=pin) for _ in range(_SLOTS)]
+        self._groups = [self._group(index % _SLOTS, part) for index, part in enumerate(parts)]
+
+    def _most_state_bytes(self, work: Work) -> int:
+        numel = max(work.param.numel(), 1)
+        state = sum(value.nbytes for key, value in work.state.items() if "." in key)
+        return self._slot_bytes * state // (numel * 2 * work.param.element_size())
+
+    def _group(self, slot: int, pieces: list[Piece]) -> _Group:
+        memory, first = self._slots[slot].bytes, 0
+        params, work = [], []
+        advanced: set[int] = set()
+        for piece in pieces:
+            item, dtype = piece.work, piece.work.param.dtype
+            places = []
+            for _ in range(2):
+                size = torch.Size(piece.shape).numel() * dtype.itemsize
+                places.append(memory[first : first + size].view(dtype).view(piece.shape))
+                first += -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            param, param.grad = places[0], places[1]
+            state = dict(item.state)
+            for part in piece.stored:
+                state[part.key] = part.of(state[part.key])
+            if piece.first or id(item.state) in advanced:
+                state["step"] = state["step"].clone()
+            advanced.add(id(item.state))
+            params.append(param)
+            work.append(item._replace(param=param, state=state, start=piece.first))
+        batch = Batch(self._optimizer)
+        batch.build(work)
+        return _Group(slot, pieces, params, batch)
+
+    def follow_gradients(self) -> bool:
+        """Do nothing: gradients are read where they are."""
+        return True
+
+    def square_sums(self) -> list[Tensor]:
+        """Return the sum of squares of the gradients, float64 0-d, on the device."""
+        works = {id(p.work.param): p.work for group in self._groups for p in group.pieces}
+        digits = [
+            gradient_square_digits(work.param.grad)
+            for work in works.values()
+            if work.param.grad is not None
+        ]
+        return [total(torch.stack(digits).sum(dim=0))] if digits else []
+
+    def launch(
+        self, *, grad_scale: Tensor | None, found_inf: Tensor | None, clip: GradientClip | None
+    ) -> None:
+        """Take the step: see `Batch.launch`. Gradients are unscaled before."""
+        link = _Link(self._device)
+        returned: list[torch.cuda.Event | None] = []
+        come: list[torch.cuda.Event | None] = []
+        for index, group in enumerate(self._groups):
+            while len(come) < min(index + _SLOTS, len(self._groups)):
+                after = returned[len(come) - _SLOTS] if len(come) >= _SLOTS else None
+                come.append(link.bring(_coming(self._groups[len(come)]), after))
+            link.wait(come[index])
+            group.batch.launch(grad_scale=None, found_inf=None, clip=clip)
+            returned.append(link.send(_returning(group)))
+        link.close()
+
+
+class _Link:
+    """Copies between a device and the host's memory, each way on a stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        if self._cuda:
+            self._current = torch.cuda.current_stream(device)
+            self._down, self._up = torch.cuda.Stream(device), torch.cuda.Stream(device)
+            self._down.wait_stream(self._current)
+
+    def bring(
+        self, pairs: list[tuple[Tensor, Tensor]], after: torch.cuda.Event | None
+    ) -> torch.cuda.Event | None:
+        """Begin to copy each second tensor to the first."""
+        if not self._cuda:
+            _copy(pairs)
+            return None
+        if after is not None:
+            self._down.wait_event(after)
+        with torch.cuda.stream(self._down):
+            _copy(pairs)
+        done: torch.cuda.Event = self._down.record_event()
+        return done
+
+    def wait(self, event: torch.cuda.Event | None) -> None:
+        """Wait for a copy."""
+        if event is not None:
+            event.synchronize()
+
+    def send(self, pairs: list[tuple[Tensor, Tensor]]) -> torch.cuda.Event | None:
+        """Begin to copy each second tensor to the first."""
+        if not self._cuda:
+            _copy(pairs)
+            return None
+        with torch.cuda.stream(self._up):
+            _copy(pairs)
+        done: torch.cuda.Event = self._up.record_event()
+        return done
+
+    def close(self) -> None:
+        """Let the current stream wait for all that was sent."""
+        if self._cuda:
+            self._current.wait_stream(self._up)
+
+
+def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    for target, source in pairs:
+        target.copy_(source, non_blocking=True)
+
+
+def _coming(group: _Group) -> list[tuple[Tensor, Tensor]]:
+    pairs = []
+    for piece, param in zip(group.pieces, group.params, strict=True):
+        grad = piece.work.param.grad
+        assert grad is not None
+        assert param.grad is not None
+        pairs += [(param, piece.of(piece.work.param.detach())), (param.grad, piece.of(grad))]
+    return pairs
+
+
+def _returning(group: _Group) -> list[tuple[Tensor, Tensor]]:
+    pairs = zip(group.pieces, group.params, strict=True)
+    return [(piece.of(piece.work.param.detach()), param) for piece, param in pairs]
+
+
+def _nbytes(piece: Piece) -> int:
+    size = torch.Size(piece.shape).numel() * piece.work.param.element_size()
+    return 2 * (size + ALIGNMENT_BYTES)

@@ -1,0 +1,234 @@
+"""Keeps an optimizer's state away from the device that steps it."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from luma_core.codecs import Codec, Fields
+from luma_core.errors import ConfigurationError
+from luma_core.optim.batch import Batch
+from luma_core.optim.clipping import GradientClip
+from luma_core.optim.offload.arena import Arena, HostArena, blank, place
+from luma_core.optim.offload.cpu_step import CpuStepBatch
+from luma_core.optim.offload.file_movers import FileCudaMover, FileMover
+from luma_core.optim.offload.files import FileArena, Folder
+from luma_core.optim.offload.movers import CudaMover, HostMover
+from luma_core.optim.offload.options import OffloadOptions
+from luma_core.optim.offload.pipeline import Mover, Pipeline
+from luma_core.optim.offload.streamed import StreamedBatch
+from luma_core.optim.work import Steppable, Work
+from luma_core.sharding import local_tensor
+
+if TYPE_CHECKING:
+    from luma_core.optim.base import CompressedOptimizer
+
+_LOGGER = logging.getLogger(__name__)
+
+_SLOTS = 8
+_SCALARS = ("step", "noise_key", "nonfinite")
+
+
+class Offloader:
+    """Where one optimizer's state lives, and how it gets to the step and back.
+
+    Args:
+        optimizer: whose state.
+        options: with a mode other than ``"auto"``.
+    """
+
+    def __init__(self, optimizer: CompressedOptimizer, options: OffloadOptions) -> None:
+        self._optimizer = weakref.ref(optimizer)
+        self.options = options
+        self._folder = None
+        if options.mode == "disk":
+            assert options.directory is not None
+            self._folder = Folder(options.directory)
+        self._arenas: list[Arena] = []
+        self._pipelines: dict[torch.device, Pipeline] = {}
+
+    @property
+    def mode(self) -> str:
+        """``"host"``, ``"disk"`` or ``"cpu-step"``."""
+        return self.options.mode
+
+    def takes(self, param: Tensor) -> bool:
+        """Return whether a parameter's state is kept away from it."""
+        return self.mode == "disk" or local_tensor(param).is_cuda
+
+    def counter_device(self, param: Tensor) -> torch.device:
+        """Return where a parameter's counters are."""
+        here = local_tensor(param).device
+        return torch.device("cpu") if self.mode == "cpu-step" else here
+
+    def new_fields(self, codec: Codec, shape: torch.Size) -> Fields:
+        """Return the fields of a moment of zeros, which take memory once they are placed."""
+        if self.mode == "cpu-step":
+            return codec.init(shape, "cpu")
+        return {name: blank(spec.shape, spec.dtype) for name, spec in codec.layout(shape).items()}
+
+    def batch(self, optimizer: Steppable) -> OffloadedBatch:
+        """Return what steps parameters of ``optimizer``, all or one of this one's."""
+        return OffloadedBatch(optimizer, self)
+
+    def adopt(self) -> bool:
+        """Place state that is not there yet, such as what was loaded; return whether any was."""
+        optimizer = self._optimizer()
+        if self.mode == "cpu-step" or optimizer is None:
+            return False
+        states = [optimizer.state[p] for p in _with_state(optimizer) if self.takes(p)]
+        if not any(True for state in states for _ in self._unplaced(state)):
+            return False
+        self.settle()
+        held = {
+            local_tensor(value).untyped_storage().data_ptr()
+            for state in states
+            for value in state.values()
+        }
+        self._arenas = [
+            arena for arena in self._arenas if arena.bytes.untyped_storage().data_ptr() in held
+        ]
+        found = place(states, self._unplaced, self._new_arena)
+        assert found is not None
+        self._arenas.append(found)
+        return True
+
+    def pipeline(self, device: torch.device) -> Pipeline:
+        """Return what moves state of parameters on a device."""
+        if device not in self._pipelines:
+            # What is left is for counters and tables.
+            room = self.options.buffer_bytes // 64 * 61
+            self._pipelines[device] = Pipeline(self._mover(device), buffer_bytes=room, slots=_SLOTS)
+        return self._pipelines[device]
+
+    def settle(self) -> None:
+        """Wait until state may be read where it lives."""
+        for pipeline in self._pipelines.values():
+            pipeline.settle()
+
+    def forget(self) -> None:
+        """Settle, and take nothing that was fetched for valid any longer."""
+        for pipeline in self._pipelines.values():
+            pipeline.forget()
+
+    def _mover(self, device: torch.device) -> Mover:
+        if self._folder is None:
+            return CudaMover(device) if device.type == "cuda" else HostMover()
+        if device.type == "cuda":
+            return FileCudaMover(self._file_of, device)
+        return FileMover(self._file_of)
+
+    def _file_of(self, view: Tensor) -> FileArena:
+        storage = view.untyped_storage().data_ptr()
+        for arena in self._arenas:
+            if arena.bytes.untyped_storage().data_ptr() == storage:
+                assert isinstance(arena, FileArena)
+                return arena
+        raise AssertionError("state is of no arena")
+
+    def _unplaced(self, state: dict[str, Tensor]) -> Iterable[str]:
+        known = {arena.bytes.untyped_storage().data_ptr() for arena in self._arenas}
+        for key, value in state.items():
+            if key not in _SCALARS:
+                local = local_tensor(value)
+                if local.untyped_storage().data_ptr() not in known:
+                    yield key
+
+    def _new_arena(self, size: int) -> Arena:
+        if self._folder is not None:
+            return self._folder.arena(size)
+        return HostArena(size, pin=torch.cuda.is_available())
+
+
+def _with_state(optimizer: CompressedOptimizer) -> Iterator[Tensor]:
+    return (param for _, param, _ in optimizer.parameters_by_name() if optimizer.state.get(param))
+
+
+class OffloadedBatch:
+    """Steps parameters whose state is offloaded, and others beside them; does what `Batch` does.
+
+    Args:
+        optimizer: gives rule, backend and groups.
+        offloader: says whose state is where.
+    """
+
+    def __init__(self, optimizer: Steppable, offloader: Offloader) -> None:
+        self._optimizer = optimizer
+        self._offloader = offloader
+        self._batches: dict[torch.device | None, Batch | StreamedBatch | CpuStepBatch] = {}
+        self._used: list[Batch | StreamedBatch | CpuStepBatch] = []
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what `build` found holds for the next step, if no tensor changes."""
+        return True
+
+    @property
+    def all_fused(self) -> bool:
+        """Whether every parameter goes to a fused step."""
+        return bool(self._used) and all(batch.all_fused for batch in self._used)
+
+    def build(self, work: Sequence[Work]) -> None:
+        """Take other parameters."""
+        _refuse_capture()
+        parts: dict[torch.device | None, list[Work]] = {}
+        for item in work:
+            _check_alone(item, self._optimizer)
+            far = self._offloader.takes(item.param)
+            parts.setdefault(item.param.device if far else None, []).append(item)
+        self._used = []
+        for device, items in parts.items():
+            if device not in self._batches:
+                self._batches[device] = self._new(device)
+            self._batches[device].build(items)
+            self._used.append(self._batches[device])
+
+    def _new(self, device: torch.device | None) -> Batch | StreamedBatch | CpuStepBatch:
+        if device is None:
+            return Batch(self._optimizer)
+        if self._offloader.mode == "cpu-step":
+            return CpuStepBatch(self._optimizer, device, self._offloader.options.buffer_bytes)
+        return StreamedBatch(self._optimizer, self._offloader.pipeline(device))
+
+    def clear(self) -> None:
+        """Forget the parameters, so that memory of state that was replaced is free."""
+        self._batches.clear()
+        self._used = []
+
+    def follow_gradients(self) -> bool:
+        """Enter the gradients' new addresses; return ``False`` where that takes a new `build`."""
+        return all(batch.follow_gradients() for batch in self._used)
+
+    def square_sums(self) -> list[Tensor]:
+        """Return sums of squares of the gradients, float64 0-d, which add up to that of all."""
+        return [found for batch in self._used for found in batch.square_sums()]
+
+    def launch(
+        self, *, grad_scale: Tensor | None, found_inf: Tensor | None, clip: GradientClip | None
+    ) -> None:
+        """Take the step: see `Batch.launch`."""
+        _refuse_capture()
+        for batch in self._used:
+            batch.launch(grad_scale=grad_scale, found_inf=found_inf, clip=clip)
+
+
+def _refuse_capture() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise ConfigurationError(
+            "a step with offloaded state cannot be captured in a CUDA graph.",
+            hint="Capture forward and backward, and call step() outside of the graph.",
+        )
+
+
+def _check_alone(item: Work, optimizer: Steppable) -> None:
+    if not item.independent(optimizer.rule):
+        raise ConfigurationError(
+            f"the step of {item.name!r} needs parts that other processes have, which offload= "
+            "does not serve.",
+            hint="Leave offload= out, or use LUMA or TurboAdam with blocks.",
+        )

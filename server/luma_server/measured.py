@@ -1,0 +1,106 @@
+"""Statistics that outlive the process, computed by one server at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+
+from luma_core import __version__
+from luma_core.checkpoint.store import storage_errors
+from luma_core.errors import ConcurrentSaveError, StorageError
+from luma_core.stats import STATS_VERSION
+from luma_server.claims import held
+from luma_server.place import Root
+
+_log = logging.getLogger(__name__)
+
+STALE_SECONDS = 120.0
+"""A claim on a computation that was not renewed for that long is of a server that is gone."""
+
+_STATS = "stats"
+_CLAIMS = "measuring"
+_MAX_BYTES = 256 << 20
+_HASH_BYTES = 64
+
+
+class MeasuredElsewhereError(Exception):
+    """Another server computes the statistics of that checkpoint."""
+
+
+class KeptStats:
+    """Statistics of whole checkpoints, by the digest of the manifest. Its methods block.
+
+    Args:
+        root: where checkpoints are.
+    """
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._store = root.private(_STATS)
+
+    def load(self, digest: str) -> bytes | None:
+        """Return what is kept; ``None`` where there is nothing, or it is damaged."""
+        try:
+            found = self._store.read_range(_name(digest), 0, _MAX_BYTES)
+        except OSError:
+            return None
+        body = found[_HASH_BYTES:]
+        return body if hashlib.sha256(body).hexdigest().encode() == found[:_HASH_BYTES] else None
+
+    def save(self, digest: str, body: bytes) -> None:
+        """Keep statistics; a root that may only be read is served all the same."""
+        try:
+            with storage_errors(_STATS), self._store.write(_name(digest)) as out:
+                out.write(hashlib.sha256(body).hexdigest().encode())
+                out.write(body)
+                out.commit()
+        except StorageError as error:
+            _log.warning("statistics were not kept: %s", self._root.hide(error.message))
+
+    def forget(self, digest: str) -> None:
+        """Remove the statistics of a checkpoint that is gone.
+
+        Raises:
+            StorageError: the store failed.
+        """
+        with storage_errors(_STATS):
+            self._store.delete(_name(digest))
+
+    @contextlib.contextmanager
+    def computing(self, digest: str) -> Iterator[Callable[[], None]]:
+        """Keep other servers from computing the same meanwhile.
+
+        What it yields must be called now and then. Where nothing can be claimed, as the root may
+        only be read, or where the claim is lost, two may compute the same: their results are
+        equal.
+
+        Raises:
+            MeasuredElsewhereError: another one computes it.
+        """
+        with contextlib.ExitStack() as stack:
+            renew: Callable[[], None] = _nothing
+            try:
+                store = self._root.private(_CLAIMS, digest)
+                renew = stack.enter_context(held(store, digest, stale_seconds=STALE_SECONDS))
+            except ConcurrentSaveError as error:
+                raise MeasuredElsewhereError from error
+            except OSError as error:
+                _log.debug("no claim: %s", self._root.hide(str(error)))
+
+            def renew_if_possible() -> None:
+                with contextlib.suppress(ConcurrentSaveError, OSError):
+                    renew()
+
+            yield renew_if_possible
+
+
+def _nothing() -> None:
+    pass
+
+
+def _name(digest: str) -> str:
+    """Return the name of kept statistics: other software may count other things."""
+    software = hashlib.sha256(f"{__version__} {STATS_VERSION}".encode()).hexdigest()[:8]
+    return f"{digest}.{software}.json"

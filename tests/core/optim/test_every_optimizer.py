@@ -1,0 +1,93 @@
+"""What all optimizers promise alike: noise from the seed alone, and no loss to memory formats."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from luma_core import LAMB, LUMA, AdamMini, TurboAdam, checkpoint, convert
+from luma_core.optim import CompressedOptimizer
+
+Make = Callable[..., nn.Module]
+Train = Callable[..., float]
+Build = Callable[..., CompressedOptimizer]
+
+OPTIMIZERS: dict[str, Build] = {
+    "luma": LUMA,
+    "lamb": partial(LAMB, max_grad_norm=0.1),
+    "adam-mini": AdamMini,
+    "turboadam": TurboAdam,
+    "turboadam-8bit": partial(TurboAdam, preset="8bit"),
+    "turboadam-costate": partial(TurboAdam, m_codec="costate", error_feedback=True),
+}
+every_optimizer = pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_seeds_are_bit_identical_and_others_are_not(
+    make_model: Make, train: Train, build: Build, dtype: torch.dtype
+) -> None:
+    found = []
+    for seed in (4, 4, 5):
+        model = make_model(dtype=dtype)
+        train(model, build(model.named_parameters(), seed=seed), 5)
+        found.append(torch.cat([param.detach().flatten() for param in model.parameters()]))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@every_optimizer
+def test_non_contiguous_parameters_step_like_contiguous_ones(build: Build) -> None:
+    torch.manual_seed(0)
+    value, grad = torch.randn(64, 8, 5, 5), torch.randn(64, 8, 5, 5)
+    plain = nn.Parameter(value.clone())
+    last = nn.Parameter(value.clone(memory_format=torch.channels_last))
+    for param in (plain, last):
+        optimizer = build([("conv", param)], seed=3)
+        for _ in range(3):
+            param.grad = grad.clone(memory_format=torch.preserve_format)
+            optimizer.step()
+    assert not last.is_contiguous()
+    assert torch.equal(plain, last)
+
+
+@every_optimizer
+def test_tiny_updates_of_bfloat16_parameters_are_not_lost(build: Build) -> None:
+    """Each step moves by far less than half a last-place unit: rounding to nearest stalls."""
+    moved = {}
+    for stochastic in (True, False):
+        param = nn.Parameter(torch.ones(64, 1024, dtype=torch.bfloat16))
+        optimizer = build(
+            [("w", param)], lr=1e-5, weight_decay=0.0, seed=0, stochastic_rounding=stochastic
+        )
+        for _ in range(100):
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+        moved[stochastic] = float(1 - param.detach().double().mean())
+    assert moved[False] == 0
+    assert moved[True] == pytest.approx(100 * 1e-5, rel=0.05)
+
+
+@every_optimizer
+def test_a_checkpoint_converts_to_adamw_as_it_is_exported(
+    make_model: Make, train: Train, tmp_path: Path, build: Build
+) -> None:
+    model = make_model()
+    optimizer = build(model.named_parameters(), lr=3e-3, seed=3)
+    train(model, optimizer, 4)
+    checkpoint.save(tmp_path / "c", optimizer=optimizer)
+    convert.convert(tmp_path / "c", tmp_path / "a.pt", to="adamw")
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    exported = optimizer.export_adamw_state()
+    assert content["param_groups"] == exported["param_groups"]
+    for index, state in enumerate(optimizer.parameter_states()):
+        entry = exported["state"][index]
+        assert torch.equal(entry["exp_avg"], state.decode("exp_avg"))
+        assert all(torch.equal(content["state"][index][key], entry[key]) for key in entry)
+    adamw = torch.optim.AdamW(model.named_parameters())
+    adamw.load_state_dict(content)
+    train(model, adamw, 2, start=4)

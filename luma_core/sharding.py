@@ -55,9 +55,13 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
 def gathered(tensor: Tensor) -> Tensor:
     """Return a DTensor whole, in all processes; collectives know no integers of 16 bits."""
+    home = local_tensor(tensor).device
     wide: Any = tensor.to(torch.int32) if tensor.dtype == torch.int16 else tensor
+    device = torch.device(wide.device_mesh.device_type)
+    if home.type != device.type:  # state that is offloaded; collectives are those of the mesh
+        wide = type(wide)(local_tensor(wide).to(device), wide._spec, requires_grad=False)
     found: Tensor = wide.full_tensor()
-    return found.to(tensor.dtype)
+    return found.to(home, tensor.dtype)
 
 
 class FieldPlace(NamedTuple):

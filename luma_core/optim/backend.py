@@ -58,16 +58,16 @@ def check_backend(backend: str) -> str:
     return backend
 
 
-def check_device(backend: str, name: str, param: Tensor) -> None:
+def check_device(backend: str, name: str, stepped: torch.device) -> None:
     """Check that a backend asked for by name can step the parameter ``name``.
 
     Raises:
-        BackendUnavailableError: the parameter is on a device that the backend does not serve.
+        BackendUnavailableError: it is stepped on a device that the backend does not serve.
     """
     device = _DEVICES.get(backend)
-    if device is not None and param.device.type != device:
+    if device is not None and stepped.type != device:
         raise BackendUnavailableError(
-            f"backend={backend!r} steps parameters on {device}, and {name!r} is on {param.device}.",
+            f"backend={backend!r} steps parameters on {device}, and {name!r} is on {stepped}.",
             hint="Use backend='auto', which picks a backend for each parameter.",
         )
 

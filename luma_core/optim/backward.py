@@ -26,6 +26,9 @@ class StepsInBackward:
     """What `step_in_backward` set up; `remove` undoes it."""
 
     def __init__(self, model: nn.Module, optimizer: CompressedOptimizer) -> None:
+        self._optimizer = optimizer
+        # What is remembered of earlier steps does not see those that are taken here, and back.
+        optimizer.forget_steps()
         params = [param for _, param, _ in optimizer.parameters_by_name()]
         if optimizer.offloader is not None:
             # Made one by one, each parameter's state would get a block or file of its own.
@@ -40,6 +43,7 @@ class StepsInBackward:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._optimizer.forget_steps()
 
 
 def step_in_backward(model: nn.Module, optimizer: CompressedOptimizer) -> StepsInBackward:

@@ -143,7 +143,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         super().add_param_group(group)
         self._by_name = {}
         self._names = {}
-        self._forget()
+        self.forget_steps()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -207,8 +207,8 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._settle()
         return super().state_dict()
 
-    def _forget(self) -> None:
-        """Decide everything anew at the next step."""
+    def forget_steps(self) -> None:
+        """Decide everything anew at the next step, as is done where state is loaded."""
         self._stepper.reset()
         if self.offloader is not None:
             self.offloader.forget()
@@ -335,7 +335,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         Raises:
             StateMismatchError: says which parameter, what it has and what was expected.
         """
-        self._forget()
+        self.forget_steps()
         loading.load_states(self, list(self.parameters_by_name()), groups, list(states))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -349,7 +349,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
             result = pre_hook(self, state_dict)
             if result is not None:
                 state_dict = result
-        self._forget()
+        self.forget_steps()
         loading.load_torch_state_dict(self, list(self.parameters_by_name()), state_dict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

@@ -31,9 +31,10 @@ def lookups_by_row(model: nn.Module, params: Iterable[Tensor]) -> list[Any]:
     """
     own = {id(param) for param in params}
     return [
-        module.register_forward_hook(_looked_up)
+        module.register_forward_hook(_looked_up, prepend=True)
         for module in model.modules()
         if type(module) is nn.Embedding
+        and "forward" not in vars(module)
         and id(module.weight) in own
         and not is_sharded(module.weight)
         and not (module.sparse or module.scale_grad_by_freq)

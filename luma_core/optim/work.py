@@ -213,7 +213,7 @@ def collect(optimizer: Steppable, tensors: LocalTensors) -> list[Work]:
     for name, param, _ in found:
         assert param.grad is not None
         check_gradient(name, param.grad)
-        check_device(optimizer.backend, name, param)
+        check_device(optimizer.backend, name, _step_device(optimizer, param))
     indices = {id(group): index for index, group in enumerate(optimizer.param_groups)}
     work = []
     for name, param, group in found:
@@ -227,6 +227,14 @@ def collect(optimizer: Steppable, tensors: LocalTensors) -> list[Work]:
         _check_native(optimizer, item)
         work.append(item)
     return work
+
+
+def _step_device(optimizer: Steppable, param: Tensor) -> torch.device:
+    """Return where a parameter is stepped."""
+    offloader = optimizer.offloader
+    if offloader is not None and offloader.mode == "cpu-step" and offloader.takes(param):
+        return torch.device("cpu")
+    return param.device
 
 
 def _check_native(optimizer: Steppable, work: Work) -> None:

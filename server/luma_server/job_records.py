@@ -97,6 +97,9 @@ class JobRecords:
             record = _adapter.validate_json(data)
         except (FileNotFoundError, UnsafeNameError, ValidationError):
             return None
+        except OSError as error:
+            with storage_errors(_FOLDER):
+                raise error
         if not record.interrupted:
             return record
         if self.is_published(record.job):

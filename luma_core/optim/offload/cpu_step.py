@@ -35,6 +35,37 @@ class _Group:
     batch: Batch
 
 
+class HostSlots:
+    """Memory of the host that parameters and gradients under way use in turn.
+
+    Args:
+        device: that they come from.
+        buffer_bytes: of all slots, if that is enough for the largest pieces.
+    """
+
+    def __init__(self, device: torch.device, buffer_bytes: int) -> None:
+        self._pin = device.type == "cuda"
+        self.slot_bytes = buffer_bytes // _SLOTS
+        self.generation = 0
+        self.memory: list[Tensor] = []
+        self.busy: list[torch.cuda.Event | None] = []
+        """The last copy out of each slot."""
+        self._arenas: list[HostArena] = []
+
+    def reserve(self, nbytes: int) -> None:
+        """Make slots of ``nbytes`` at least; pieces that had places must be placed anew then."""
+        if self.memory and self.memory[0].numel() >= nbytes:
+            return
+        for event in self.busy:
+            if event is not None:
+                event.synchronize()
+        room = max(nbytes, self.slot_bytes)
+        self._arenas = [HostArena(room, pin=self._pin) for _ in range(_SLOTS)]
+        self.memory = [arena.bytes for arena in self._arenas]
+        self.busy = [None] * _SLOTS
+        self.generation += 1
+
+
 class CpuStepBatch:
     """Parameters of a CUDA device that are stepped on the CPU; does what `Batch` does.
 
@@ -43,16 +74,17 @@ class CpuStepBatch:
     Args:
         optimizer: gives rule, backend and groups.
         device: of the parameters.
-        buffer_bytes: of host memory for parameters and gradients under way.
+        slots: memory of the host, shared by all batches of the device.
     """
 
-    def __init__(self, optimizer: Steppable, device: torch.device, buffer_bytes: int) -> None:
+    def __init__(self, optimizer: Steppable, device: torch.device, slots: HostSlots) -> None:
         self._optimizer = optimizer
         self._device = device
-        self._slot_bytes = buffer_bytes // _SLOTS
-        self._slots: list[HostArena] = []
+        self._slots = slots
+        self._generation = -1
+        self._work: Sequence[Work] = ()
         self._groups: list[_Group] = []
-        self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
+        self._link = _Link(device)
 
     @property
     def all_fused(self) -> bool:
@@ -61,32 +93,31 @@ class CpuStepBatch:
 
     def build(self, work: Sequence[Work]) -> None:
         """Take other parameters."""
+        self._work, slot_bytes = work, self._slots.slot_bytes
         pieces = [
             piece
             for item in work
             for piece in cut(item, self._optimizer.rule, self._most_state_bytes(item))
         ]
         parts: list[list[Piece]] = []
-        size = self._slot_bytes
+        size = slot_bytes
         for piece in pieces:
-            if size + _nbytes(piece) > self._slot_bytes:
+            if size + _nbytes(piece) > slot_bytes:
                 parts.append([])
                 size = 0
             parts[-1].append(piece)
             size += _nbytes(piece)
-        largest = max((sum(map(_nbytes, part)) for part in parts), default=0)
-        if not self._slots or self._slots[0].bytes.numel() < largest:
-            room, pin = max(largest, self._slot_bytes), self._device.type == "cuda"
-            self._slots = [HostArena(room, pin=pin) for _ in range(_SLOTS)]
+        self._slots.reserve(max((sum(map(_nbytes, part)) for part in parts), default=0))
+        self._generation = self._slots.generation
         self._groups = [self._group(index % _SLOTS, part) for index, part in enumerate(parts)]
 
     def _most_state_bytes(self, work: Work) -> int:
         numel = max(work.param.numel(), 1)
         state = sum(value.nbytes for key, value in work.state.items() if "." in key)
-        return self._slot_bytes * state // (numel * 2 * work.param.element_size())
+        return self._slots.slot_bytes * state // (numel * 2 * work.param.element_size())
 
     def _group(self, slot: int, pieces: list[Piece]) -> _Group:
-        memory, first = self._slots[slot].bytes, 0
+        memory, first = self._slots.memory[slot], 0
         params, work = [], []
         advanced: set[int] = set()
         for piece in pieces:
@@ -127,16 +158,18 @@ class CpuStepBatch:
         self, *, grad_scale: Tensor | None, found_inf: Tensor | None, clip: GradientClip | None
     ) -> None:
         """Take the step: see `Batch.launch`. Gradients are unscaled before."""
-        link = _Link(self._device)
-        returned: list[torch.cuda.Event | None] = []
+        if self._generation != self._slots.generation:
+            self.build(self._work)
+        link, busy = self._link, self._slots.busy
+        link.open()
         come: list[torch.cuda.Event | None] = []
         for index, group in enumerate(self._groups):
             while len(come) < min(index + _SLOTS, len(self._groups)):
-                after = returned[len(come) - _SLOTS] if len(come) >= _SLOTS else None
-                come.append(link.bring(_coming(self._groups[len(come)]), after))
+                following = self._groups[len(come)]
+                come.append(link.bring(following, busy[following.slot]))
             link.wait(come[index])
             group.batch.launch(grad_scale=None, found_inf=None, clip=clip)
-            returned.append(link.send(_returning(group)))
+            busy[group.slot] = link.send(_returning(group))
         link.close()
 
 
@@ -145,22 +178,24 @@ class _Link:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
+        self._device = device
         if self._cuda:
-            self._current = torch.cuda.current_stream(device)
             self._down, self._up = torch.cuda.Stream(device), torch.cuda.Stream(device)
-            self._down.wait_stream(self._current)
 
-    def bring(
-        self, pairs: list[tuple[Tensor, Tensor]], after: torch.cuda.Event | None
-    ) -> torch.cuda.Event | None:
-        """Begin to copy each second tensor to the first."""
+    def open(self) -> None:
+        """Let all that is brought wait for the current stream."""
+        if self._cuda:
+            self._down.wait_stream(torch.cuda.current_stream(self._device))
+
+    def bring(self, group: _Group, after: torch.cuda.Event | None) -> torch.cuda.Event | None:
+        """Begin to copy parameters and gradients to the host."""
         if not self._cuda:
-            _copy(pairs)
+            _copy(_coming(group))
             return None
         if after is not None:
             self._down.wait_event(after)
         with torch.cuda.stream(self._down):
-            _copy(pairs)
+            _copy(_coming(group))
         done: torch.cuda.Event = self._down.record_event()
         return done
 
@@ -182,7 +217,7 @@ class _Link:
     def close(self) -> None:
         """Let the current stream wait for all that was sent."""
         if self._cuda:
-            self._current.wait_stream(self._up)
+            torch.cuda.current_stream(self._device).wait_stream(self._up)
 
 
 def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:

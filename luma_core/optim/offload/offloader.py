@@ -15,7 +15,7 @@ from luma_core.errors import ConfigurationError
 from luma_core.optim.batch import Batch
 from luma_core.optim.clipping import GradientClip
 from luma_core.optim.offload.arena import Arena, HostArena, blank, place
-from luma_core.optim.offload.cpu_step import CpuStepBatch
+from luma_core.optim.offload.cpu_step import CpuStepBatch, HostSlots
 from luma_core.optim.offload.file_movers import FileCudaMover, FileMover
 from luma_core.optim.offload.files import FileArena, Folder
 from luma_core.optim.offload.movers import CudaMover, HostMover
@@ -51,6 +51,7 @@ class Offloader:
             self._folder = Folder(options.directory)
         self._arenas: list[Arena] = []
         self._pipelines: dict[torch.device, Pipeline] = {}
+        self._host_slots: dict[torch.device, HostSlots] = {}
 
     @property
     def mode(self) -> str:
@@ -85,11 +86,7 @@ class Offloader:
         if not any(True for state in states for _ in self._unplaced(state)):
             return False
         self.settle()
-        held = {
-            local_tensor(value).untyped_storage().data_ptr()
-            for state in states
-            for value in state.values()
-        }
+        held = self._held(optimizer)
         self._arenas = [
             arena for arena in self._arenas if arena.bytes.untyped_storage().data_ptr() in held
         ]
@@ -106,10 +103,31 @@ class Offloader:
             self._pipelines[device] = Pipeline(self._mover(device), buffer_bytes=room, slots=_SLOTS)
         return self._pipelines[device]
 
+    def host_slots(self, device: torch.device) -> HostSlots:
+        """Return the memory that parameters of a device cross to the CPU by."""
+        if device not in self._host_slots:
+            self._host_slots[device] = HostSlots(device, self.options.buffer_bytes)
+        return self._host_slots[device]
+
     def settle(self) -> None:
         """Wait until state may be read where it lives."""
         for pipeline in self._pipelines.values():
             pipeline.settle()
+        lost = [arena for arena in self._arenas if isinstance(arena, FileArena) and arena.lost]
+        optimizer = self._optimizer()
+        if lost and optimizer is not None:
+            held = self._held(optimizer)
+            for arena in lost:
+                if arena.bytes.untyped_storage().data_ptr() in held:
+                    arena.check()
+
+    def _held(self, optimizer: CompressedOptimizer) -> set[int]:
+        """Return where the blocks are that state is in."""
+        return {
+            local_tensor(value).untyped_storage().data_ptr()
+            for param in _with_state(optimizer)
+            for value in optimizer.state[param].values()
+        }
 
     def forget(self) -> None:
         """Settle, and take nothing that was fetched for valid any longer."""
@@ -192,7 +210,7 @@ class OffloadedBatch:
         if device is None:
             return Batch(self._optimizer)
         if self._offloader.mode == "cpu-step":
-            return CpuStepBatch(self._optimizer, device, self._offloader.options.buffer_bytes)
+            return CpuStepBatch(self._optimizer, device, self._offloader.host_slots(device))
         return StreamedBatch(self._optimizer, self._offloader.pipeline(device))
 
     def clear(self) -> None:

@@ -114,8 +114,12 @@ def cut(work: Work, rule: Rule, most_bytes: int) -> list[Piece]:
 
 
 def _can_be_cut(work: Work, rule: Rule) -> bool:
-    local = work.param.is_contiguous() and work.param.numel() + work.first_index <= _INDICES
-    return work.blocked and not rule.reduces and local and work.row_stride is None
+    grad = work.param.grad
+    # A copy of a gradient would be left behind where the next gradient has the same address.
+    contiguous = work.param.is_contiguous() and (grad is None or grad.is_contiguous())
+    small = work.param.numel() + work.first_index <= _INDICES
+    plain = contiguous and small and work.row_stride is None
+    return work.blocked and not rule.reduces and plain
 
 
 def _rows_can_be_cut(work: Work) -> bool:

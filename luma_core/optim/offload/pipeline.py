@@ -141,10 +141,6 @@ class Pipeline:
         self._turn += 1
         return Chunk(slot, self.mover.bind(moves, slot.memory))
 
-    def restart(self) -> None:
-        """Let the next chunk that is made use the first slot."""
-        self._turn = 0
-
     def run(self, chunk: Chunk, step: Callable[[], None]) -> None:
         """Step a chunk: its state is in the slot while ``step`` runs."""
         if chunk.slot.chunk is not chunk:

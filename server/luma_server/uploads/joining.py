@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from luma_core.checkpoint.remote import FsspecStore
@@ -76,6 +77,7 @@ def join(
             "complete_multipart_upload", name, UploadId=upload, MultipartUpload={"Parts": joined}
         )
     except BaseException:
-        target.request("abort_multipart_upload", name, UploadId=upload)
+        with suppress(OSError):
+            target.request("abort_multipart_upload", name, UploadId=upload)
         raise
     return True

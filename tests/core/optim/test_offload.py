@@ -229,6 +229,31 @@ def test_steps_within_backward(
     assert_same(found[1], found[0])
 
 
+def test_stepping_in_backward_for_a_while(options: Options) -> None:
+    """Counters of pieces and what is in slots are those of now, on the way there and back."""
+
+    def backward(model: nn.Module, step: int) -> None:
+        generator = torch.Generator().manual_seed(step)
+        model(torch.randn(4, 64, generator=generator)).square().mean().backward()
+
+    found = []
+    for chosen in ({}, options):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 2000), nn.Linear(2000, 300))
+        optimizer = LUMA(model.named_parameters(), lr=1e-2, seed=3, **chosen)
+        for step in range(7):
+            if step == 2:
+                handle = step_in_backward(model, optimizer)
+            if step == 5:
+                handle.remove()
+            backward(model, step)
+            if not 2 <= step < 5:
+                optimizer.step()
+            optimizer.zero_grad()
+        found.append(bits(list(model.named_parameters()), optimizer))
+    assert_same(found[1], found[0])
+
+
 def test_gradients_are_free_after_the_step(options: Options) -> None:
     """What the optimizer keeps between steps must not hold the memory of gradients."""
     named = named_parameters()

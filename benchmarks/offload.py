@@ -11,8 +11,8 @@
 - *training*: whole steps of a Llama of that size, 8 sequences of 2,048 random tokens, in turns:
   resident and offloaded, and the CPU offload of torchao where it is installed.
 
-Times are medians over turns; each turn makes its optimizer anew and takes two steps before it is
-timed.
+Times are medians over turns. In training each turn makes model and optimizer anew; two steps go
+before those that are timed.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from benchmarks.shapes import llama1b, parameter_names
 from benchmarks.step_time import make_parameters
 from luma_core import LUMA, TurboAdam
 from luma_core.optim import step_in_backward
+from luma_core.optim.offload import DEFAULT_BUFFER_BYTES
 from luma_core.optim.offload.choice import measured_link
 
 DEVICE = torch.device("cuda")
 BATCH, LENGTH = 8, 2048
 HEADS, KV_HEADS, HEAD = 32, 8, 64
-BUFFER_BYTES = 256 << 20
 STEPS_PER_TURN = 6
 Named = list[tuple[str, nn.Parameter]]
 Make = Callable[[Named], torch.optim.Optimizer]
@@ -351,7 +351,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "link": {**asdict(link), "duplex": duplex},
-        "buffer_bytes": BUFFER_BYTES,
+        "buffer_bytes": DEFAULT_BUFFER_BYTES,
     }
     found["steps"] = [asdict(row) for row in step_rows(duplex, only)]
     _write(arguments.json, found)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 
 from luma_client.analyses import Analyses
 from luma_client.credentials import token_for
 from luma_client.downloads import Downloads
 from luma_client.exchange import Endpoint, Retries
+from luma_client.location import is_loopback
 from luma_client.queries import Queries
 from luma_client.reading import Reading
 from luma_client.runners import AsyncRunner, SyncRunner
@@ -46,13 +49,8 @@ class Client(SyncRunner, _Operations):
         retries: Retries | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        base, self.endpoint = _endpoint(base_url, timeout_seconds, retries)
-        super().__init__(
-            base,
-            timeout_seconds=timeout_seconds,
-            token=_token(base, token),
-            transport=transport,
-        )
+        self.endpoint, options = _connection(base_url, token, timeout_seconds, retries)
+        super().__init__(transport, options)
 
 
 class AsyncClient(AsyncRunner, _Operations):
@@ -80,23 +78,30 @@ class AsyncClient(AsyncRunner, _Operations):
         retries: Retries | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        base, self.endpoint = _endpoint(base_url, timeout_seconds, retries)
-        super().__init__(
-            base,
-            timeout_seconds=timeout_seconds,
-            token=_token(base, token),
-            transport=transport,
-        )
+        self.endpoint, options = _connection(base_url, token, timeout_seconds, retries)
+        super().__init__(transport, options)
 
 
-def _endpoint(
-    base_url: str, timeout_seconds: float, retries: Retries | None
-) -> tuple[httpx.URL, Endpoint]:
+def _connection(
+    base_url: str, token: str | None, timeout_seconds: float, retries: Retries | None
+) -> tuple[Endpoint, dict[str, Any]]:
+    """Return what is asked, and the options of httpx for it."""
     base = _checked_url(base_url)
     if not timeout_seconds > 0:
         raise ConfigurationError(f"timeout_seconds={timeout_seconds} must be above 0.")
     address = str(base).rstrip("/")
-    return base, Endpoint(address, timeout_seconds=timeout_seconds, retries=retries or Retries())
+    endpoint = Endpoint(address, timeout_seconds=timeout_seconds, retries=retries or Retries())
+    # Bodies come as they are stored: ranges of them are asked for, and their sizes are limited.
+    headers = {"Accept-Encoding": "identity"}
+    if told := _token(base, token):
+        headers["Authorization"] = f"Bearer {told}"
+    options = {
+        "timeout": timeout_seconds,
+        "headers": headers,
+        # A proxy of the environment cannot reach the loopback address of this machine.
+        "trust_env": not is_loopback(base.host),
+    }
+    return endpoint, options
 
 
 def _token(base: httpx.URL, given: str | None) -> str:

@@ -24,7 +24,6 @@ from luma_client.effects import (
     Take,
     Work,
 )
-from luma_client.location import is_loopback
 
 T = TypeVar("T")
 
@@ -89,19 +88,6 @@ def _root_of(error: BaseException) -> BaseException:
     return error
 
 
-def _options(base_url: httpx.URL, timeout_seconds: float, token: str | None) -> dict[str, Any]:
-    # Bodies come as they are stored: ranges of them are asked for, and their sizes are limited.
-    headers = {"Accept-Encoding": "identity"}
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
-    return {
-        "timeout": timeout_seconds,
-        "headers": headers,
-        # A proxy of the environment cannot reach the loopback address of this machine.
-        "trust_env": not is_loopback(base_url.host),
-    }
-
-
 def _arguments(request: Request) -> dict[str, Any]:
     headers = dict(request.headers)
     if request.content is not None:
@@ -121,17 +107,14 @@ async def _slices_async(content: bytes | memoryview) -> AsyncIterator[bytes | me
 
 
 class SyncRunner:
-    """Runs steps in the caller's thread, and what they fork in a few more."""
+    """Runs steps in the caller's thread, and what they fork in a few more.
 
-    def __init__(
-        self,
-        base_url: httpx.URL,
-        *,
-        timeout_seconds: float,
-        token: str | None,
-        transport: httpx.BaseTransport | None,
-    ) -> None:
-        options = _options(base_url, timeout_seconds, token)
+    Args:
+        transport: replaces the network.
+        options: further ones of ``httpx.Client``.
+    """
+
+    def __init__(self, transport: httpx.BaseTransport | None, options: Mapping[str, Any]) -> None:
         self._http = httpx.Client(transport=transport, **options)
         self._pool: ThreadPoolExecutor | None = None
         self._starting = threading.Lock()
@@ -213,17 +196,16 @@ def _cancel(handles: tuple[tuple[Future[Any], threading.Event], ...]) -> None:
 
 
 class AsyncRunner:
-    """Runs steps on the event loop of the caller; what blocks goes to threads."""
+    """Runs steps on the event loop of the caller; what blocks goes to threads.
+
+    Args:
+        transport: replaces the network.
+        options: further ones of ``httpx.AsyncClient``.
+    """
 
     def __init__(
-        self,
-        base_url: httpx.URL,
-        *,
-        timeout_seconds: float,
-        token: str | None,
-        transport: httpx.AsyncBaseTransport | None,
+        self, transport: httpx.AsyncBaseTransport | None, options: Mapping[str, Any]
     ) -> None:
-        options = _options(base_url, timeout_seconds, token)
         self._http = httpx.AsyncClient(transport=transport, **options)
 
     async def __aenter__(self) -> Self:

@@ -25,6 +25,7 @@ from luma_core.errors import (
 from luma_core.wire import CheckpointInfo
 from luma_server.annotations import Annotation, Annotations
 from luma_server.cache import BoundedCache
+from luma_server.claims import sweep_claims
 from luma_server.kept import KeptSummaries
 from luma_server.listing import Seen, open_listing
 from luma_server.place import Root, not_found
@@ -112,6 +113,10 @@ class Catalog:
         """Return the listing entries of all committed checkpoints, by run and step."""
         return list(self.infos(self.seen()))
 
+    def digests(self) -> set[str]:
+        """Return the digests of the manifests of all committed checkpoints that can be read."""
+        return {info.digest for info in self.list() if info.digest is not None}
+
     def info(self, run: str, step: str) -> CheckpointInfo:
         """Return the listing entry of one checkpoint, which may hold an error.
 
@@ -182,6 +187,17 @@ class Catalog:
         """
         manifest = self.open(run, step).manifest
         return manifest.to_bytes(), manifest.digest
+
+    def sweep(self) -> None:
+        """Remove what is left of runs and of servers that are gone.
+
+        Raises:
+            StorageError: the store failed.
+        """
+        with storage_errors("claims"):
+            sweep_claims(self.root)
+        if self._saved is not None:
+            self._saved.sweep(set(self._listing.runs()))
 
     def changed(self, run: str, step: str) -> None:
         """Take note that this server wrote or removed a checkpoint."""

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import logging
+import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 
+from luma_core.checkpoint.local import LocalStore
 from luma_core.checkpoint.store import ABSENT, Store, Version
 from luma_core.errors import ConcurrentSaveError
 from luma_server.place import Root
+
+_log = logging.getLogger(__name__)
 
 CLAIM_NAME = "claim.json"
 
 STALE_SECONDS = 600.0
 """A claim on a checkpoint that was not renewed for that long is of a server that is gone."""
 
+_CLAIMS = "claims"
 _RENEWALS = 10
 """How often a claim is renewed before it would be stale."""
 
@@ -36,7 +44,8 @@ def claimed(root: Root, run: str, step: str) -> Iterator[Callable[[], None]]:
     """Keep other commits and savers away from a checkpoint meanwhile.
 
     Local folders are locked. Elsewhere an object is the claim: it is created on the condition that
-    there is none, and must be renewed by calling what this yields.
+    there is none, and renewed by a thread. What this yields is to be called between two things
+    that only one may do: it raises `LostClaimError` where the claim could not be kept.
 
     Raises:
         ConcurrentSaveError: somebody else is at work there.
@@ -48,9 +57,9 @@ def claimed(root: Root, run: str, step: str) -> Iterator[Callable[[], None]]:
             if locked:
                 yield lambda: None
             else:
-                claims = root.private("claims", run, step)
-                with _claim(claims, f"{run}/{step}", STALE_SECONDS) as renew:
-                    yield renew
+                claims = root.private(_CLAIMS, run, step)
+                with _claim(claims, f"{run}/{step}", STALE_SECONDS) as check:
+                    yield check
         finally:
             if not existed:
                 remove_empty(root, run, step)
@@ -72,8 +81,8 @@ def held(store: Store, what: str, *, stale_seconds: float) -> Iterator[Callable[
     """
     with store.exclusive() as locked:
         if not locked:
-            with _claim(store, what, stale_seconds) as renew:
-                yield renew
+            with _claim(store, what, stale_seconds) as check:
+                yield check
             return
         try:
             yield lambda: None
@@ -82,12 +91,73 @@ def held(store: Store, what: str, *, stale_seconds: float) -> Iterator[Callable[
                 store.remove_folder()
 
 
+def is_held(store: Store, *, stale_seconds: float) -> bool:
+    """Return whether somebody holds a folder as `held` does; changes nothing there.
+
+    Args:
+        store: the folder.
+        stale_seconds: how long a claim holds that is not renewed.
+
+    Raises:
+        OSError: the store failed.
+    """
+    written = store.modified(CLAIM_NAME)
+    if written is not None:
+        return time.time() - written < stale_seconds
+    if not isinstance(store, LocalStore):
+        return store.version(CLAIM_NAME) != ABSENT
+    try:
+        descriptor = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    try:
+        # Shared, so that several may look at the same time.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        # Where there are no locks, whoever holds it would have written a claim.
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def remove_left(store: Store, *, stale_seconds: float) -> None:
+    """Remove what is left below a folder of claims whose holders are gone.
+
+    Args:
+        store: holds a folder for each claim.
+        stale_seconds: how long a claim holds that is not renewed.
+
+    Raises:
+        OSError: the store failed.
+    """
+    for name in store.folders():
+        one = store.folder(name)
+        with (
+            contextlib.suppress(ConcurrentSaveError),
+            held(one, name, stale_seconds=stale_seconds),
+        ):
+            one.discard_leftovers(older_than_seconds=stale_seconds)
+
+
+def sweep_claims(root: Root) -> None:
+    """Remove what is left of claims on checkpoints whose holders are gone.
+
+    Raises:
+        OSError: the store failed.
+    """
+    claims = root.private(_CLAIMS)
+    for run in claims.folders():
+        remove_left(claims.folder(run), stale_seconds=STALE_SECONDS)
+        claims.folder(run).remove_folder()
+
+
 @contextlib.contextmanager
 def _claim(store: Store, what: str, stale_seconds: float) -> Iterator[Callable[[], None]]:
     claim = _Claim(store, what, stale_seconds)
     claim.take()
     try:
-        yield claim.renew
+        yield claim.check
     finally:
         claim.release()
 
@@ -99,6 +169,10 @@ class _Claim:
         self._stale_seconds = stale_seconds
         self._version = ABSENT
         self._renewed = 0.0
+        self._lost = False
+        self._released = threading.Event()
+        # A single call to the store, such as a copy within it, may take longer than a claim holds.
+        self._renewing = threading.Thread(target=self._renew_until_released, daemon=True)
 
     def take(self) -> None:
         found = self._store.version(CLAIM_NAME)
@@ -110,24 +184,34 @@ class _Claim:
             self._write(found)
         except ConcurrentSaveError as error:
             raise self._busy() from error
+        self._renewing.start()
 
-    def renew(self) -> None:
-        if time.monotonic() - self._renewed < self._stale_seconds / _RENEWALS:
-            return
-        try:
-            self._write(self._version)
-        except ConcurrentSaveError as error:
-            raise LostClaimError(f"{self._what}: another server went on with it.") from error
+    def check(self) -> None:
+        if self._lost or time.monotonic() - self._renewed > self._stale_seconds:
+            raise LostClaimError(f"{self._what}: another server went on with it.")
+
+    def _renew_until_released(self) -> None:
+        while not self._released.wait(self._stale_seconds / _RENEWALS):
+            try:
+                self._write(self._version)
+            except (ConcurrentSaveError, FileNotFoundError):
+                self._lost = True
+                return
+            except OSError as error:
+                _log.warning("a claim was not renewed: %s", error)
 
     def _write(self, expected: Version) -> None:
+        began = time.monotonic()
         with self._store.write(CLAIM_NAME, expected=expected) as out:
             # Never the same bytes twice, for some stores name versions by content.
             out.write(json.dumps({"claim": secrets.token_hex(16)}).encode())
             out.commit()
         self._version = self._store.version(CLAIM_NAME)
-        self._renewed = time.monotonic()
+        self._renewed = began
 
     def release(self) -> None:
+        self._released.set()
+        self._renewing.join()
         with contextlib.suppress(OSError):
             if self._store.version(CLAIM_NAME) == self._version:
                 self._store.delete(CLAIM_NAME)

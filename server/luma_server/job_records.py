@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
+import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import datetime
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,6 +15,7 @@ from luma_core.checkpoint.store import Store, storage_errors
 from luma_core.errors import CheckpointError, UnsafeNameError
 from luma_core.wire import Job
 from luma_server.catalog import Catalog
+from luma_server.presence import Presence
 
 INTERRUPTED = "interrupted"
 ENDED = ("done", "failed", "cancelled")
@@ -24,7 +24,6 @@ RESULT_NAME = "result.pt"
 _FOLDER = "jobs"
 _RECORD_NAME = "job.json"
 _MAX_RECORD_BYTES = 1 << 20
-_SILENT_SECONDS = 60.0
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -35,30 +34,14 @@ class Record:
     Attributes:
         job: what clients see.
         owner: id of the token that asked for it.
-        host: machine of the server that works on it.
-        pid: its process.
-        beat: when that process last wrote this, in seconds since 1970.
+        server: id of the server that works on it.
+        beat: when that server last wrote this, in seconds since 1970.
     """
 
     job: Job
     owner: str
-    host: str
-    pid: int
-    beat: float
-
-    @staticmethod
-    def of(job: Job, owner: str) -> Record:
-        """Return the record of a job that this process works on."""
-        return Record(job, owner, socket.gethostname(), os.getpid(), 0.0)
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the server that worked on it is gone."""
-        if self.job.state in ENDED:
-            return False
-        if self.host == socket.gethostname() and self.pid != os.getpid():
-            return not Path(f"/proc/{self.pid}").exists() if Path("/proc").exists() else False
-        return datetime.now(UTC).timestamp() - self.beat > _SILENT_SECONDS
+    server: str = ""
+    beat: float = 0.0
 
 
 _adapter = TypeAdapter(Record)
@@ -69,10 +52,13 @@ class JobRecords:
 
     Args:
         catalog: where checkpoints come from and go to.
+        presence: tells which servers are alive.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, presence: Presence) -> None:
         self._catalog = catalog
+        self._presence = presence
+        self._writing = threading.Lock()
         self._jobs = catalog.root.private(_FOLDER)
 
     def store(self, job_id: str) -> Store:
@@ -89,32 +75,52 @@ class JobRecords:
             return self._jobs.folders()
 
     def read(self, job_id: str) -> Record | None:
-        """Return a record, if there is one; a job whose server is gone has ended."""
+        """Return a record, if there is one; a job whose server is gone has ended.
+
+        Raises:
+            StorageError: the store failed.
+        """
         if not _ID.fullmatch(job_id):
             return None
-        try:
-            data = self.store(job_id).read_range(_RECORD_NAME, 0, _MAX_RECORD_BYTES)
-            record = _adapter.validate_json(data)
-        except (FileNotFoundError, UnsafeNameError, ValidationError):
-            return None
-        except OSError as error:
-            with storage_errors(_FOLDER):
-                raise error
-        if not record.interrupted:
+        with storage_errors(_FOLDER):
+            record = self._stored(job_id)
+            if record is None or record.job.state in ENDED:
+                return record
+            if self._presence.is_there(record.server):
+                return record
+            # Its server may have ended it, and itself, since.
+            record = self._stored(job_id)
+        if record is None or record.job.state in ENDED:
             return record
         if self.is_published(record.job):
             return replace(record, job=replace(record.job, state="done"))
         return replace(record, job=replace(record.job, state="failed", error=INTERRUPTED))
 
-    def write(self, record: Record) -> None:
+    def _stored(self, job_id: str) -> Record | None:
+        try:
+            data = self.store(job_id).read_range(_RECORD_NAME, 0, _MAX_RECORD_BYTES)
+            return _adapter.validate_json(data)
+        except (FileNotFoundError, UnsafeNameError, ValidationError):
+            return None
+
+    def write(self, job_id: str, latest: Callable[[], Record | None]) -> None:
         """Remember a job.
+
+        Args:
+            job_id: names it.
+            latest: returns what to remember, when it is this one's turn: a record that waits for
+                the store must not replace a later one.
 
         Raises:
             StorageError: the store failed.
         """
-        with storage_errors(_FOLDER), self.store(record.job.id).write(_RECORD_NAME) as out:
-            out.write(json.dumps(asdict(record)).encode())
-            out.commit()
+        with self._writing, storage_errors(_FOLDER):
+            record = latest()
+            if record is None:
+                return
+            with self.store(job_id).write(_RECORD_NAME) as out:
+                out.write(json.dumps(asdict(record)).encode())
+                out.commit()
 
     def remove(self, job_id: str) -> None:
         """Forget a job and its download.

@@ -18,13 +18,14 @@ from anyio.to_thread import run_sync
 
 from luma_core.checkpoint import MANIFEST_NAME
 from luma_core.checkpoint.folder import CheckpointFolder
-from luma_core.checkpoint.store import Store
+from luma_core.checkpoint.store import Store, storage_errors
 from luma_core.errors import CheckpointError
 from luma_core.wire import Job, Place
 from luma_server.access import Principal
 from luma_server.catalog import Catalog
 from luma_server.claims import remove_empty
 from luma_server.job_records import ENDED, INTERRUPTED, RESULT_NAME, JobRecords, Record
+from luma_server.presence import Presence
 from luma_server.problems import ApiError
 from luma_server.settings import Settings
 
@@ -33,7 +34,9 @@ _log = logging.getLogger(__name__)
 DOWNLOADS = ("adamw", "fsdp")
 """Formats of one file, which can be downloaded."""
 
-_HEARTBEAT_SECONDS = 5.0
+_PROGRESS_SECONDS = 5.0
+"""Between two times that others over the same root are told how far a job is."""
+
 _COPY_BYTES = 4 << 20
 
 
@@ -49,7 +52,8 @@ class Jobs:
         self._catalog = catalog
         self._root = catalog.root
         self._settings = settings
-        self._records = JobRecords(catalog)
+        self._presence = Presence(catalog.root)
+        self._records = JobRecords(catalog, self._presence)
         self._slots = asyncio.Semaphore(settings.job_workers)
         self._mine: dict[str, Record] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -94,7 +98,7 @@ class Jobs:
             to=to,
             created=_now(),
         )
-        record = Record.of(job, principal.id)
+        record = Record(job, principal.id, await run_sync(self._enter))
         await self._keep(record)
         self._tasks[job.id] = asyncio.create_task(self._work(record))
         return job
@@ -155,9 +159,20 @@ class Jobs:
             task.cancel(INTERRUPTED)
         if tasks:
             await asyncio.wait(tasks)
+        await run_sync(self._presence.leave)
+
+    def _enter(self) -> str:
+        with storage_errors("servers"):
+            return self._presence.enter()
 
     def sweep(self) -> None:
-        """Forget jobs that ended long ago; blocks."""
+        """Forget jobs that ended long ago, and servers that are gone; blocks.
+
+        Raises:
+            StorageError: the store failed.
+        """
+        with storage_errors("servers"):
+            self._presence.sweep()
         now = datetime.now(UTC).timestamp()
         for job_id in self._records.ids():
             record = self._records.read(job_id)
@@ -179,8 +194,9 @@ class Jobs:
             job=replace(record.job, **changes),
             beat=datetime.now(UTC).timestamp(),
         )
-        self._mine[record.job.id] = record
-        await run_sync(self._records.write, record)
+        job_id = record.job.id
+        self._mine[job_id] = record
+        await run_sync(self._records.write, job_id, lambda: self._mine.get(job_id))
         return record
 
     async def _work(self, record: Record) -> None:
@@ -242,14 +258,14 @@ class Jobs:
         try:
             process.stdin.write(json.dumps(arguments).encode() + b"\n")
             last: dict[str, Any] = {}
-            beat = asyncio.create_task(self._beat(record.job.id))
+            telling = asyncio.create_task(self._tell_others(record.job.id))
             try:
                 while line := await process.stdout.readline():
                     last = json.loads(line)
                     self._tell(record.job.id, last)
             finally:
-                beat.cancel()
-                await asyncio.wait([beat])
+                telling.cancel()
+                await asyncio.wait([telling])
             await process.wait()
         finally:
             await _end(process)
@@ -263,10 +279,11 @@ class Jobs:
             job = replace(record.job, done_bytes=line["done"], total_bytes=line["total"])
             self._mine[job_id] = replace(record, job=job)
 
-    async def _beat(self, job_id: str) -> None:
+    async def _tell_others(self, job_id: str) -> None:
         while True:
-            await asyncio.sleep(_HEARTBEAT_SECONDS)
-            with contextlib.suppress(OSError):
+            await asyncio.sleep(_PROGRESS_SECONDS)
+            with contextlib.suppress(OSError, CheckpointError):
+                await run_sync(self._enter)
                 await self._keep(self._mine[job_id])
 
     def _store_result(self, job_id: str, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +18,9 @@ _log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 2.0
 """How long summaries are collected before they are written."""
+
+UNUSED_SECONDS = 86400.0
+"""How old summaries must be before they are removed because their run is gone."""
 
 Entries = Mapping[str, tuple[str, Summary]]
 """By step: the identity of the manifest, and its summary."""
@@ -71,6 +75,24 @@ class KeptSummaries:
                 self._timer = threading.Timer(SAVE_SECONDS, self._save)
                 self._timer.daemon = True
                 self._timer.start()
+
+    def sweep(self, runs: set[str]) -> None:
+        """Remove what was kept long ago of runs that have no checkpoints any more.
+
+        Args:
+            runs: those that have some.
+
+        Raises:
+            StorageError: the store failed.
+        """
+        latest = time.time() - UNUSED_SECONDS
+        with storage_errors(_FOLDER):
+            for run in set(self._store.folders()) - runs:
+                store = self._store.folder(run)
+                written = store.modified(_NAME)
+                if written is not None and written <= latest:
+                    store.delete(_NAME)
+                    store.remove_folder()
 
     def close(self) -> None:
         """Write what has not been written; blocks."""

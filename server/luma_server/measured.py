@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import re
+import time
 from collections.abc import Callable, Iterator
 
 from luma_core import __version__
 from luma_core.checkpoint.store import storage_errors
 from luma_core.errors import ConcurrentSaveError, StorageError
 from luma_core.stats import STATS_VERSION
-from luma_server.claims import held
+from luma_server.claims import held, remove_left
 from luma_server.place import Root
 
 _log = logging.getLogger(__name__)
@@ -19,10 +21,14 @@ _log = logging.getLogger(__name__)
 STALE_SECONDS = 120.0
 """A claim on a computation that was not renewed for that long is of a server that is gone."""
 
+UNUSED_SECONDS = 86400.0
+"""How old statistics must be before they are removed because no checkpoint is theirs."""
+
 _STATS = "stats"
 _CLAIMS = "measuring"
 _MAX_BYTES = 256 << 20
 _HASH_BYTES = 64
+_NAME = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{8}\.json")
 
 
 class MeasuredElsewhereError(Exception):
@@ -69,35 +75,50 @@ class KeptStats:
             self._store.delete(_name(digest))
 
     @contextlib.contextmanager
-    def computing(self, digest: str) -> Iterator[Callable[[], None]]:
+    def computing(self, digest: str) -> Iterator[None]:
         """Keep other servers from computing the same meanwhile.
 
-        What it yields must be called now and then. Where nothing can be claimed, as the root may
-        only be read, or where the claim is lost, two may compute the same: their results are
-        equal.
+        Where nothing can be claimed, as the root may only be read, or where the claim is lost, two
+        may compute the same: their results are equal.
 
         Raises:
             MeasuredElsewhereError: another one computes it.
         """
         with contextlib.ExitStack() as stack:
-            renew: Callable[[], None] = _nothing
             try:
                 store = self._root.private(_CLAIMS, digest)
-                renew = stack.enter_context(held(store, digest, stale_seconds=STALE_SECONDS))
+                stack.enter_context(held(store, digest, stale_seconds=STALE_SECONDS))
             except ConcurrentSaveError as error:
                 raise MeasuredElsewhereError from error
             except OSError as error:
                 _log.debug("no claim: %s", self._root.hide(str(error)))
+            yield
 
-            def renew_if_possible() -> None:
-                with contextlib.suppress(ConcurrentSaveError, OSError):
-                    renew()
+    def sweep(self, referred: Callable[[], set[str]]) -> None:
+        """Remove what is kept of checkpoints that are gone, and claims of servers that are gone.
 
-            yield renew_if_possible
+        Removed are only files that are named as this class names them, and written long ago: their
+        checkpoint may be one that is about to appear, or that is being replaced.
 
+        Args:
+            referred: returns the digests of all checkpoints.
 
-def _nothing() -> None:
-    pass
+        Raises:
+            StorageError: the store failed.
+        """
+        with storage_errors(_STATS):
+            self._store.discard_leftovers(older_than_seconds=UNUSED_SECONDS)
+            remove_left(self._root.private(_CLAIMS), stale_seconds=STALE_SECONDS)
+            digests = {
+                name: found[1] for name in self._store.names() if (found := _NAME.fullmatch(name))
+            }
+            if not digests:
+                return
+            used, latest = referred(), time.time() - UNUSED_SECONDS
+            for name in (name for name, digest in digests.items() if digest not in used):
+                written = self._store.modified(name)
+                if written is not None and written <= latest:
+                    self._store.delete(name)
 
 
 def _name(digest: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ _log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 300.0
 """Between two looks for uploads and jobs whose time is over."""
+
+TIDY_SWEEPS = 12
+"""Every so many of them what is kept is held against all checkpoints, which takes longer."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,21 @@ class Parts:
 
     async def sweep_forever(self) -> None:
         """Collect what nobody wants any more, now and then."""
-        while True:
-            await run_sync(self._sweep)
+        for number in itertools.count():
+            # Not at once: a server that starts has others to answer.
+            await run_sync(self.sweep, number % TIDY_SWEEPS == 1)
             await asyncio.sleep(SWEEP_SECONDS)
 
-    def _sweep(self) -> None:
-        for sweep in (self.sessions.sweep, self.jobs.sweep):
+    def sweep(self, tidy: bool = True) -> None:
+        """Collect what nobody wants any more; blocks.
+
+        Args:
+            tidy: whether to look also for what belongs to checkpoints that are gone.
+        """
+        sweeps = [self.sessions.sweep, self.jobs.sweep]
+        if tidy:
+            sweeps += [self.service.sweep, self.catalog.sweep]
+        for sweep in sweeps:
             try:
                 sweep()
             except (LumaError, OSError) as error:

@@ -111,31 +111,20 @@ class Service:
         known = self._kept.load(digest)
         if known is not None:
             return known
-        with self._kept.computing(digest) as go_on:
+        with self._kept.computing(digest):
             # Another server may have been at it, and have ended since.
             known = self._kept.load(digest)
             if known is None:
-                known = self._measure(run, step, None, digest, go_on)
+                known = self._measure(run, step, None, digest)
                 self._kept.save(digest, known)
         return known
 
-    def _measure(
-        self,
-        run: str,
-        step: str,
-        pattern: str | None,
-        digest: str,
-        go_on: Callable[[], None] = lambda: None,
-    ) -> bytes:
-        def progress(done: int, total: int) -> None:
-            self.stop_if_closing(done, total)
-            go_on()
-
+    def _measure(self, run: str, step: str, pattern: str | None, digest: str) -> bytes:
         with self.catalog.open(run, step) as opened:
             if opened.manifest.digest != digest:
                 raise ReplacedError
             try:
-                report = stats.compute(opened, pattern=pattern, progress=progress)
+                report = stats.compute(opened, pattern=pattern, progress=self.stop_if_closing)
             except CorruptCheckpointError as error:
                 if self.digest(run, step) != digest:
                     raise ReplacedError from error
@@ -156,6 +145,14 @@ class Service:
         """Remove kept statistics of a checkpoint that is gone; blocks."""
         if digest is not None:
             self._kept.forget(digest)
+
+    def sweep(self) -> None:
+        """Remove kept statistics of checkpoints that are gone; blocks.
+
+        Raises:
+            StorageError: the store failed.
+        """
+        self._kept.sweep(self.catalog.digests)
 
 
 def stats_etag(digest: str, *what: str | None) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +10,13 @@ from typing import Any
 
 import fsspec  # noqa: F401 - loaded first, it learns of luma:// from the package itself
 import pytest
-import uvicorn
 
-from luma_client.cli.app import run
+from luma_client.cli import app
+from luma_core.checkpoint.local import LocalStore
 from luma_server import Settings, create_app
+from tests.serving import running
+
+from .transfers import saved
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def luma(capsys):
     """Runs a command in this process; gives exit code, standard output and standard error."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        code = run([str(argument) for argument in arguments])
+        code = app.run([str(argument) for argument in arguments])
         return code, *capsys.readouterr()
 
     return call
@@ -52,24 +53,6 @@ class Served:
 
 
 @contextmanager
-def running(app: Any) -> Iterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http="h11", ws="none", lifespan="on", log_config=None)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.005)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
-
-
-@contextmanager
 def serve(root: Path, **settings: Any) -> Iterator[Served]:
     root.mkdir(exist_ok=True)
     options = {"allow_anonymous": True, "part_bytes": 1024, **settings}
@@ -88,3 +71,18 @@ def server(tmp_path_factory) -> Iterator[Served]:
 def serving() -> Callable[..., Any]:
     """Starts a server of its own: ``with serving(root, **settings) as served``."""
     return serve
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> LocalStore:
+    """A checkpoint of several files that is nowhere else."""
+    return saved(tmp_path_factory.mktemp("source"), model=True)
+
+
+_runs = itertools.count()
+
+
+@pytest.fixture
+def run() -> str:
+    """A run that no other test uses."""
+    return f"run-{next(_runs)}"

@@ -26,8 +26,7 @@ from luma_core.errors import (
     UnsafeNameError,
 )
 from luma_server import Settings, create_app
-
-from .conftest import running
+from tests.serving import running
 
 BASE = "http://server.test"
 

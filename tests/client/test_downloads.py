@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import httpx
 import pytest
 
@@ -16,19 +14,6 @@ from luma_core.errors import (
 )
 
 from .transfers import Watching, manifest_of, saved, watched
-
-_runs = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory) -> LocalStore:
-    return saved(tmp_path_factory.mktemp("source"), model=True)
-
-
-@pytest.fixture
-def run() -> str:
-    """A run that no other test uses."""
-    return f"down-{next(_runs)}"
 
 
 def test_an_interrupted_pull_fetches_only_what_is_missing(server, source, run, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 
 import httpx
@@ -25,18 +24,6 @@ from luma_core.errors import (
 from .transfers import manifest_of, saved, watched
 
 PART_BYTES = 1024
-_runs = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory) -> LocalStore:
-    return saved(tmp_path_factory.mktemp("source"), model=True)
-
-
-@pytest.fixture
-def run() -> str:
-    """A run that no other test uses."""
-    return f"up-{next(_runs)}"
 
 
 def test_a_checkpoint_is_pushed_and_pulled_whole(server, source, run, tmp_path):

@@ -1,12 +1,11 @@
-"""One process of a test: joins its group, runs cases, and tells what became of each.
-
-python worker.py RANK WORLD TIMEOUT_SECONDS FOLDER MODULE CASE...
-"""
+"""One process of a test: joins its group, runs cases, and tells what became of each."""
 
 import importlib
 import json
+import os
 import sys
 import traceback
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,9 +13,16 @@ import torch
 import torch.distributed as dist
 
 
-def main() -> None:
-    rank, world, timeout_seconds = map(int, sys.argv[1:4])
-    folder, module, *names = sys.argv[4:]
+def work(
+    rank: int, world: int, timeout_seconds: int, folder: Path, module: str, names: Sequence[str]
+) -> None:
+    """Run functions of a module.
+
+    Writes what each raised to ``result-RANK.json``, and what is printed to ``RANK.log``.
+    """
+    with (folder / f"{rank}.log").open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -27,12 +33,12 @@ def main() -> None:
     )
     cases = importlib.import_module(module)
     results: dict[str, str] = {}
-    out = Path(folder) / f"result-{rank}.json"
+    out = folder / f"result-{rank}.json"
     for name in names:
         function, _, argument = name.partition(":")
         try:
             case = getattr(cases, function)
-            case(*([argument] if argument else []), folder=Path(folder))
+            case(*([argument] if argument else []), folder=folder)
             results[name] = ""
         except Exception:
             results[name] = traceback.format_exc()
@@ -42,7 +48,3 @@ def main() -> None:
             sys.exit(1)
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

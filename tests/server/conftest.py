@@ -7,10 +7,7 @@ import contextlib
 import hashlib
 import importlib.util
 import shutil
-import socket
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,12 +16,11 @@ from typing import Any
 import httpx
 import pytest
 import torch
-import uvicorn
 from fastapi import FastAPI
 
 from luma_core import LUMA, checkpoint
 from luma_server import Settings, create_app
-from luma_server.protocol import protocol
+from tests.serving import running
 
 
 def trained(seed: int = 0) -> LUMA:
@@ -56,27 +52,6 @@ def originals(tmp_path_factory) -> Path:
 def root(tmp_path, originals) -> Path:
     """``{root}/gpt/{9,10}`` and ``{root}/bert/final``."""
     return shutil.copytree(originals / "root", tmp_path / "root")
-
-
-@contextlib.contextmanager
-def running(app: FastAPI) -> Iterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    http = protocol(app.state.parts.settings.idle_seconds)
-    config = uvicorn.Config(
-        app, http=http, loop="asyncio", ws="none", lifespan="on", log_config=None
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.005)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -167,33 +166,22 @@ def test_what_was_published_before_the_end_is_done(
     assert checkpoint.verify(root / "new" / "1").ok
 
 
-@pytest.fixture
-def gone() -> int:
-    """Id of a process that has ended."""
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0)
-    os.waitpid(pid, 0)
-    return pid
-
-
-def killed_meanwhile(root: Path, job: dict, gone: int, **changes: object) -> Path:
+def killed_meanwhile(root: Path, job: dict, **changes: object) -> Path:
     """Make the record of a job that of a server that is gone; return its folder."""
     folder = root / ".luma" / "jobs" / job["id"]
     content = json.loads((folder / "job.json").read_text())
-    content["pid"] = gone
     content["job"].update({"state": "running", "finished": None, **changes})
     (folder / "job.json").write_text(json.dumps(content))
     return folder
 
 
 def test_a_server_that_was_killed_leaves_interrupted_jobs(
-    root, settings, serving, quick_worker, gone
+    root, settings, serving, quick_worker
 ) -> None:
     with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
         job = http.post("/v1/checkpoints/gpt/9/convert", json=TO_NEW).json()
         wait_for(http, job, "done")
-    killed_meanwhile(root, job, gone)
+    killed_meanwhile(root, job)
     with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
         found = http.get(f"/v1/jobs/{job['id']}").json()
         listed = http.get("/v1/jobs").json()["items"]
@@ -202,7 +190,7 @@ def test_a_server_that_was_killed_leaves_interrupted_jobs(
 
 
 def test_what_a_killed_server_published_is_done(
-    root, settings, serving, quick_worker, gone, optimizer
+    root, settings, serving, quick_worker, optimizer
 ) -> None:
     download = {"format": "adamw", "download": True}
     with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
@@ -213,8 +201,8 @@ def test_what_a_killed_server_published_is_done(
         wait_for(http, jobs[0], "done")
         assert wait_for(http, jobs[1], "failed")["error"]
     checkpoint.save(root / "new" / "1", optimizer=optimizer())
-    killed_meanwhile(root, jobs[0], gone)
-    folder = killed_meanwhile(root, jobs[1], gone, error=None)
+    killed_meanwhile(root, jobs[0])
+    folder = killed_meanwhile(root, jobs[1], error=None)
     with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
 
         def states() -> list[str]:
@@ -225,7 +213,7 @@ def test_what_a_killed_server_published_is_done(
         assert states() == ["done", "done"]
         assert http.get(f"/v1/jobs/{jobs[1]['id']}/result").content == b"whole"
         # One that was there before the job began is not its result.
-        killed_meanwhile(root, jobs[0], gone, started="2999-01-01T00:00:00+00:00")
+        killed_meanwhile(root, jobs[0], started="2999-01-01T00:00:00+00:00")
         assert states() == ["failed", "done"]
 
 

@@ -18,9 +18,10 @@ import torch
 
 from luma_core import LUMA, checkpoint, stats
 from luma_core.checkpoint.local import LocalStore
-from luma_server import Settings, create_app, measured
+from luma_server import Settings, measured
 from luma_server.place import Root
 from luma_server.service import Service
+from tests.serving import running_several
 
 PATH = "/v1/checkpoints/gpt/9/stats"
 
@@ -43,19 +44,11 @@ def counted(monkeypatch) -> tuple[list[threading.Thread], threading.Event]:
 
 
 @contextlib.contextmanager
-def asked(serving, root: object, count: int, path: str = PATH) -> Iterator[list[Future]]:
+def asked(root: object, count: int, path: str = PATH) -> Iterator[list[Future]]:
     """Ask as many servers over a root for the same; give their answers to come."""
-    with contextlib.ExitStack() as stack:
-        urls = [
-            stack.enter_context(serving(create_app(Settings(root=root, allow_anonymous=True))))
-            for _ in range(count)
-        ]
-        for url in urls:
-            # FastAPI prepares routes at the first request, which servers of one process must not
-            # do at the same time.
-            httpx.get(f"{url}/v1/none", trust_env=False, timeout=60)
-        pool = stack.enter_context(ThreadPoolExecutor(count))
-        yield [pool.submit(httpx.get, f"{url}{path}", trust_env=False, timeout=60) for url in urls]
+    settings = Settings(root=root, allow_anonymous=True)
+    with running_several(settings, count) as clients, ThreadPoolExecutor(count) as pool:
+        yield [pool.submit(client.get, path) for client in clients]
 
 
 def until(true: Callable[[], object]) -> None:
@@ -65,9 +58,9 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def one_of_three(serving, root: object, counted) -> None:
+def one_of_three(root: object, counted) -> None:
     runs, release = counted
-    with asked(serving, root, 3) as answers:
+    with asked(root, 3) as answers:
         until(lambda: runs)
         time.sleep(0.6)
         assert not any(answer.done() for answer in answers)
@@ -78,15 +71,15 @@ def one_of_three(serving, root: object, counted) -> None:
     assert len(runs) == 1
 
 
-def test_one_of_three_servers_over_a_folder_computes(serving, root, counted) -> None:
-    one_of_three(serving, root, counted)
+def test_one_of_three_servers_over_a_folder_computes(root, counted) -> None:
+    one_of_three(root, counted)
     assert list((root / ".luma" / "measuring").iterdir()) == []
 
 
-def test_one_of_three_servers_over_a_bucket_computes(serving, bucket, root, counted) -> None:
+def test_one_of_three_servers_over_a_bucket_computes(bucket, root, counted) -> None:
     place = f"{bucket}/measured"
     copy(root, place)
-    one_of_three(serving, place, counted)
+    one_of_three(place, counted)
     digest = checkpoint.open(f"{place}/gpt/9").manifest.digest
     assert Root(place).private("measuring", digest).names() == []
 
@@ -99,7 +92,7 @@ def copy(root: Path, place: str) -> None:
             out.commit()
 
 
-def test_a_server_that_fails_leaves_it_to_the_next(serving, root, monkeypatch) -> None:
+def test_a_server_that_fails_leaves_it_to_the_next(root, monkeypatch) -> None:
     compute, failed = stats.compute, threading.Event()
 
     def once_broken(source, **options):
@@ -110,12 +103,12 @@ def test_a_server_that_fails_leaves_it_to_the_next(serving, root, monkeypatch) -
         return compute(source, **options)
 
     monkeypatch.setattr(stats, "compute", once_broken)
-    with asked(serving, root, 2) as answers:
+    with asked(root, 2) as answers:
         statuses = sorted(answer.result().status_code for answer in answers)
     assert statuses == [200, 503]
 
 
-def test_the_lock_of_a_killed_process_ends_with_it(serving, root, counted) -> None:
+def test_the_lock_of_a_killed_process_ends_with_it(root, counted) -> None:
     runs, release = counted
     release.set()
     folder = root / ".luma" / "measuring" / checkpoint.open(root / "gpt" / "9").manifest.digest
@@ -127,7 +120,7 @@ def test_the_lock_of_a_killed_process_ends_with_it(serving, root, counted) -> No
     command = [sys.executable, "-c", code, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"
-        with asked(serving, root, 1) as (answer,):
+        with asked(root, 1) as (answer,):
             time.sleep(0.6)
             assert not answer.done()
             other.kill()
@@ -135,9 +128,7 @@ def test_the_lock_of_a_killed_process_ends_with_it(serving, root, counted) -> No
     assert len(runs) == 1
 
 
-def test_a_claim_of_a_server_that_is_gone_is_taken_over(
-    serving, bucket, root, counted, monkeypatch
-) -> None:
+def test_a_claim_of_a_server_that_is_gone_is_taken_over(bucket, root, counted, monkeypatch) -> None:
     runs, release = counted
     release.set()
     place = f"{bucket}/stale"
@@ -146,33 +137,31 @@ def test_a_claim_of_a_server_that_is_gone_is_taken_over(
     with Root(place).private("measuring", digest).write("claim.json") as out:
         out.write(b"{}")
         out.commit()
-    with asked(serving, place, 1) as (answer,):
+    with asked(place, 1) as (answer,):
         time.sleep(1)
         assert not answer.done()
-        monkeypatch.setattr(measured, "STALE_SECONDS", -1.0)
+        monkeypatch.setattr(measured, "STALE_SECONDS", 0.5)
         assert answer.result().status_code == 200
     assert len(runs) == 1
 
 
-def test_where_nothing_can_be_claimed_statistics_are_computed(serving, root, monkeypatch) -> None:
+def test_where_nothing_can_be_claimed_statistics_are_computed(root, monkeypatch) -> None:
     @contextlib.contextmanager
     def refuse(_):
         raise PermissionError(13, "Permission denied")
         yield
 
     monkeypatch.setattr(LocalStore, "exclusive", refuse)
-    with asked(serving, root, 1) as (answer,):
+    with asked(root, 1) as (answer,):
         assert answer.result().status_code == 200
 
 
-def test_statistics_of_another_version_are_computed_again(
-    serving, root, counted, monkeypatch
-) -> None:
+def test_statistics_of_another_version_are_computed_again(root, counted, monkeypatch) -> None:
     runs, release = counted
     release.set()
     for version, count in ((1, 1), (1, 1), (2, 2)):
         monkeypatch.setattr(measured, "STATS_VERSION", version)
-        with asked(serving, root, 1) as (answer,):
+        with asked(root, 1) as (answer,):
             assert answer.result().status_code == 200
         assert len(runs) == count
 

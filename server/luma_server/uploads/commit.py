@@ -71,6 +71,7 @@ def commit_upload(catalog: Catalog, record: Record, staging: Staging, manifest: 
             target.delete(MANIFEST_NAME)
             present = replace(present, version=ABSENT)
         _publish(catalog, record, staging, manifest, parts, tick)
+        tick()
         with target.write(MANIFEST_NAME, expected=present.version) as out:
             out.write(manifest.to_bytes())
             out.commit()

@@ -42,7 +42,7 @@ def join(
         parts: names and sizes in bytes, in order.
         target: where the whole shall be.
         name: of the whole.
-        tick: called after each part.
+        tick: called after each part; raises where somebody else went on with it.
 
     Raises:
         OSError: the store failed; there is no new object then.

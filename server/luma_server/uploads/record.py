@@ -11,26 +11,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from luma_core.checkpoint.store import Store
 from luma_core.errors import UnsafeNameError
+from luma_core.wire import FileInfo
 from luma_server.place import Root
 from luma_server.uploads.staging import UPLOADS
 
 RECORD_NAME = "session.json"
 _MAX_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class DeclaredFile:
-    """A file that the manifest names.
-
-    Attributes:
-        name: its name.
-        size_bytes: its size.
-        sha256: of its content, hex.
-    """
-
-    name: str
-    size_bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -77,7 +63,7 @@ class Record:
     created: str
     expires: str
     part_bytes: int
-    files: tuple[DeclaredFile, ...] | None = None
+    files: tuple[FileInfo, ...] | None = None
     adopted: dict[str, Source] = field(default_factory=dict)
     digest: str = ""
     expected: str | None = None
@@ -91,7 +77,7 @@ class Record:
         """Return how long it is kept."""
         return (datetime.fromisoformat(self.expires) - datetime.now(UTC)).total_seconds()
 
-    def declared(self, name: str) -> DeclaredFile | None:
+    def declared(self, name: str) -> FileInfo | None:
         """Return what the manifest says of a file; ``None`` where it says nothing."""
         return next((file for file in self.files or () if file.name == name), None)
 

@@ -16,7 +16,7 @@ from luma_core.checkpoint import MANIFEST_NAME, Manifest, check_name
 from luma_core.checkpoint.steps import STEP_NAME
 from luma_core.checkpoint.store import storage_errors
 from luma_core.errors import StorageError
-from luma_core.wire import Committed, UploadFile, UploadSession
+from luma_core.wire import Committed, FileInfo, UploadFile, UploadSession
 from luma_server.access import Principal
 from luma_server.catalog import Catalog
 from luma_server.problems import ApiError
@@ -25,7 +25,6 @@ from luma_server.uploads.commit import REPLACING_NAME, commit_upload
 from luma_server.uploads.intake import adopt_files, check_place, parse_upload
 from luma_server.uploads.record import (
     RECORD_NAME,
-    DeclaredFile,
     Record,
     after,
     read_record,
@@ -348,8 +347,8 @@ class Sessions:
             self._known.pop(record.id, None)
 
 
-def _declared(manifest: Manifest) -> tuple[DeclaredFile, ...]:
-    return tuple(DeclaredFile(file.name, file.bytes, file.sha256) for file in manifest.files)
+def _declared(manifest: Manifest) -> tuple[FileInfo, ...]:
+    return tuple(FileInfo(file.name, file.bytes, file.sha256) for file in manifest.files)
 
 
 def _busy(session_id: str) -> ApiError:

@@ -114,7 +114,7 @@ class Staging(ABC):
             sha256: of the whole, hex.
             target: where to.
             adopted: store and name of the file that was taken, if it was.
-            tick: called now and then.
+            tick: called now and then; raises where somebody else went on with it.
 
         Raises:
             ApiError: its content is another.

@@ -161,6 +161,18 @@ def test_segments_that_are_not_finite(first: str, skip: bool, value: float) -> N
         assert bool(others.all())
 
 
+@pytest.mark.parametrize("cut", ["ragged rows", "short rows"])
+def test_a_short_block_that_is_left_keeps_its_codes(cut: str) -> None:
+    """What pads it is not stepped; codes of an infinite scale cannot be made again."""
+    item = mini_step(cut, "table", skip_nonfinite=True)
+    fields = item.moments["exp_avg"].fields
+    fields["scale"][-1] = torch.inf
+    item.grad[-3:] = torch.nan
+    before = fields["codes"].clone()
+    assert assert_like_eager(item) == 3
+    assert torch.equal(fields["codes"][-1], before[-1])
+
+
 @pytest.mark.parametrize("cut", ["rows", "a long segment", "columns"])
 def test_threads_and_instruction_sets_give_equal_bits(cut: str) -> None:
     shape, partition = (330, 512), Partition.rows((330, 512), size=3)

@@ -107,3 +107,36 @@ def test_a_state_without_scales_says_so(serving, visit_to, tmp_path) -> None:
     with serving(create_app(Settings(root=tmp_path, allow_anonymous=True))) as url:
         page = visit_to(url).open("/runs/gpt/1")
         sync_api.expect(page.locator("main")).to_contain_text("The state keeps no block scales.")
+
+
+OUTSIDE = """() => [...document.querySelectorAll("main svg")].flatMap((svg) => {
+  const box = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll("text")].filter((text) => {
+    const at = text.getBoundingClientRect();
+    return at.left < box.left - 1 || at.right > box.right + 1;
+  }).map((text) => text.textContent);
+})"""
+
+
+@pytest.mark.parametrize("width", [320, 620, 1280])
+def test_long_names_fit_and_tell_layers_apart(serving, visit_to, tmp_path, width) -> None:
+    part = "block_sparse_moe.experts.7.w1.weight"
+    names = [f"model.language_model.layers.{i}.{part}" for i in range(3)]
+    names.append("a_module_whose_name_has_no_point_in_it_and_is_longer_than_a_phone_is_wide")
+    params = {name: torch.nn.Parameter(torch.randn(16, 64)) for name in names}
+    optimizer = LUMA(params.items(), min_compress_elements=64)
+    for param in params.values():
+        param.grad = torch.randn_like(param)
+    optimizer.step()
+    checkpoint.save(tmp_path / "gpt" / "1", optimizer=optimizer)
+    with serving(create_app(Settings(root=tmp_path, allow_anonymous=True))) as url:
+        visit = visit_to(url, viewport={"width": width, "height": 800})
+        for path in ("/runs/gpt", "/runs/gpt/1"):
+            page = visit.open(path)
+            page.wait_for_selector("main svg text")
+            assert page.evaluate(OUTSIDE) == []
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+        title = "First moment: smallest, median and largest block scale"
+        texts = page.locator(f'svg[aria-label="{title}"] text').all_text_contents()
+        # On a phone the table below the plot has the whole names.
+        assert width < 600 or set(names[:3]) < set(texts)

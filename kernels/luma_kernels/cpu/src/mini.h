@@ -208,7 +208,7 @@ class MiniStepper : public StepTensors {
   template <class Roots>
   bool update(const Run& run, typename First::Scale old, const Roots& roots) {
     roots.fill(run.start, run.length, work_.root);
-    for (int64_t i = run.length; i < run.padded; ++i) work_.root[i] = 0.0f;
+    for (int64_t i = run.length; i < run.padded; ++i) work_.root[i] = kLeftRoot;
     const Rule rule = rule_;
     const float* __restrict grad = gradients(run);
     const float* __restrict from = first_.read(run, old, work_.second);

@@ -17,8 +17,9 @@ const TICK_CHARACTER = 7;
 const TICK_GAP = 10;
 /** Powers that the axis of a histogram spans at least, so that few bars are not huge. */
 const LEAST_POWERS = 6;
-/** Width below which names stand above what they name. */
+/** Width below which names stand above what they name, and longest name beside it. */
 const NARROW = 480;
+const LONGEST_BESIDE = 34;
 
 /** Return an element that `draw(width)` fills whenever its width changes. */
 function responsive(draw) {
@@ -262,8 +263,9 @@ export function ranges(title, rows, style) {
   const logs = positive.map(Math.log2);
   const [low, high] = [Math.floor(Math.min(...logs)), Math.ceil(Math.max(...logs))];
   const axis = exponents(low - 0.5, high + 0.5, 2);
+  const long = known.some((row) => row.name.length > LONGEST_BESIDE);
   const draw = (width) => {
-    const above = width < NARROW;
+    const above = long || width < NARROW;
     const left = above ? RIGHT : 240;
     const pitch = above ? 36 : 20;
     const box = frame({
@@ -275,7 +277,8 @@ export function ranges(title, rows, style) {
       label: title,
       xLabel: "scale",
     });
-    const look = { floor: Math.min(...positive), style, left, above };
+    const room = above ? Math.floor(width / TICK_CHARACTER) : LONGEST_BESIDE;
+    const look = { floor: Math.min(...positive), style, left, above, room };
     known.forEach((row, i) => drawRange(box, row, TOP + (i + 1) * pitch - 10, look));
     return box.svg;
   };
@@ -284,10 +287,9 @@ export function ranges(title, rows, style) {
   return h("figure", {}, h("figcaption", {}, h("strong", {}, title)), responsive(draw), text);
 }
 
-function drawRange(box, row, y, { floor, style, left, above }) {
+function drawRange(box, row, y, { floor, style, left, above, room }) {
   const at = (value) => box.atX(Math.log2(Math.max(value, floor)));
   const text = `${row.name}: ${number(row.min)}, median ${number(row.median)}, ${number(row.max)}`;
-  const room = above ? 46 : 34;
   const name = row.name.length > room ? `…${row.name.slice(1 - room)}` : row.name;
   const place = above
     ? { class: "tick", x: 0, y: y - 11 }

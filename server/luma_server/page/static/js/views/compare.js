@@ -49,7 +49,7 @@ function summary(found) {
   const moments = total.moments.map((one) =>
     tile(
       share(one.error.relative_rms),
-      `${MOMENTS[one.moment] ?? one.moment}: drift`,
+      `${(MOMENTS[one.moment] ?? one.moment).toLowerCase()}: drift`,
       one.codes_differ_share === null ? null : `${share(one.codes_differ_share)} of codes differ`,
     ),
   );

@@ -10,11 +10,14 @@ the memory that is allowed. Each view is stepped as a parameter of its own.
 - *disk*: the time of reading and writing as many bytes as the state has, both at once, past the
   page cache, by as many threads and in pieces as large as a step's; before and after each step.
 - *of disk*: the median of the latter over that of the former.
+- *save*, *load of state*: the times of ``checkpoint.save(compression="none")`` and of loading that
+  into the optimizer: each reads as many bytes as the state has, and writes as many. The disk must
+  have room for the state, the state that is loaded and the checkpoint at once.
 - *resident*: the time of a step of as many parameters whose state is in memory, from one of them.
-- *load*: runnable processes of the machine in the last minute, before and after, ours with them.
-- *memory*: the largest size of what the process has in memory that is not of files, and how much of
-  the state the page cache holds at the end. The process is not confined: that it stays below
-  ``--memory`` is measured, and the exit status is 1 if it does not.
+- *load of the machine*: runnable processes in the last minute, before and after, ours with them.
+- *memory*: the largest size of what the process has in memory that is not of files, over all of
+  that, and how much of the state the page cache holds behind the last step. The process is not
+  confined: that it stays below ``--memory`` is measured, and the exit status is 1 if it does not.
 - *moved*: bytes that the kernel read from and wrote to storage for this process, per timed step.
 """
 
@@ -34,17 +37,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from luma_core import LUMA
+from luma_core import LUMA, checkpoint
+from luma_core.direct import transfer_memory
 from luma_core.optim.offload import DEFAULT_BUFFER_BYTES
 
 SHAPE = (16384, 4096)
 PIECE_BYTES = 14 << 20
 THREADS_EACH_WAY = 2
 
-Call = Callable[[int, list[mmap.mmap], int], int]
+Call = Callable[[int, list[memoryview], int], int]
 """`os.preadv` or `os.pwritev`."""
 
 
@@ -62,6 +67,8 @@ class Result:
     load: list[float]
     step_seconds: list[float]
     disk_seconds: list[float]
+    save_seconds: float
+    load_seconds: float
     resident_seconds: float
     of_disk: float
     peak_bytes: int
@@ -144,10 +151,11 @@ class Disk:
             thread.join()
 
     def _move(self, call: Call, places: list[int]) -> None:
-        memory = mmap.mmap(-1, PIECE_BYTES)
-        memory.write(os.urandom(1 << 20) * (PIECE_BYTES >> 20))
+        # In huge pages, as slots are: a disk takes a limited number of pages in one request.
+        memory = transfer_memory(PIECE_BYTES)
+        memory[:] = np.frombuffer(os.urandom(1 << 20) * (PIECE_BYTES >> 20), np.uint8)
         for place in places:
-            if call(self._file, [memory], place) != PIECE_BYTES:
+            if call(self._file, [memory.data], place) != PIECE_BYTES:
                 raise SystemExit("the disk moved less than a piece")
 
     def close(self) -> None:
@@ -203,6 +211,21 @@ def storage_bytes() -> tuple[int, int]:
     return int(fields["read_bytes"]), int(fields["write_bytes"])
 
 
+def saved_and_loaded(optimizer: LUMA, folder: Path) -> tuple[float, float]:
+    """Return the times of saving all state and of loading it again."""
+    start = time.perf_counter()
+    checkpoint.save(folder, optimizer=optimizer, compression="none")
+    saved = time.perf_counter()
+    before = optimizer.parameter_states()[-1].fields
+    checkpoint.load(folder, optimizer=optimizer)
+    loaded = time.perf_counter()
+    after = optimizer.parameter_states()[-1].fields
+    for key, value in before.items():
+        if after[key].data_ptr() == value.data_ptr() or not torch.equal(after[key], value):
+            raise SystemExit(f"{key} is not what was saved")
+    return saved - start, loaded - saved
+
+
 def measure(parameters: int, folder: Path, *, allowed: int, buffer: int, steps: int) -> Result:
     """Run all of it."""
     count, load = max(1, round(parameters / (SHAPE[0] * SHAPE[1]))), [os.getloadavg()[0]]
@@ -226,6 +249,8 @@ def measure(parameters: int, folder: Path, *, allowed: int, buffer: int, steps: 
             moved = [a + c - b for a, b, c in zip(moved, before, storage_bytes(), strict=True)]
             plain.append(disk.seconds())
         disk.close()
+        cached = cached_bytes(arena)
+        save_seconds, load_seconds = saved_and_loaded(optimizer, folder / "checkpoint")
     return Result(
         benchmark="offload_disk",
         parameters=count * SHAPE[0] * SHAPE[1],
@@ -237,10 +262,12 @@ def measure(parameters: int, folder: Path, *, allowed: int, buffer: int, steps: 
         load=[*load, os.getloadavg()[0]],
         step_seconds=times,
         disk_seconds=plain,
+        save_seconds=save_seconds,
+        load_seconds=load_seconds,
         resident_seconds=resident,
         of_disk=statistics.median(plain) / statistics.median(times),
         peak_bytes=memory.peak_bytes,
-        page_cache_bytes=cached_bytes(arena),
+        page_cache_bytes=cached,
         read_bytes=moved[0] // steps,
         written_bytes=moved[1] // steps,
     )
@@ -256,6 +283,8 @@ def print_result(found: Result) -> None:
     print(f"{found.parameters:,} parameters, {state:,.0f} MiB of state, load {found.load}")
     print(f"step      {rates(found.step_seconds)} MiB/s each way: {found.of_disk:.2f} of the disk")
     print(f"disk      {rates(found.disk_seconds)} MiB/s each way")
+    print(f"save      {rates([found.save_seconds])} MiB/s each way")
+    print(f"load      {rates([found.load_seconds])} MiB/s each way")
     print(f"resident  {rates([found.resident_seconds])} MiB/s, without any disk")
     print(f"memory    {found.peak_bytes / mib:.0f} MiB of {found.allowed_bytes / mib:.0f} allowed")
     print(f"cached    {found.page_cache_bytes / mib:.0f} MiB of the state")

@@ -57,15 +57,19 @@ def disk(result: dict[str, Any]) -> list[str]:
     """Return the table of steps with state on disk."""
     state = result["state_bytes"] / MIB
     step, plain = (median(result[f"{name}_seconds"]) for name in ("step", "disk"))
+    ways = [f"{state / result[f'{name}_seconds']:.0f}" for name in ("save", "load")]
     load = " to ".join(f"{value:.1f}" for value in sorted(result["load"]))
     return [
         f"**On disk**, LUMA on {result['cores']} CPU cores; the machine's load was {load}.",
-        "*disk* reads and writes as many bytes at once without stepping.",
+        "*disk* reads and writes as many bytes at once without stepping. *save* and *load* are of",
+        "a checkpoint of all state, not compressed, and read and write as many bytes too.",
         "",
-        "| parameters | state, MiB | memory, MiB | step, MiB/s each way | disk | of disk |",
-        "|--:|--:|--:|--:|--:|--:|",
+        "| parameters | state, MiB | memory, MiB | step, MiB/s each way "
+        "| disk | of disk | save | load |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|",
         f"| {result['parameters']:,} | {state:,.0f} | {result['peak_bytes'] / MIB:,.0f} "
-        f"| {state / step:.0f} | {state / plain:.0f} | {result['of_disk']:.2f} |",
+        f"| {state / step:.0f} | {state / plain:.0f} | {result['of_disk']:.2f} "
+        f"| {' | '.join(ways)} |",
     ]
 
 

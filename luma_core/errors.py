@@ -13,6 +13,7 @@
     │   ├── CheckpointNotFoundError (FileNotFoundError)
     │   ├── CheckpointExistsError (FileExistsError)
     │   ├── ConcurrentSaveError                another saver is, or was, at work in the same place
+    │   ├── StateChangedError                  state changed while a save was reading it
     │   ├── CorruptCheckpointError             a checksum, size, header or manifest is wrong
     │   │   └── BrokenChainError               the base of a checkpoint is missing or changed
     │   ├── UnsupportedVersionError            written by a newer version of the format
@@ -91,6 +92,10 @@ class CheckpointExistsError(CheckpointError, FileExistsError):
 
 class ConcurrentSaveError(CheckpointError):
     """Another saver is at work in the same folder, or committed there in the meantime."""
+
+
+class StateChangedError(CheckpointError):
+    """State was changed in place, by no step, while a save behind training was reading it."""
 
 
 class CorruptCheckpointError(CheckpointError):

@@ -283,6 +283,14 @@ def replicated(spec: FieldSpec) -> FieldPlace:
     return FieldPlace(spec, spec.shape, None, spec.shape)
 
 
+def field_places(param: Tensor, codec: Codec) -> dict[str, FieldPlace]:
+    """Return where each field of a parameter's moment is, by name; all here if it is not cut."""
+    part = part_of(param)
+    if part is not None:
+        return part.fields(codec)
+    return {name: replicated(spec) for name, spec in codec.layout(param.shape).items()}
+
+
 def _all_on_first(placements: tuple[Any, ...]) -> tuple[Any, ...]:
     from torch.distributed.tensor import Shard
 

@@ -1,7 +1,7 @@
 """Saving and loading optimizer state, against the plain disk and other libraries, in one run.
 
 ``python -m benchmarks.checkpoint [--parameters N] [--rounds R] [--folder DIR] [--json FILE]``
-``[--only WORD] [--cold] [--state FILE]``
+``[--only 'WORD|WORD'] [--cold] [--state FILE]``
 
 Every measurement is a process of its own, on the same disk, in turns. What is saved is the state of
 N parameters in matrices of 4096 x 4096, their moments those of a model that was really trained

@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks.checkpoint.measure import Job, Result, dropped, used_memory
 from benchmarks.checkpoint.rows import ROWS, Row
 from benchmarks.checkpoint.state import SIDE, train_moments
+from luma_core.direct import opened_directly
 
 Found = dict[str, list[Result]]
 """Measurements by row, one a round."""
@@ -61,6 +62,19 @@ def fits(row: Row, elements: int) -> bool:
     return needed <= available
 
 
+def has_direct(row: Row, folder: Path) -> bool:
+    """Return whether the file system can do what a row does; says so where it cannot."""
+    if row.place != "direct":
+        return True
+    with tempfile.NamedTemporaryFile(dir=folder) as probe:
+        opened = opened_directly(Path(probe.name), "rb")
+    if opened is None:
+        print(f"{row.name} is left out: this file system has no transfers past the page cache")
+        return False
+    opened.close()
+    return True
+
+
 def summary(found: Found) -> dict[str, dict[str, float]]:
     """Return the medians of each row, and its ratios to the plain disk and to torch.save."""
     rows: dict[str, dict[str, float]] = {}
@@ -72,15 +86,19 @@ def summary(found: Found) -> dict[str, dict[str, float]]:
         held = [r.held_seconds for r in results if r.held_seconds is not None]
         if held:
             row["held_seconds"] = statistics.median(held)
+        stepped = [r.step_seconds for r in results if r.step_seconds is not None]
+        if stepped:
+            row["step_seconds"] = statistics.median(stepped)
         rows[name] = row
     for name, row in rows.items():
         if plain := rows.get(_plain(name)):
             row["of_plain"] = row["bytes_per_second"] / plain["bytes_per_second"]
         if "torch.save AdamW" in rows:
             row["of_torch_bytes"] = row["bytes"] / rows["torch.save AdamW"]["bytes"]
-        if "held_seconds" in row:
-            whole = rows.get("LUMA save, none" if "LUMA" in name else "DCP save AdamW")
-            row["held_of_save"] = row["held_seconds"] / whole["seconds"] if whole else float("nan")
+        whole = rows.get("LUMA save, none" if "LUMA" in name else "DCP save AdamW")
+        for kind in ("held", "step"):
+            if whole and f"{kind}_seconds" in row:
+                row[f"{kind}_of_save"] = row[f"{kind}_seconds"] / whole["seconds"]
     return rows
 
 
@@ -96,7 +114,7 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
     """Print a line per row."""
     print(
         f"{'':<24}{'seconds':>9}{'MB':>8}{'MB/s':>7}{'of plain':>10}{'of torch':>10}"
-        f"{'peak MiB':>10}{'held s':>8}{'held':>7}"
+        f"{'peak MiB':>10}{'held s':>8}{'held':>7}{'step s':>8}{'step':>7}"
     )
     for name, row in rows.items():
         columns = [
@@ -108,8 +126,10 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
             f"{row.get('of_torch_bytes', float('nan')):>10.3f}",
             f"{row['peak_bytes'] / 2**20:>10.0f}",
         ]
-        if "held_of_save" in row:
-            columns.append(f"{row['held_seconds']:>8.2f}{row['held_of_save']:>7.2f}")
+        for held in ("held", "step"):
+            if f"{held}_seconds" in row:
+                of_save = row.get(f"{held}_of_save", float("nan"))
+                columns.append(f"{row[f'{held}_seconds']:>8.3f}{of_save:>7.3f}")
         print("".join(columns))
 
 
@@ -119,7 +139,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--parameters", type=float, default=1e9, help="elements of the model")
     parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken")
     parser.add_argument("--folder", type=Path, help="on the disk that is measured")
-    parser.add_argument("--only", default="", help="rows whose name holds this, beside the plain")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="rows whose name holds one of these, as in 'save|load', beside the plain",
+    )
     parser.add_argument("--cold", action="store_true", help="memory as the system has it")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--state", type=Path, help="moments; trained, and kept here, if missing")
@@ -141,13 +165,32 @@ def run_all(chosen: list[Row], given: argparse.Namespace, count: int) -> Found:
         with contextlib.suppress(KeyboardInterrupt):
             for row, last in turns(chosen) * given.rounds:
                 job = Job(Path(folder), count, moments, 0 if given.cold else row.new * elements)
-                if row.place not in left_out and fits(row, elements):
+                possible = fits(row, elements) and has_direct(row, job.folder)
+                if row.place not in left_out and possible:
                     found[row.name].append(measure_apart(row, job))
                 else:
                     left_out.add(row.place)
                 if last:
                     shutil.rmtree(Path(folder) / row.place, ignore_errors=True)
     return {name: results for name, results in found.items() if results}
+
+
+def chosen_rows(words: list[str]) -> list[Row]:
+    """Return the rows that are called, or else hold, one of ``words``, and those that these need.
+
+    A row reads what the first one in its place wrote.
+    """
+    names = {row.name for row in ROWS}
+    named = [
+        row
+        for row in ROWS
+        if any(word == row.name if word in names else word in row.name for word in words)
+    ]
+    places = {row.place for row in named}
+    first = {row.place: row for row in reversed(ROWS)}
+    needed = [first[place] for place in places]
+    whole = places & {"convert"} | {"plain"}
+    return [row for row in ROWS if row in named or row in needed or row.place in whole]
 
 
 def turns(chosen: list[Row]) -> list[tuple[Row, bool]]:
@@ -169,7 +212,7 @@ def main() -> None:
         print(json.dumps(row.action(job, **row.options)._asdict()))
         return
     count = max(round(given.parameters / SIDE**2), 1)
-    chosen = [row for row in ROWS if given.only in row.name or row.place in ("plain", "convert")]
+    chosen = chosen_rows(given.only.split("|"))
     rows = summary(run_all(chosen, given, count))
     print(
         f"{count * SIDE**2} parameters, {given.rounds} rounds, {os.cpu_count()} cores, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,12 +27,14 @@ class Result(NamedTuple):
         peak_bytes: memory over that before the operation, without the loaded state and without
             pages of files, which the system takes back when it needs them.
         held_seconds: until the caller went on, where that is earlier.
+        step_seconds: until a step that follows at once may change all state, where that is known.
     """
 
     seconds: float
     bytes: int
     peak_bytes: int
     held_seconds: float | None = None
+    step_seconds: float | None = None
 
 
 class Job(NamedTuple):
@@ -152,13 +154,13 @@ def used_memory(size_bytes: int) -> np.ndarray:
 
 
 def measured(
-    action: Callable[[], float | None],
+    action: Callable[[], Sequence[float] | None],
     job: Job,
     *,
     folder: Path | None = None,
     state_bytes: int = 0,
 ) -> Result:
-    """Run an action, which may return when its caller was let go on.
+    """Run an action, which may return when its caller was let go on, and then its caller's step.
 
     Args:
         action: what is measured.
@@ -169,7 +171,8 @@ def measured(
     used_memory(job.new_bytes)
     peak = Peak()
     began = time.perf_counter()
-    held = action()
+    went_on = action() or ()
     seconds = time.perf_counter() - began
     grown = max(peak.grown() - state_bytes, 0)
-    return Result(seconds, folder_bytes(folder or job.folder), grown, held and held - began)
+    held = [moment - began for moment in went_on]
+    return Result(seconds, folder_bytes(folder or job.folder), grown, *held)

@@ -21,6 +21,7 @@ from benchmarks.checkpoint.measure import (
     measured,
     synced,
 )
+from luma_core.direct import opened_directly, transfer_memory
 
 PIECE_BYTES = 8 << 20
 
@@ -39,6 +40,43 @@ def plain_write(job: Job) -> Result:
             os.fsync(file.fileno())
 
     return measured(write, job)
+
+
+def direct_write(job: Job) -> Result:
+    """Write those bytes past the page cache, each piece copied to memory that allows that."""
+    optimizer = luma_optimizer(job, with_state=True)
+
+    def write() -> None:
+        piece = transfer_memory(PIECE_BYTES)
+        path = job.folder / "direct"
+        path.touch()
+        file = opened_directly(path, "r+b")
+        assert file is not None
+        with file:
+            for state in optimizer.parameter_states():
+                for tensor in state.fields.values():
+                    data = tensor.view(-1).view(torch.uint8).numpy()
+                    for start in range(0, len(data), PIECE_BYTES):
+                        part = data[start : start + PIECE_BYTES]
+                        piece[: len(part)] = part
+                        file.write(piece.data[: len(part)])
+            os.fsync(file.fileno())
+
+    return measured(write, job)
+
+
+def direct_read(job: Job) -> Result:
+    """Read those bytes past the page cache, piece after piece into the same memory."""
+
+    def read() -> None:
+        piece = transfer_memory(PIECE_BYTES)
+        file = opened_directly(job.folder / "direct", "rb")
+        assert file is not None
+        with file:
+            while file.readinto(piece.data):
+                pass
+
+    return measured(read, job)
 
 
 def plain_read_kept(job: Job) -> Result:
@@ -80,18 +118,24 @@ def luma_save(job: Job, *, compression: Any = "none", kind: str = "LUMA") -> Res
 
 
 def luma_async(job: Job, *, earlier: int = 0, prepare: bool = False) -> Result:
-    """Save with LUMA behind the caller, after some earlier saves of that kind or prepared."""
+    """Save with LUMA behind the caller, after some earlier saves of that kind or prepared.
+
+    A step follows at once, as far as the save is concerned: all state is about to change.
+    """
     from luma_core import checkpoint
 
     optimizer = luma_optimizer(job, with_state=True)
+    state = [value for entry in optimizer.state.values() for value in entry.values()]
 
-    def save() -> float:
+    def save() -> tuple[float, float]:
         handle: Any = checkpoint.save(
             job.folder, optimizer=optimizer, compression="none", wait=False, overwrite=True
         )
         held = time.perf_counter()
+        checkpoint.before_change(state)
+        stepped = time.perf_counter()
         handle.result()
-        return held
+        return held, stepped
 
     for _ in range(earlier):
         save()
@@ -207,12 +251,12 @@ def dcp_async(job: Job) -> Result:
         )
         state = adamw_state(job)
 
-        def save() -> float:
+        def save() -> tuple[float]:
             saved: Any = state_dict_saver.async_save(state, checkpoint_id=job.folder)
             held = time.perf_counter()
             saved.result()
             synced(job.folder)
-            return held
+            return (held,)
 
         result = measured(save, job)
         distributed.destroy_process_group()
@@ -258,6 +302,8 @@ ROWS = (
     Row("plain write, fsync", plain_write, "plain", 4, 4, {}),
     Row("plain read", plain_read, "plain", 0, 4, {}),
     Row("plain read, kept", plain_read_kept, "plain", 4, 8, {}),
+    Row("direct write", direct_write, "direct", 4, 4, {}),
+    Row("direct read", direct_read, "direct", 0, 4, {}),
     Row("LUMA save, none", luma_save, "luma", 4, 4, {}),
     Row("LUMA load", luma_load, "luma", 4, 8, {}),
     Row("LUMA verify", luma_verify, "luma", 0, 4, {}),

@@ -1,5 +1,6 @@
 """The on-disk format: safetensors shards, checksums, and a manifest that is written last."""
 
+from luma_core.changes import before_change
 from luma_core.checkpoint.background import SaveHandle, wait_for_saves
 from luma_core.checkpoint.compression import Chunk, Compression
 from luma_core.checkpoint.distributed import load_sharded, save_sharded
@@ -44,6 +45,7 @@ __all__ = [
     "Summary",
     "TensorEntry",
     "VerifyReport",
+    "before_change",
     "check_name",
     "exists",
     "flatten",

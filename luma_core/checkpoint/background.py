@@ -18,7 +18,7 @@ from luma_core.errors import CheckpointError, LumaError
 _log = logging.getLogger("luma")
 
 MAX_IN_FLIGHT = 2
-"""Each save in flight holds a copy of the state."""
+"""Each save in flight may hold a copy of the state."""
 
 
 class SaveHandle:
@@ -152,8 +152,13 @@ def _finish_and_tell() -> None:
                 _log.error(told)
 
 
+_inherited: list[_Saves] = []
+
+
 def _forget() -> None:
     global _saves
+    # What waits there has pinned memory: CUDA ends a forked child that lets go of it.
+    _inherited.append(_saves)
     _saves = _Saves()
 
 

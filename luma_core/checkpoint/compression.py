@@ -8,7 +8,6 @@ not; the planes form one zstd frame with checksum. A chunk that does not shrink 
 from __future__ import annotations
 
 import threading
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import Literal, NamedTuple, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 import zstandard
+from isal.isal_zlib import crc32
 
 from luma_core.checkpoint.zigzag import add_difference, difference
 from luma_core.errors import CorruptCheckpointError
@@ -85,8 +85,8 @@ def encode_chunk(
     if compression == "zstd":
         frame = _compressed_planes(raw, itemsize)
         if len(frame) < raw.nbytes:
-            return frame, Chunk(len(frame), zlib.crc32(frame), False)
-    return raw.data, Chunk(raw.nbytes, zlib.crc32(raw.data), True)
+            return frame, Chunk(len(frame), crc32(frame), False)
+    return raw.data, Chunk(raw.nbytes, crc32(raw.data), True)
 
 
 def encode_difference(raw: Bytes, base: Bytes, itemsize: int) -> tuple[bytes, Chunk]:
@@ -98,7 +98,7 @@ def encode_difference(raw: Bytes, base: Bytes, itemsize: int) -> tuple[bytes, Ch
         itemsize: bytes of one element.
     """
     frame = _compressed_planes(difference(raw, base, itemsize), itemsize)
-    return frame, Chunk(len(frame), zlib.crc32(frame), False)
+    return frame, Chunk(len(frame), crc32(frame), False)
 
 
 def _compressed_planes(raw: Bytes, itemsize: int) -> bytes:
@@ -127,7 +127,7 @@ def decode_chunk(
     Raises:
         CorruptCheckpointError: the data do not match their description.
     """
-    if len(data) != chunk.stored_bytes or zlib.crc32(data) != chunk.crc32:
+    if len(data) != chunk.stored_bytes or crc32(data) != chunk.crc32:
         raise CorruptCheckpointError(f"{where}: a chunk's CRC-32 differs from the manifest's.")
     if chunk.raw:
         if len(data) != out.nbytes:
@@ -144,7 +144,7 @@ def decode_chunk(
     del planes
     delta.fill(out)
     add_difference(coded, out, itemsize)
-    if zlib.crc32(out.data) != delta.crc32:
+    if crc32(out.data) != delta.crc32:
         raise CorruptCheckpointError(
             f"{where}: base and difference together have another CRC-32 than the manifest's.",
             hint="Verify the checkpoint and its base with `luma verify`.",

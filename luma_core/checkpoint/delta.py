@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from luma_core.checkpoint.compression import (
     Bytes,
@@ -64,7 +64,7 @@ def encode_against(
     def as_difference(place: int, raw: Bytes) -> Encoded:
         base = np.empty_like(raw)
         read(place * (chunk_bytes // itemsize), base)
-        return Encoded(*encode_difference(raw, base, itemsize), zlib.crc32(raw.data))
+        return Encoded(*encode_difference(raw, base, itemsize), crc32(raw.data))
 
     def smaller(item: tuple[int, Bytes]) -> Encoded:
         place, raw = item

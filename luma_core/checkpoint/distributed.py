@@ -36,6 +36,7 @@ from luma_core.checkpoint.weights import load_weights, planned, planned_weights
 from luma_core.checkpoint.writer import MAX_SHARD_BYTES, check_options
 from luma_core.errors import StorageError, UnsupportedParameterError
 from luma_core.optim.base import CompressedOptimizer
+from luma_core.optim.offload import Incoming
 from luma_core.sharding import is_flattened, part_of
 from luma_core.state import ParameterState
 
@@ -86,9 +87,10 @@ def save_sharded(
     and what others wrote is removed by the next save. Parameters that are not sharded are shared
     out among the processes.
 
-    With ``wait=False`` training is held while tensors are copied, and those gathered that need to
-    be; the rest goes on behind it over a process group of its own (gloo). Call
-    `luma_core.checkpoint.wait_for_saves` before ``destroy_process_group``.
+    With ``wait=False`` training is held while those tensors are gathered that need to be, and
+    weights copied; the rest goes on behind it, as `luma_core.checkpoint.save` says, over a process
+    group of its own (gloo). Call `luma_core.checkpoint.wait_for_saves` before
+    ``destroy_process_group``.
 
     Args:
         url: folder of the checkpoint, as `luma_core.checkpoint.save` takes it.
@@ -130,22 +132,24 @@ def prepared_sharded(
     group: dist.ProcessGroup | None = None,
     begin: Callable[[], None] = lambda: None,
 ) -> Callable[[], Manifest]:
-    """Return what is left of `save_sharded` once tensors are gathered and, unless it waits, copied.
+    """Return what is left of `save_sharded` once tensors are gathered and, unless it waits, staged.
 
     ``begin`` is called by process 0 before anything is written.
     """
-    check_options(compression, max_shard_bytes)
+    check_options(compression, max_shard_bytes, overwrite=overwrite)
     _check_optimizer(optimizer, hint="Save it with torch.distributed.checkpoint.")
     budget = Budget.of(max_memory_bytes)
     background.before_save(wait=wait)
     share = _share(optimizer, model, extra, max_shard_bytes, Processes(group))
+    # Before steps may have to wait for the save, since this may fail.
+    processes = Processes(group if wait else group_for_saves(group))
     staging = None if wait else Staging(optimizer)
     if staging is not None:
         share = replace(share, plan=staging.staged(share.plan))
     save = SharedSave(
         store,
         share,
-        Processes(group if wait else group_for_saves(group)),
+        processes,
         compression=compression,
         budget=budget,
         overwrite=overwrite,
@@ -229,14 +233,17 @@ def load_sharded(
     digests = processes.told(checkpoint.manifest.digest)
     processes.agreed(lambda: _check_same(checkpoint.url, digests))
     states: list[ParameterState] = []
+    blocks: list[Incoming | None] = []
 
     def read() -> None:
         if model is not None:
             check_model(checkpoint.manifest, model)
-        states.extend(_states(checkpoint, optimizer))
+        matched = matched_states(checkpoint, optimizer)
+        blocks.append(optimizer.incoming_state(matched))
+        states.extend(_states(checkpoint, optimizer, matched, blocks[0]))
 
     processes.agreed(read)
-    optimizer.load_parameter_states(checkpoint.group_options(), states)
+    optimizer.load_parameter_states(checkpoint.group_options(), states, incoming=blocks[0])
     if model is not None:
         processes.agreed(lambda: load_weights(checkpoint, model))
     return LoadedCheckpoint(checkpoint.manifest, checkpoint.extra())
@@ -250,16 +257,27 @@ def _check_same(url: str, digests: Sequence[str]) -> None:
         )
 
 
-def _states(checkpoint: Checkpoint, optimizer: CompressedOptimizer) -> list[ParameterState]:
+def _states(
+    checkpoint: Checkpoint,
+    optimizer: CompressedOptimizer,
+    matched: Sequence[tuple[str, ParameterState]],
+    incoming: Incoming | None,
+) -> list[ParameterState]:
+    """Return the state of this process's parts, in ``incoming`` where there is one."""
     params = {name: param for name, param, _ in optimizer.parameters_by_name()}
     found = []
-    for own, state in matched_states(checkpoint, optimizer):
+    for own, state in matched:
+        keep = partial(_as_it_is if incoming is None else incoming.put, own)
         part = part_of(params[own])
         if state.codecs and part is not None and part.cut:
             state = replace(
                 state,
-                fields=loaded_fields(checkpoint, state, part),
+                fields=loaded_fields(checkpoint, state, part, keep),
                 nonfinite=part_count(part, state),
             )
         found.append(state)
     return found
+
+
+def _as_it_is(_name: str, _key: str, local: Tensor) -> Tensor:
+    return local

@@ -6,10 +6,11 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from luma_core.checkpoint.compression import in_order
 from luma_core.checkpoint.manifest import FileEntry
+from luma_core.checkpoint.read_ahead import SPAN_BYTES, read_ahead
 from luma_core.checkpoint.store import Store
 from luma_core.errors import CorruptCheckpointError
 
@@ -20,7 +21,6 @@ T = TypeVar("T")
 
 MISSING = "the file is missing"
 
-_PIECE_BYTES = 4 << 20
 _READ_AHEAD = 2
 
 
@@ -56,18 +56,21 @@ def corrupt(url: str, file: FileEntry, problem: str) -> CorruptCheckpointError:
     )
 
 
-def content_problem(store: Store, file: FileEntry, tick: Callable[[int], None]) -> str | None:
+def content_problem(
+    store: Store, file: FileEntry, tick: Callable[[int], None], *, again: bool
+) -> str | None:
     """Return what is wrong with a file's bytes, `MISSING` where it is not there, or None.
 
     Args:
         store: its folder.
         file: what the manifest says of it.
         tick: called with numbers of bytes read.
+        again: whether it will be read once more soon.
     """
     if (problem := size_problem(store, file)) is not None:
         return problem
     digest = hashlib.sha256()
-    for piece in _pieces(store, file):
+    for piece in _pieces(store, file, again=again):
         digest.update(piece)
         tick(len(piece))
     return digest_problem(file, digest.hexdigest())
@@ -88,15 +91,15 @@ def digest_problem(file: FileEntry, sha256: str) -> str | None:
     )
 
 
-def _pieces(store: Store, file: FileEntry) -> Iterator[bytes]:
-    """Yield a file's bytes, read ahead of their use."""
+class _Piece(NamedTuple):
+    start: int
+    stop: int
 
-    def read(start: int) -> bytes:
-        return store.read_range(file.name, start, min(file.bytes, start + _PIECE_BYTES))
 
-    starts = range(0, file.bytes, _PIECE_BYTES)
-    if len(starts) < 2:
-        yield from map(read, starts)
-        return
-    with ThreadPoolExecutor(_READ_AHEAD) as pool:
-        yield from in_order(pool, read, starts, waiting=_READ_AHEAD)
+def _pieces(store: Store, file: FileEntry, *, again: bool) -> Iterator[memoryview]:
+    """Yield a file's bytes, read ahead of their use; each piece is there until the next."""
+    starts = range(0, file.bytes, SPAN_BYTES)
+    pieces = (_Piece(start, min(file.bytes, start + SPAN_BYTES)) for start in starts)
+    with store.reader(file.name, again=again) as reader:
+        for _, found in read_ahead(reader, pieces, threads=_READ_AHEAD, use=lambda *_: None):
+            yield found

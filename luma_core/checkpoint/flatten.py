@@ -55,7 +55,7 @@ def flatten(
         ConcurrentSaveError: another saver is at work at ``destination``.
         StorageError: a store failed.
     """
-    check_options(compression, max_shard_bytes)
+    check_options(compression, max_shard_bytes, overwrite=overwrite)
     store = open_store(destination)
     background.before_save(wait=True)
     opened = open(source, max_memory_bytes=max_memory_bytes)

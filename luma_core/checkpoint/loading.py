@@ -5,21 +5,29 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn, optim
 
 from luma_core.checkpoint.budget import MAX_MEMORY_BYTES
+from luma_core.checkpoint.compression import Bytes
 from luma_core.checkpoint.consistency import tensor_name
+from luma_core.checkpoint.dtypes import tensor_bytes, torch_dtype
 from luma_core.checkpoint.extra import restore_extra
 from luma_core.checkpoint.files import Progress
 from luma_core.checkpoint.manifest import FileKind, Manifest, TensorEntry
 from luma_core.checkpoint.model import check_model, check_names, load_model
 from luma_core.checkpoint.reader import Checkpoint, open
 from luma_core.checkpoint.store import Place
+from luma_core.checkpoint.whole import Room
 from luma_core.errors import ConfigurationError, StateMismatchError
+from luma_core.sharding import is_sharded
 from luma_core.state import GroupOptions, ParameterState, StateSource
+
+if TYPE_CHECKING:
+    from luma_core.optim.entries import StateDevices
+    from luma_core.optim.offload import Incoming
 
 
 class LoadableState(StateSource, Protocol):
@@ -39,10 +47,22 @@ class LoadableState(StateSource, Protocol):
         """Return every parameter with its name and group, group by group."""
         ...
 
+    def state_devices(self, param: Tensor) -> StateDevices:
+        """Return where the state of a parameter is kept."""
+        ...
+
+    def incoming_state(self, states: Sequence[tuple[str, ParameterState]]) -> Incoming | None:
+        """Return a new block for states, with the optimizer's names for them, where it has such."""
+        ...
+
     def load_parameter_states(
-        self, groups: Sequence[GroupOptions], states: list[ParameterState]
+        self,
+        groups: Sequence[GroupOptions],
+        states: list[ParameterState],
+        *,
+        incoming: Incoming | None,
     ) -> None:
-        """Replace the state."""
+        """Replace the state; stored tensors may be in ``incoming`` already."""
         ...
 
 
@@ -70,6 +90,8 @@ def load(
     """Load a checkpoint into an optimizer, a model, or both.
 
     Names, shapes and every checksum of the files concerned are checked before anything is changed.
+    State that the optimizer keeps in a file goes straight to a new one, which takes the other's
+    place in the end.
 
     Args:
         url: folder of the checkpoint.
@@ -86,29 +108,57 @@ def load(
         CorruptCheckpointError: a file is missing, cut or altered.
         UnsupportedVersionError: a newer version wrote it.
         StateMismatchError: it does not fit the optimizer or the model; says where.
-        StorageError: the store failed.
+        StorageError: the store failed, or a disk has no room for offloaded state beside that of
+            now.
     """
     if optimizer is not None:
         check_optimizer(optimizer, hint="Convert the checkpoint with `luma convert` --to adamw.")
     checkpoint = open(url, max_memory_bytes=max_memory_bytes)
     read: list[FileKind] = ["extra"]
     check: list[FileKind] = []
-    found = _Found({}, checkpoint.stored_shape)
+    found = _Found({}, checkpoint.stored_shape, {})
+    incoming: Incoming | None = None
     entries: dict[str, TensorEntry] = {}
     if optimizer is not None:
         read.append("optimizer")
-        found = _Found(_devices(checkpoint, optimizer), checkpoint.stored_shape)
+        matched = matched_states(checkpoint, optimizer)
+        incoming = optimizer.incoming_state(matched)
+        devices = _devices(matched, optimizer)
+        found = _Found(devices, checkpoint.stored_shape, _rooms(matched, optimizer, incoming))
     if model is not None:
         check += ["model", "index"]
         entries = check_model(checkpoint.manifest, model)
-    checkpoint.read_checked(read, check, put=found.put, progress=progress)
+    checkpoint.read_checked(read, check, put=found.put, room=found.room, progress=progress)
     extra = restore_extra(checkpoint.manifest.extra, found.extra.__getitem__)
     if optimizer is not None:
         states = checkpoint.states(found.state.__getitem__)
-        optimizer.load_parameter_states(checkpoint.group_options(), states)
+        groups = checkpoint.group_options()
+        optimizer.load_parameter_states(groups, states, incoming=incoming)
     if model is not None:
         load_model(model, entries, checkpoint.read_tensor)
     return LoadedCheckpoint(checkpoint.manifest, extra)
+
+
+class FieldRoom(Room, Protocol):
+    """The place of a field where the optimizer keeps it."""
+
+    def view(self) -> Tensor:
+        """Return what is there."""
+        ...
+
+
+class _Rest:
+    """A room from one of its bytes on."""
+
+    def __init__(self, room: Room, first: int) -> None:
+        self._room = room
+        self._first = first
+
+    def part(self, first: int, size_bytes: int) -> Bytes:
+        return self._room.part(self._first + first, size_bytes)
+
+    def filled(self, first: int, data: Bytes) -> None:
+        self._room.filled(self._first + first, data)
 
 
 class _Found:
@@ -117,16 +167,29 @@ class _Found:
     Args:
         devices: where fields of the state belong, by stored name.
         shape_of: returns the shape of one that is in pieces.
+        rooms: places of fields that get no memory of their own.
     """
 
     def __init__(
-        self, devices: Mapping[str, torch.device], shape_of: Callable[[str], tuple[int, ...]]
+        self,
+        devices: Mapping[str, torch.device],
+        shape_of: Callable[[str], tuple[int, ...]],
+        rooms: Mapping[str, FieldRoom],
     ) -> None:
         self._devices = devices
         self._shape_of = shape_of
+        self._rooms = rooms
         self._lock = threading.Lock()
-        self.state: dict[str, Tensor] = {}
+        self.state = {name: room.view() for name, room in rooms.items()}
         self.extra: dict[str, Tensor] = {}
+
+    def room(self, entry: TensorEntry) -> Room | None:
+        room = None if entry.file.startswith("extra-") else self._rooms.get(entry.name)
+        if room is None or not entry.first_row:
+            return room
+        dtype = torch_dtype(entry.dtype)
+        assert dtype is not None
+        return _Rest(room, entry.first_row * tensor_bytes(dtype, entry.shape[1:]))
 
     def put(self, entry: TensorEntry, tensor: Tensor) -> None:
         if entry.file.startswith("extra-"):
@@ -156,14 +219,35 @@ def check_optimizer(optimizer: object, *, hint: str) -> None:
         raise ConfigurationError(f"optimizer is a {name}; it must be a LUMA optimizer.", hint=hint)
 
 
-def _devices(checkpoint: Checkpoint, optimizer: LoadableState) -> dict[str, torch.device]:
-    """Return where each stored field belongs, having matched names and shapes."""
-    own = {name: param.device for name, param, _ in optimizer.parameters_by_name()}
+def _devices(
+    matched: Sequence[tuple[str, ParameterState]], optimizer: LoadableState
+) -> dict[str, torch.device]:
+    """Return where each stored field belongs."""
+    own = {
+        name: optimizer.state_devices(param).stored
+        for name, param, _ in optimizer.parameters_by_name()
+    }
     return {
-        tensor_name(state.name, key): own[name]
-        for name, state in matched_states(checkpoint, optimizer)
+        tensor_name(state.name, key): own[name] for name, state in matched for key in state.fields
+    }
+
+
+def _rooms(
+    matched: Sequence[tuple[str, ParameterState]],
+    optimizer: LoadableState,
+    incoming: Incoming | None,
+) -> dict[str, FieldRoom]:
+    """Return the place of each stored field that has one and is whole there."""
+    if incoming is None:
+        return {}
+    whole = {name for name, param, _ in optimizer.parameters_by_name() if not is_sharded(param)}
+    found = {
+        tensor_name(state.name, key): incoming.room(name, key)
+        for name, state in matched
+        if name in whole
         for key in state.fields
     }
+    return {name: room for name, room in found.items() if room is not None}
 
 
 def matched_states(

@@ -11,14 +11,19 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 from urllib.parse import unquote, urlsplit
 
+from torch import distributed
+
 from luma_core.checkpoint.commit import AtomicRename, CommitStrategy
+from luma_core.checkpoint.file_reader import FileReader, read_cached
+from luma_core.checkpoint.file_writer import FileWriter
 from luma_core.checkpoint.names import check_name, is_safe_name
 from luma_core.checkpoint.store import (
     ABSENT,
     SCRATCH_MEMORY_BYTES,
+    ObjectReader,
     ObjectWriter,
     Store,
     Version,
@@ -68,15 +73,11 @@ class LocalStore(Store):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def read_into(self, name: str, start: int, out: memoryview) -> int:
-        done = 0
         with self._path(name).open("rb", buffering=0) as file:
-            if hasattr(os, "posix_fadvise"):
-                # What lies behind is wanted next, and is fetched while these bytes are used.
-                os.posix_fadvise(file.fileno(), start, 2 * len(out), os.POSIX_FADV_WILLNEED)
-            file.seek(start)
-            while done < len(out) and (count := file.readinto(out[done:])):
-                done += count
-        return done
+            return read_cached(file, start, out)
+
+    def reader(self, name: str, *, again: bool = False) -> ObjectReader:
+        return FileReader(self._path(name), direct=not again and not _is_shared())
 
     def size(self, name: str) -> int | None:
         path = self._path(name)
@@ -198,6 +199,15 @@ class LocalStore(Store):
         return scratch_file(self.path, memory_bytes)
 
 
+def _is_shared() -> bool:
+    """Whether other processes may be about to read the same: one of them then does for all."""
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and (distributed.get_world_size() > 1)
+    )
+
+
 def file_version(path: Path) -> Version:
     """Return the version of a local file."""
     try:
@@ -214,12 +224,15 @@ class LocalWriter(ObjectWriter):
         self._path = path
         self._expected = expected
         self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.luma-tmp")
-        self._file: BinaryIO | None = self._temporary.open("xb", buffering=1 << 20)
+        self._file: FileWriter | None = FileWriter(self._temporary)
 
-    def write(self, data: bytes | memoryview) -> None:
+    def _open_file(self) -> FileWriter:
         if self._file is None:
             raise ValueError(f"{self._path.name} is committed or discarded")
-        self._file.write(data)
+        return self._file
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._open_file().write(data)
 
     def flush(self) -> None:
         """Hand buffered bytes to the system, as writers of files expect to be able to."""
@@ -227,11 +240,8 @@ class LocalWriter(ObjectWriter):
             self._file.flush()
 
     def commit(self) -> None:
-        file = self._file
-        if file is None:
-            raise ValueError(f"{self._path.name} is committed or discarded")
-        file.flush()
-        os.fsync(file.fileno())
+        file = self._open_file()
+        file.sync()
         file.close()
         if self._expected is not None and file_version(self._path) != self._expected:
             raise changed_meanwhile(str(self._path))
@@ -241,12 +251,9 @@ class LocalWriter(ObjectWriter):
 
     def discard(self) -> None:
         file, self._file = self._file, None
-        if file is None:
-            return
-        # A full disk fails again when buffered bytes are flushed, and that tells nothing new.
-        with contextlib.suppress(OSError):
+        if file is not None:
             file.close()
-        self._temporary.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:

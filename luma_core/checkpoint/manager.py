@@ -41,6 +41,7 @@ from luma_core.errors import (
     ConfigurationError,
     StorageError,
     UnknownCodecError,
+    some_names,
 )
 
 _log = logging.getLogger("luma")
@@ -249,14 +250,24 @@ class CheckpointManager:
         What other checkpoints in the root hold differences to stays. Saves in
         flight of this process end first.
 
+        Args:
+            step: a finished step; 0 removes all steps after 0, whether there is such a step or not.
+
         Raises:
-            ConfigurationError: ``step`` is not an integer of 0 or more.
+            ConfigurationError: ``step`` is not 0 and not a finished step; nothing was removed.
             StorageError: the store failed.
         """
         self.store(step)
         background.finish()
         with storage_errors(self.url):
-            return self._remove_all([found for found in self.steps() if found > step])
+            steps = self.steps()
+            if step and step not in steps:
+                raise ConfigurationError(
+                    f"step={step} is not in {self.url}, so there would be nothing to go on from; "
+                    f"its steps are {some_names([str(found) for found in steps])}.",
+                    hint="Give one of these steps, or 0 to remove all of them.",
+                )
+            return self._remove_all([found for found in steps if found > step])
 
     def prune(self) -> list[int]:
         """Remove the finished steps that need not be kept; return them.
@@ -367,7 +378,8 @@ def _folder_name(step: int) -> str:
 def _too_early(step: int, latest: str) -> ConfigurationError:
     return ConfigurationError(
         f"step={step} is before step {latest}.",
-        hint="To go on from an earlier step, remove those after it: manager.rewind(step).",
+        hint="Load one of the steps that are there and remove those after it by manager.rewind, or "
+        "save to another folder.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -112,23 +113,37 @@ def _planned(
     return PlannedTensor(name, value.dtype, tuple(value.shape), lambda: value, first_row)
 
 
-def loaded_fields(checkpoint: Checkpoint, state: ParameterState, part: Part) -> dict[str, Tensor]:
+def loaded_fields(
+    checkpoint: Checkpoint,
+    state: ParameterState,
+    part: Part,
+    keep: Callable[[str, Tensor], Tensor],
+) -> dict[str, Tensor]:
     """Return a parameter's fields as DTensors, reading no more than the rows of this process.
 
     A moment whose blocks the sharding cuts is coded anew, by rounding to nearest.
+
+    Args:
+        checkpoint: what to read.
+        state: of the parameter.
+        part: that this process has of it.
+        keep: called with each field's key and local tensor; returns the one to go on with.
     """
     fields = _Fields()
     for moment, codec in state.codecs.items():
         if part.aligned(codec):
             for name, place in part.fields(codec).items():
+                key = field_key(moment, name)
                 local = _read_field(checkpoint, state.name, moment, name, part, place)
-                fields[field_key(moment, name)] = part.wrapped(local, place)
+                fields[key] = part.wrapped(keep(key, local), place)
             continue
         rows, *rest = part.slices
         values = checkpoint.read(state.name, moment, rows=rows)
         local = values[(slice(None), *rest)].contiguous()
-        coded = encoded_part(part, codec, part.like_whole(local))
-        fields.update({field_key(moment, name): value for name, value in coded.items()})
+        coded, places = encoded_part(part, codec, part.like_whole(local)), part.fields(codec)
+        for name, value in coded.items():
+            key = field_key(moment, name)
+            fields[key] = part.wrapped(keep(key, local_tensor(value)), places[name])
     return fields
 
 

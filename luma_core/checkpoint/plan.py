@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
@@ -90,7 +91,9 @@ def plan_save(
     for name in names:
         state = optimizer.parameter_state(name)
         parameters.append(parameter_entry(state))
-        tensors["optimizer"].extend(_planned_fields(state, last))
+        # An optimizer has its tensors anyway; others make them when they are asked.
+        there = state.fields if isinstance(optimizer, Optimizer) else None
+        tensors["optimizer"].extend(_planned_fields(state, last, there))
     weights, aliases = model_tensors(model) if model is not None else ({}, {})
     tensors["model"] = [_planned(name, tensor) for name, tensor in weights.items()]
     tree, extra_tensors = flatten_extra(extra)
@@ -148,16 +151,16 @@ class _LastState:
         return state.fields[key]
 
 
-def _planned_fields(state: ParameterState, last: _LastState) -> Iterator[PlannedTensor]:
+def _planned_fields(
+    state: ParameterState, last: _LastState, there: Mapping[str, Tensor] | None
+) -> Iterator[PlannedTensor]:
     for moment, codec in state.codecs.items():
         for field, spec in codec.layout(state.shape).items():
             key = field_key(moment, field)
-            yield PlannedTensor(
-                tensor_name(state.name, key),
-                spec.dtype,
-                tuple(spec.shape),
-                lambda name=state.name, key=key: last.field(name, key),  # type: ignore[misc]
-            )
+            load = partial(last.field, state.name, key)
+            if there is not None:
+                load = partial(there.__getitem__, key)
+            yield PlannedTensor(tensor_name(state.name, key), spec.dtype, tuple(spec.shape), load)
 
 
 def _planned(name: str, tensor: Tensor) -> PlannedTensor:

@@ -16,9 +16,11 @@ from luma_core.checkpoint.writer import MAX_SHARD_BYTES
 def prepare(*, optimizer: SavableState, model: nn.Module | None = None, extra: Any = None) -> None:
     """Get the memory for the copies of ``save(..., wait=False)`` now, behind the caller.
 
-    Without it, the first such save holds training while the system provides that memory. The
-    process then holds one copy of what will be saved from here on, instead of from that save on.
-    A save that comes before all is there gets the rest itself.
+    Without it, the system provides that memory while the first such save copies: weights and
+    ``extra`` in the call, and state where a step follows before it was written, or of CUDA devices
+    always, behind the caller. The process then holds one copy of what will be saved from here on,
+    but for state on disk, which is never copied. A save that comes before all is there gets the
+    rest itself.
 
     Args:
         optimizer: that will be saved, directly or through a manager. Where it has no state yet, the

@@ -36,7 +36,7 @@ from luma_core.checkpoint.pieces import StoredTensor, stored_tensors
 from luma_core.checkpoint.rows import field_rows, moment_rows
 from luma_core.checkpoint.shard_reader import ShardReader
 from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
-from luma_core.checkpoint.whole import read_shard
+from luma_core.checkpoint.whole import Room, Target, read_shard
 from luma_core.codecs import codec_from_dict
 from luma_core.errors import CorruptCheckpointError
 from luma_core.state import GroupOptions, ParameterState, field_key
@@ -299,6 +299,7 @@ class Checkpoint:
         check: Sequence[FileKind],
         *,
         put: Callable[[TensorEntry, Tensor], None],
+        room: Callable[[TensorEntry], Room | None] = lambda _: None,
         progress: Progress | None = None,
     ) -> None:
         """Check size, SHA-256 and header of the files of some kinds, and read those of others once.
@@ -310,6 +311,7 @@ class Checkpoint:
             read: kinds of files whose tensors are wanted.
             check: kinds of files that are only checked, first.
             put: called with each tensor, on the CPU, by any thread.
+            room: returns where a tensor's bytes go, by any thread; ``put`` gets the others.
             progress: called with bytes done and in total.
 
         Raises:
@@ -322,22 +324,16 @@ class Checkpoint:
         if "optimizer" in read:
             self.chain()
         self._refuse_problems(others, tick)
-        for _ in in_lanes(
-            self._budget.lanes, lambda file: self._read_file(file, tick, put), wanted
-        ):
+        read_file = partial(self._read_file, tick=tick, target=Target(put, room))
+        for _ in in_lanes(self._budget.lanes, read_file, wanted):
             pass
 
     def _refuse_problems(self, files: Sequence[FileEntry], tick: Callable[[int], None]) -> None:
-        for file, problem in self.file_problems(files, tick):
+        for file, problem in self.file_problems(files, tick, again=True):
             if problem is not None and not (file.kind == "index" and problem is MISSING):
                 raise corrupt(self.url, file, problem)
 
-    def _read_file(
-        self,
-        file: FileEntry,
-        tick: Callable[[int], None],
-        put: Callable[[TensorEntry, Tensor], None],
-    ) -> None:
+    def _read_file(self, file: FileEntry, tick: Callable[[int], None], target: Target) -> None:
         with storage_errors(f"{self.url}/{file.name}"):
             problem = size_problem(self.store, file)
             if problem is None:
@@ -348,7 +344,7 @@ class Checkpoint:
                     header=self._reader(file.name).header,
                     chunk_bytes=self.manifest.chunk_bytes,
                     tick=tick,
-                    ended=put,
+                    target=target,
                     delta=self._delta,
                 )
                 problem = digest_problem(file, sha256)
@@ -356,16 +352,18 @@ class Checkpoint:
             raise corrupt(self.url, file, problem)
 
     def file_problems(
-        self, files: Sequence[FileEntry], tick: Callable[[int], None]
+        self, files: Sequence[FileEntry], tick: Callable[[int], None], *, again: bool = False
     ) -> Iterator[tuple[FileEntry, str | None]]:
-        """Check files, several at once; yield each with what is wrong, as `file_problem` says."""
-        found = in_lanes(self._budget.lanes, lambda file: self.file_problem(file, tick), files)
-        yield from zip(files, found, strict=True)
+        """Check files, several at once; yield each with what `content_problem` says of it."""
+        check = partial(self._file_problem, tick=tick, again=again)
+        yield from zip(files, in_lanes(self._budget.lanes, check, files), strict=True)
 
-    def file_problem(self, file: FileEntry, tick: Callable[[int], None]) -> str | None:
+    def _file_problem(
+        self, file: FileEntry, tick: Callable[[int], None], *, again: bool
+    ) -> str | None:
         """Return what is wrong with a file, `MISSING` where it is not there, or None."""
         with storage_errors(f"{self.url}/{file.name}"):
-            if (problem := content_problem(self.store, file, tick)) is not None:
+            if (problem := content_problem(self.store, file, tick, again=again)) is not None:
                 return problem
         if file.kind != "index":
             try:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+from luma_core import mapped
 from luma_core.checkpoint.budget import Budget
 from luma_core.checkpoint.compression import Bytes, Chunk, ChunkEncoder, Compression
 from luma_core.checkpoint.delta import Encoded, ReadBase, encode_against
@@ -39,6 +40,7 @@ class PlannedTensor:
         load: returns it when its turn comes, on any device.
         first_row: where it begins in dimension 0 of the tensor that it is a piece of; None where
             it is whole.
+        pieces: yields its bytes, piece by piece of at most so many, instead of ``load``.
     """
 
     name: str
@@ -46,6 +48,7 @@ class PlannedTensor:
     shape: tuple[int, ...]
     load: Callable[[], Tensor]
     first_row: int | None = None
+    pieces: Callable[[int], Iterator[Bytes]] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -65,6 +68,12 @@ class PlannedTensor:
                 f"it must be {self.dtype} of shape {list(self.shape)}."
             )
         return tensor
+
+    def chunks(self, chunk_bytes: int) -> Iterator[Bytes]:
+        """Yield its bytes in pieces, the CPU's; raises what `checked` does."""
+        if self.pieces is not None:
+            return self.pieces(chunk_bytes)
+        return raw_chunks(self.checked(), chunk_bytes)
 
 
 def plan_shards(
@@ -98,6 +107,10 @@ def header_bytes(entries: Sequence[TensorEntry], generation: int) -> bytes:
 
 def raw_chunks(tensor: Tensor, chunk_bytes: int) -> Iterator[Bytes]:
     """Yield the bytes of a tensor in pieces, brought to the CPU one by one."""
+    from_file = mapped.pieces(tensor, chunk_bytes)
+    if from_file is not None:
+        yield from from_file
+        return
     flat = tensor.detach().reshape(-1)
     step = chunk_bytes // flat.element_size()
     for start in range(0, flat.numel(), step):
@@ -196,7 +209,7 @@ class ShardWriter:
         return entries
 
     def _encoded(self, encoder: ChunkEncoder, tensor: PlannedTensor) -> Iterator[Encoded]:
-        pieces = raw_chunks(tensor.checked(), self._chunk_bytes)
+        pieces = tensor.chunks(self._chunk_bytes)
         read = self._base(tensor) if self._base is not None else None
         if read is not None:
             return encode_against(encoder, pieces, tensor.dtype.itemsize, read, self._chunk_bytes)
@@ -209,7 +222,10 @@ class _Sink(Protocol):
 
 
 class _HashingSink:
-    """Measures what passes through to a writer; hashes large pieces while they are written."""
+    """Measures what passes through to a writer; hashes large pieces while they are written.
+
+    When `write` returns, the data are used no more: they may be state that a step is to change.
+    """
 
     def __init__(self, out: ObjectWriter) -> None:
         self._out = out

@@ -6,6 +6,7 @@ no header is trusted, and none is allocated by its own claim.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -146,28 +147,27 @@ def read_exactly(store: Store, name: str, start: int, stop: int) -> bytes:
     Raises:
         CorruptCheckpointError: the file is missing or ends before.
     """
-    try:
+    with missing_told(store, name):
         data = store.read_range(name, start, stop)
-    except FileNotFoundError as error:
-        raise CorruptCheckpointError(f"{store.url}/{name}: the file is missing.") from error
-    _check_length(store, name, start + len(data), stop)
+    check_length(store, name, start + len(data), stop)
     return data
 
 
-def read_exactly_into(store: Store, name: str, start: int, out: memoryview) -> None:
-    """Fill ``out`` with the bytes from ``start`` on.
-
-    Raises:
-        CorruptCheckpointError: the file is missing or ends before.
-    """
+@contextlib.contextmanager
+def missing_told(store: Store, name: str) -> Iterator[None]:
+    """Turn a file's absence into a `CorruptCheckpointError`."""
     try:
-        count = store.read_into(name, start, out)
+        yield
     except FileNotFoundError as error:
         raise CorruptCheckpointError(f"{store.url}/{name}: the file is missing.") from error
-    _check_length(store, name, start + count, start + len(out))
 
 
-def _check_length(store: Store, name: str, found_bytes: int, needed_bytes: int) -> None:
+def check_length(store: Store, name: str, found_bytes: int, needed_bytes: int) -> None:
+    """Refuse a file that ends too early.
+
+    Raises:
+        CorruptCheckpointError: ``found_bytes``, where it ended, are not ``needed_bytes``.
+    """
     if found_bytes != needed_bytes:
         raise CorruptCheckpointError(
             f"{store.url}/{name}: the file ends at byte {found_bytes}, "

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Final, Self, cast
 
 from luma_core.checkpoint.commit import CommitStrategy
+from luma_core.direct import Bytes
 from luma_core.errors import ConcurrentSaveError, ConfigurationError, LumaError, StorageError
 
 SCRATCH_MEMORY_BYTES = 64 << 20
@@ -74,10 +75,11 @@ class ObjectWriter(ABC):
 
     @abstractmethod
     def write(self, data: bytes | memoryview) -> None:
-        """Append ``data``.
+        """Append ``data``, whose memory is the caller's again when this returns.
 
         Raises:
             ValueError: the object is committed or discarded already.
+            OSError: the store failed, with these data or earlier ones.
         """
 
     @abstractmethod
@@ -98,6 +100,34 @@ class ObjectWriter(ABC):
 
     def __exit__(self, *_error: object) -> None:
         self.discard()
+
+
+class ObjectReader(ABC):
+    """Reads one object, most of it and about in order. Several threads may use it at once."""
+
+    @abstractmethod
+    def read(self, start: int, stop: int, memory: Bytes) -> memoryview:
+        """Return the bytes ``[start, stop)``, fewer where the object ends before.
+
+        Args:
+            start: first byte.
+            stop: behind the last.
+            memory: which part of is returned: of `luma_core.direct.transfer_memory`, as long as the
+                whole pages (`luma_core.direct.page_span`) around those bytes.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the object."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
 
 
 class Store(ABC):
@@ -147,6 +177,18 @@ class Store(ABC):
         data = self.read_range(name, start, start + len(out))
         out[: len(data)] = data
         return len(data)
+
+    def reader(self, name: str, *, again: bool = False) -> ObjectReader:
+        """Return what reads an object whole, or nearly; `read_range` and `read_into` read a little.
+
+        Args:
+            name: of the object.
+            again: whether it will be read once more soon, so that keeping it may be worth it.
+
+        Raises:
+            FileNotFoundError: there is no such object; the first read may say so as well.
+        """
+        return _RangeReader(self, name)
 
     @abstractmethod
     def size(self, name: str) -> int | None:
@@ -222,6 +264,21 @@ class Store(ABC):
     def scratch(self, memory_bytes: int = SCRATCH_MEMORY_BYTES) -> IO[bytes]:
         """Return an anonymous temporary file, in memory while it is smaller than that."""
         return scratch_file(None, memory_bytes)
+
+
+class _RangeReader(ObjectReader):
+    """Asks the store for one range after the other."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
+        self._name = name
+
+    def read(self, start: int, stop: int, memory: Bytes) -> memoryview:
+        out = memory.data[: stop - start]
+        return out[: self._store.read_into(self._name, start, out)]
+
+    def close(self) -> None:
+        pass
 
 
 Place = str | os.PathLike[str] | Store

@@ -29,6 +29,7 @@ from torch import nn
 
 from luma_core import checkpoint
 from luma_core.checkpoint.store import ABSENT, Store
+from luma_core.direct import transfer_memory
 from luma_core.errors import (
     CheckpointExistsError,
     ConcurrentSaveError,
@@ -178,6 +179,27 @@ class StoreConformance:
         assert store.read_into("x", start, memoryview(out)) == len(expected)
         assert out == expected.ljust(stop - start, b"-")
 
+    def test_what_was_written_may_change_at_once(self, store: Store) -> None:
+        data = bytearray(b"abc" * (self.large_bytes // 12))
+        with store.write("x") as out:
+            for _ in range(4):
+                data[:] = b"abc" * (len(data) // 3)
+                out.write(memoryview(data))
+                data[:] = bytes(len(data))
+            out.commit()
+        assert self.get(store, "x") == b"abc" * (len(data) // 3) * 4
+
+    @pytest.mark.parametrize("again", [False, True])
+    def test_a_reader_reads_any_range_of_a_large_object(self, store: Store, again: bool) -> None:
+        content = bytes(range(251)) * (self.large_bytes // 251)
+        put(store, "x", content)
+        memory = transfer_memory(1 << 20)
+        with store.reader("x", again=again) as reader:
+            for start, size in ((0, 1 << 20), (4096, 8192), (5, 100_000), (len(content) - 9, 99)):
+                found = reader.read(start, start + size, memory)
+                assert bytes(found) == content[start : start + size]
+            assert len(reader.read(len(content) + 5, len(content) + 9, memory)) == 0
+
     def test_what_others_write_is_seen_at_once(self, store: Store) -> None:
         assert store.names() == []
         for data in (b"a", b"bcd"):
@@ -192,6 +214,8 @@ class StoreConformance:
             store.read_range("x", 0, 1)
         with pytest.raises(FileNotFoundError):
             store.read_into("x", 0, memoryview(bytearray(1)))
+        with pytest.raises(FileNotFoundError), store.reader("x") as reader:
+            reader.read(0, 1, transfer_memory(4096))
         store.delete("x")
         assert (store.size("x"), store.version("x"), store.modified("x")) == (None, ABSENT, None)
 

@@ -33,11 +33,7 @@ from luma_core.checkpoint.plan import Plan, SavableState, plan_save, refuse_shar
 from luma_core.checkpoint.shard import PlannedTensor, ShardWriter
 from luma_core.checkpoint.staging import Staging, released
 from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
-from luma_core.errors import (
-    CheckpointNotFoundError,
-    ConfigurationError,
-    CorruptCheckpointError,
-)
+from luma_core.errors import CheckpointNotFoundError, ConfigurationError, CorruptCheckpointError
 from luma_core.state import SCALAR_STATE_BYTES
 
 _log = logging.getLogger("luma")
@@ -100,10 +96,11 @@ def save(
     `luma_core.checkpoint.commit`.
 
     Saves of one process end in the order in which they began. With ``wait=False`` the caller is
-    held only while all tensors are copied (to pinned memory from CUDA devices), and while two such
-    saves are still at work; the process does not end before they have. The copies' memory is kept
-    for the next such save of the same optimizer. Errors come from the handle's ``result()``, or
-    else from the next save.
+    held only while weights and ``extra`` are copied, and while two such saves are still at work;
+    the process does not end before they have. State is saved as it was at the call: a step copies
+    what it is about to change and was not written yet, or waits for it where state is on disk.
+    Whoever else changes state in place calls `before_change` first. Errors come from the handle's
+    ``result()``, or else from the next save.
 
     Args:
         url: folder, as a path, a URL that fsspec knows (``s3://bucket/run``), or a store; created
@@ -130,6 +127,7 @@ def save(
         CheckpointNotFoundError: there is no checkpoint at ``base``.
         CorruptCheckpointError: what is needed of ``base`` cannot be read, or changed meanwhile.
         ConcurrentSaveError: another saver is at work in the folder, or committed meanwhile.
+        StateChangedError: state was changed in place, by no step, before it was written.
         StorageError: the store failed, for example a full disk. Nearly always the folder then holds
             the previous checkpoint. It holds the new one if its manifest was in place already, and
             making that durable or writing the index of the model shards failed. Either is whole,
@@ -168,11 +166,11 @@ def prepared(
     base: Place | None = None,
     choice: BaseChoice | None = None,
 ) -> Callable[[], Manifest]:
-    """Return what is left of `save` once it is this save's turn and, unless it waits, staged.
+    """Return what is left of `save` once all is planned and, unless it waits, staged.
 
     ``choice`` finds a base where none is given.
     """
-    check_options(compression, max_shard_bytes)
+    check_options(compression, max_shard_bytes, overwrite=overwrite)
     refuse_sharded(optimizer)
     if base is not None:
         choice = chosen_base(base, store, compression)
@@ -180,7 +178,8 @@ def prepared(
     check_optimizer(optimizer, hint="Save it with torch.save, or convert it with luma convert.")
     background.before_save(wait=wait)
     plan = plan_save(optimizer, model, extra, max_shard_bytes)
-    staging = None if wait else Staging(optimizer)
+    again = choice is not None and not choice.required
+    staging = None if wait else Staging(optimizer, again=again)
     if staging is not None:
         plan = staging.staged(plan)
     # A closure would keep the plan, and all copies with it, as long as a traceback lives.
@@ -219,7 +218,7 @@ def run_plan(
         return run(None)
 
 
-def check_options(compression: str, max_shard_bytes: int) -> None:
+def check_options(compression: str, max_shard_bytes: int, *, overwrite: bool) -> None:
     """Refuse values that cannot work.
 
     Raises:
@@ -233,6 +232,8 @@ def check_options(compression: str, max_shard_bytes: int) -> None:
         isinstance(max_shard_bytes, int) and max_shard_bytes > 0
     ):
         raise ConfigurationError(f"max_shard_bytes={max_shard_bytes!r} must be a positive integer.")
+    if not isinstance(overwrite, bool):
+        raise ConfigurationError(f"overwrite={overwrite!r} must be True or False.")
 
 
 class _Shard(NamedTuple):

@@ -68,7 +68,7 @@ def convert_together(
             f"to={to!r} {known}; several processes write {luma.FORMAT!r} only.",
             hint="Run it without torchrun.",
         )
-    check_options(compression, max_shard_bytes)
+    check_options(compression, max_shard_bytes, overwrite=overwrite)
     processes = Processes(group)
     opened: list[tuple[luma.EncodedState, Plan]] = []
 

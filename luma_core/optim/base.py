@@ -17,7 +17,13 @@ from luma_core.errors import ConfigurationError
 from luma_core.optim import loading
 from luma_core.optim.backend import check_backend
 from luma_core.optim.entries import StateDevices
-from luma_core.optim.offload import Offloader, OffloadOptions, chosen_offload
+from luma_core.optim.offload import (
+    Incoming,
+    Offloader,
+    OffloadOptions,
+    Snapshot,
+    chosen_offload,
+)
 from luma_core.optim.options import (
     check_codecs,
     check_not_flattened,
@@ -207,6 +213,14 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._settle()
         return super().state_dict()
 
+    def state_snapshot(self) -> Snapshot | None:
+        """Return what finds stored tensors as they are now, whatever steps follow.
+
+        With state on disk, on a file system that can clone files, that takes no copy: the result,
+        called with a tensor of ``state[p]``, returns a view of a frozen file. ``None`` otherwise.
+        """
+        return None if self.offloader is None else self.offloader.snapshot()
+
     def forget_steps(self) -> None:
         """Decide everything anew at the next step, as is done where state is loaded."""
         self._stepper.reset()
@@ -320,8 +334,24 @@ class CompressedOptimizer(torch.optim.Optimizer):
             for group in self.param_groups
         ]
 
+    def incoming_state(self, states: Sequence[tuple[str, ParameterState]]) -> Incoming | None:
+        """Return a new block for states that are to be loaded; ``None`` where there is no such.
+
+        Args:
+            states: with this optimizer's names for them; whole ones.
+
+        Raises:
+            StorageError: the disk has no room for it beside the state of now.
+            ConfigurationError: the host's memory has none.
+        """
+        return loading.incoming_state(self, list(self.parameters_by_name()), states)
+
     def load_parameter_states(
-        self, groups: Sequence[GroupOptions], states: Iterable[ParameterState]
+        self,
+        groups: Sequence[GroupOptions],
+        states: Iterable[ParameterState],
+        *,
+        incoming: Incoming | None = None,
     ) -> None:
         """Replace all state by ``states`` and the groups' options by ``groups``.
 
@@ -331,12 +361,14 @@ class CompressedOptimizer(torch.optim.Optimizer):
         Args:
             groups: options of the groups the states come from, as `group_options` returns them.
             states: one state per parameter; copied, so the source stays independent.
+            incoming: of `incoming_state`, where states' tensors are in it already.
 
         Raises:
             StateMismatchError: says which parameter, what it has and what was expected.
         """
         self.forget_steps()
-        loading.load_states(self, list(self.parameters_by_name()), groups, list(states))
+        own = list(self.parameters_by_name())
+        loading.load_states(self, own, groups, list(states), incoming)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; stored tensors keep their dtypes.

@@ -74,7 +74,10 @@ class Batch:
             able = [item for item in here if item.fusible(optimizer.rule)]
             taken = fused.build(
                 [
-                    (item.param, item.state, item.codecs, item.group_index, item.first_index)
+                    (
+                        *(item.param, item.state, item.codecs, item.group_index, item.first_index),
+                        item.shared_part(optimizer.rule),
+                    )
                     for item in able
                 ],
                 optimizer.param_groups,

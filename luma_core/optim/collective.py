@@ -61,13 +61,20 @@ def reduce_parts(wanted: Sequence[tuple[Reduction, Part | None]]) -> list[Tensor
         sizes = [results[index].numel() for index in members]
         values = torch.cat([results[index].reshape(-1).to(device) for index in members])
         for group in groups:
-            _all_reduce(values, kind, group)
+            all_reduce(values, kind, group)
         for index, piece in zip(members, values.split(sizes), strict=True):
             results[index] = piece.view_as(results[index]).to(results[index].device)
     return results
 
 
-def _all_reduce(values: Tensor, kind: str, group: ProcessGroup) -> None:
+def all_reduce(values: Tensor, kind: str, group: ProcessGroup) -> None:
+    """Replace values by their sums or maxima over a group.
+
+    Args:
+        values: contiguous, equal in shape and dtype on all processes.
+        kind: ``"sum"`` or ``"max"``.
+        group: the processes; all must call this.
+    """
     from torch import distributed
 
     operation = distributed.ReduceOp.SUM if kind == "sum" else distributed.ReduceOp.MAX

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,12 +14,16 @@ from luma_core.sharding import (
     FieldPlace,
     Part,
     encoded_part,
+    field_places,
     is_sharded,
     local_tensor,
     part_of,
     replicated,
 )
 from luma_core.state import ParameterState, field_key
+
+if TYPE_CHECKING:
+    from luma_core.optim.offload import Incoming
 
 _SCALARS = {"step": torch.int64, "noise_key": torch.int64, "nonfinite": torch.int64}
 
@@ -36,18 +40,23 @@ def check_entry_kind(name: str, entry: object) -> None:
         )
 
 
+def expected_fields(name: str, param: Tensor, options: Mapping[str, Any]) -> dict[str, FieldPlace]:
+    """Return the stored tensors that a parameter has under a group's options, by key.
+
+    Raises:
+        StateMismatchError: the options do not suit the parameter.
+    """
+    return _expected(name, param, options)[1]
+
+
 def _expected(
     name: str, param: Tensor, options: Mapping[str, Any]
 ) -> tuple[dict[str, Codec], dict[str, FieldPlace]]:
-    codecs, part = parameter_codecs(options, name, param.shape), part_of(param)
+    codecs = parameter_codecs(options, name, param.shape)
     fields = {}
     try:
         for moment, codec in codecs.items():
-            if part is None:
-                layout = codec.layout(param.shape)
-                places = {key: replicated(spec) for key, spec in layout.items()}
-            else:
-                places = part.fields(codec)
+            places = field_places(param, codec)
             fields.update({field_key(moment, key): place for key, place in places.items()})
     except ConfigurationError as error:
         raise StateMismatchError(f"{name!r}: {error.message}", hint=error.hint) from error
@@ -102,10 +111,24 @@ class StateDevices(NamedTuple):
     Attributes:
         counters: device of ``step`` and ``nonfinite``.
         stored: device of the stored moments.
+        incoming: has places for stored moments that are loaded; the others get memory.
     """
 
     counters: torch.device
     stored: torch.device
+    incoming: Incoming | None = None
+
+    def of(self, key: str) -> torch.device:
+        """Return the device of one of the parameter's tensors."""
+        if key == "noise_key":
+            return torch.device("cpu")
+        return self.counters if key in _SCALARS else self.stored
+
+    def placed(self, name: str, key: str, local: Tensor, *, share: bool) -> Tensor:
+        """Return a plain tensor where it is kept: a copy unless ``share`` allows itself."""
+        if self.incoming is not None and self.incoming.room(name, key) is not None:
+            return self.incoming.put(name, key, local)
+        return local.detach().to(self.of(key), copy=not share)
 
 
 def built_entry(
@@ -122,7 +145,7 @@ def built_entry(
     """
     if not state.codecs:
         return None
-    part, device = part_of(param), devices.stored
+    part = part_of(param)
     entry = {
         "step": torch.tensor(state.step, device=devices.counters),
         "noise_key": torch.tensor(state.noise_key),
@@ -134,12 +157,15 @@ def built_entry(
     for moment, codec in codecs.items():
         keys = [field_key(moment, key) for key in codec.layout(param.shape)]
         if part is not None and not part.aligned(codec) and not is_sharded(state.fields[keys[0]]):
-            coded = encoded_part(part, codec, state.decode(moment).to(device))
-            entry.update({field_key(moment, key): value for key, value in coded.items()})
+            coded = encoded_part(part, codec, state.decode(moment).to(devices.stored))
+            for field, value in coded.items():
+                key = field_key(moment, field)
+                local = devices.placed(name, key, local_tensor(value), share=True)
+                entry[key] = part.wrapped(local, places[key])
             continue
         for key in keys:
             value = state.fields[key]
-            entry[key] = _copied(name, key, value, places[key], part, device, share=fresh)
+            entry[key] = _copied(name, key, value, places[key], part, devices, share=fresh)
     return entry
 
 
@@ -155,11 +181,9 @@ def checked_entry(
     _, fields = _expected(name, param, options)
     expected = {**{key: _scalar(dtype) for key, dtype in _SCALARS.items()}, **fields}
     _check_keys(name, saved.keys(), expected.keys())
-    part, own = part_of(param), dict.fromkeys(("step", "nonfinite"), devices.counters)
-    own["noise_key"] = torch.device("cpu")
+    part = part_of(param)
     return {
-        key: _copied(name, key, saved[key], place, part, own.get(key, devices.stored))
-        for key, place in expected.items()
+        key: _copied(name, key, saved[key], place, part, devices) for key, place in expected.items()
     }
 
 
@@ -173,7 +197,7 @@ def _copied(
     value: object,
     place: FieldPlace,
     part: Part | None,
-    device: torch.device,
+    devices: StateDevices,
     *,
     share: bool = False,
 ) -> Tensor:
@@ -190,7 +214,7 @@ def _copied(
             f"{name!r}: field {key!r} is {got}; it must be {dtype} {list(shape)}.", hint=hint
         )
     if part is None or (place.placements is None and not is_sharded(value)):
-        return local_tensor(value).detach().to(device, copy=not share)
+        return devices.placed(name, key, local_tensor(value), share=share)
     if is_sharded(value):
         wanted = place.placements or tuple(_replicate() for _ in part.placements)
         if tuple(value.placements) != tuple(wanted):
@@ -199,7 +223,8 @@ def _copied(
         local = local_tensor(value)
     else:
         local, share = part.sliced(value, place), False
-    return part.wrapped(local.detach().to(device, copy=not share).contiguous(), place)
+    local = devices.placed(name, key, local, share=share)
+    return part.wrapped(local.contiguous(), place)
 
 
 def _replicate() -> Any:

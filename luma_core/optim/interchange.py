@@ -93,6 +93,12 @@ def import_adamw_state(optimizer: CompressedOptimizer, state_dict: Mapping[str, 
     """Implement `AdamWStateOptimizer.import_adamw_state`."""
     entries, saved_groups, _ = matched_parts(optimizer, state_dict, "AdamW state")
     ids = _matched_ids(saved_groups, optimizer.param_groups)
+    for index, saved in enumerate(saved_groups):
+        if "betas" not in saved:
+            raise StateMismatchError(
+                f"parameter group {index} of the AdamW state has no 'betas': it is not AdamW's.",
+                hint="Give what torch.optim.AdamW's or Adam's state_dict() returned.",
+            )
     groups = [
         _merged(group, shared_options(saved))
         for saved, group in zip(saved_groups, optimizer.param_groups, strict=True)

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from luma_core.errors import ConfigurationError, StateMismatchError, some_names
-from luma_core.optim.entries import built_entry, check_state, checked_entry
+from luma_core.optim.entries import (
+    StateDevices,
+    built_entry,
+    check_state,
+    checked_entry,
+    expected_fields,
+)
+from luma_core.optim.offload.incoming import Awaited, Incoming
 from luma_core.optim.options import (
     KNOWN_OPTIONS,
     check_codecs,
     check_options,
     check_parameter_codecs,
 )
-from luma_core.state import GroupOptions, ParameterState
+from luma_core.sharding import field_places
+from luma_core.state import GroupOptions, ParameterState, field_key
 
 if TYPE_CHECKING:
     from luma_core.optim.base import CompressedOptimizer
@@ -36,11 +44,13 @@ def load_states(
     own: Sequence[OwnParameter],
     groups: Sequence[GroupOptions],
     states: Sequence[ParameterState],
+    incoming: Incoming | None = None,
 ) -> None:
     """Implement `CompressedOptimizer.load_parameter_states`.
 
-    The old and the new state are both in memory for a moment: every field is read and copied
-    before the first is replaced, so that a failure to read one leaves the optimizer unchanged.
+    Every field is read and copied before the first is replaced, so that a failure to read one
+    leaves the optimizer unchanged. So the old and the new state are both there for a moment: in
+    memory, or in files with state on disk.
     """
     matched = _match(own, states)
     for index, saved in enumerate(groups):
@@ -49,11 +59,14 @@ def load_states(
     chosen = [options[_index(optimizer, group)] for _, _, group in own]
     for (name, param, _), wanted, state in zip(own, chosen, matched, strict=True):
         check_state(name, param, wanted, state)
+    if incoming is None:
+        stored = [bool(state.codecs) for state in matched]
+        incoming = _incoming(optimizer, compress(zip(own, chosen, strict=True), stored))
     loaded = [
-        built_entry(name, param, wanted, state, optimizer.state_devices(param))
+        built_entry(name, param, wanted, state, _home(optimizer, param, incoming))
         for (name, param, _), wanted, state in zip(own, chosen, matched, strict=True)
     ]
-    _replace(optimizer, own, options, loaded)
+    _replace(optimizer, own, options, loaded, incoming)
 
 
 def load_torch_state_dict(
@@ -61,7 +74,7 @@ def load_torch_state_dict(
 ) -> None:
     """Implement `CompressedOptimizer.load_state_dict`.
 
-    As in `load_states`, the old and the new state are both in memory for a moment.
+    As in `load_states`, the old and the new state are both there for a moment.
     """
     entries, saved_groups, ids = matched_parts(optimizer, state_dict, "state")
     for index, (saved, group) in enumerate(zip(saved_groups, optimizer.param_groups, strict=True)):
@@ -70,15 +83,59 @@ def load_torch_state_dict(
     names = dict(zip(_saved_names(saved_groups), (name for name, _, _ in own), strict=True))
     saved_groups = [_under_own_names(saved, names) for saved in saved_groups]
     options_of = [saved for saved in saved_groups for _ in saved["params"]]
+    stored = [isinstance(found := entries.get(key), Mapping) and bool(found) for key in ids]
+    incoming = _incoming(optimizer, compress(zip(own, options_of, strict=True), stored))
     loaded = [
-        checked_entry(name, param, options, entries.get(key), optimizer.state_devices(param))
+        checked_entry(name, param, options, entries.get(key), _home(optimizer, param, incoming))
         for (name, param, _), options, key in zip(own, options_of, ids, strict=True)
     ]
     options = [
         copy.deepcopy({k: v for k, v in saved.items() if k not in _GROUP_IDENTITY})
         for saved in saved_groups
     ]
-    _replace(optimizer, own, options, loaded)
+    _replace(optimizer, own, options, loaded, incoming)
+
+
+def incoming_state(
+    optimizer: CompressedOptimizer,
+    own: Sequence[OwnParameter],
+    states: Sequence[tuple[str, ParameterState]],
+) -> Incoming | None:
+    """Implement `CompressedOptimizer.incoming_state`."""
+    offloader = optimizer.offloader
+    if offloader is None:
+        return None
+    params = {name: param for name, param, _ in own}
+    return offloader.incoming(
+        [
+            Awaited(name, field_key(moment, field), place.spec.dtype, place.local_shape)
+            for name, state in states
+            if offloader.takes(params[name])
+            for moment, codec in state.codecs.items()
+            for field, place in field_places(params[name], codec).items()
+        ]
+    )
+
+
+def _home(optimizer: CompressedOptimizer, param: Tensor, incoming: Incoming | None) -> StateDevices:
+    return optimizer.state_devices(param)._replace(incoming=incoming)
+
+
+def _incoming(
+    optimizer: CompressedOptimizer, wanted: Iterable[tuple[OwnParameter, Mapping[str, Any]]]
+) -> Incoming | None:
+    """Return a new block for the state of parameters, with the options that it is loaded with."""
+    offloader = optimizer.offloader
+    if offloader is None:
+        return None
+    return offloader.incoming(
+        [
+            Awaited(name, key, place.spec.dtype, place.local_shape)
+            for (name, param, _), options in wanted
+            if offloader.takes(param)
+            for key, place in expected_fields(name, param, options).items()
+        ]
+    )
 
 
 def matched_parts(
@@ -133,6 +190,7 @@ def _replace(
     own: Sequence[OwnParameter],
     options: Sequence[GroupOptions],
     loaded: Sequence[dict[str, Tensor] | None],
+    incoming: Incoming | None,
 ) -> None:
     """Put checked options and entries in place; nothing here fails."""
     for group, adopted in zip(optimizer.param_groups, options, strict=True):
@@ -142,6 +200,8 @@ def _replace(
             optimizer.state.pop(param, None)
         else:
             optimizer.state[param] = entry
+    if incoming is not None and optimizer.offloader is not None:
+        optimizer.offloader.take(incoming)
 
 
 def _match(own: Sequence[OwnParameter], states: Sequence[ParameterState]) -> list[ParameterState]:

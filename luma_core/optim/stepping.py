@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from luma_core import changes
 from luma_core.optim.batch import Batch
 from luma_core.optim.clipping import GradientClip
 from luma_core.optim.nonfinite import raise_if_nonfinite
@@ -72,8 +74,17 @@ class Stepper:
         clip = None
         if any(group.get("max_grad_norm") is not None for group in groups):
             clip = GradientClip(self._batch.square_sums())
+        if changes.anybody_reads():
+            changes.before_change(self._changing())
         self._batch.launch(grad_scale=grad_scale, found_inf=found_inf, clip=clip)
         self._tensors.release()
+
+    def _changing(self) -> Iterator[Tensor]:
+        """Yield the state that the step changes, but for what it brings from elsewhere."""
+        state, offloader = self._optimizer.state, self._offloader
+        for _, param, _ in self._optimizer.parameters_by_name():
+            if param.grad is not None and (offloader is None or not offloader.takes(param)):
+                yield from state[param].values()
 
     def _prepare(self) -> None:
         """Decide where each parameter goes, unless that was decided for the same tensors."""
@@ -94,6 +105,8 @@ class Stepper:
         if watch is None:
             return False
         change = watch.change(self._optimizer.param_groups, self._optimizer.state)
+        if change is Change.NOTHING and self._tensors.copied:
+            change = Change.GRADIENTS
         if change is Change.GRADIENTS and self._batch.follow_gradients():
             change = Change.NOTHING
         if change is not Change.NOTHING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -10,7 +11,11 @@ from torch import Tensor
 
 from luma_core import rounding
 from luma_core.codecs import Codec
-from luma_core.errors import BackendUnavailableError, StateMismatchError
+from luma_core.errors import (
+    BackendUnavailableError,
+    StateMismatchError,
+    UnsupportedParameterError,
+)
 from luma_core.optim.backend import check_codecs_of_backend, check_device
 from luma_core.optim.options import check_gradient
 from luma_core.optim.rules import ParameterStep, Rule, StoredMoment
@@ -96,13 +101,24 @@ class Work(NamedTuple):
         return self.blocked and not rule.reduces
 
     def fusible(self, rule: Rule) -> bool:
-        """Return whether fused kernels serve the way in which the parameter is sharded."""
+        """Return whether fused kernels may serve the way in which the parameter is sharded."""
         if self.part is None:
             return True
-        last = self.first_index + max(self.param.numel(), 1) - 1
+        if self.part.row_stride is not None:
+            return False
         # Kernels take one upper half of indices for a whole part.
-        same_half = not self.first_index or self.first_index >> 32 == last >> 32
-        return self.independent(rule) and self.part.row_stride is None and same_half
+        if not self.independent(rule):
+            # What processes do together must not depend on which part they have.
+            same_device = self.part.mesh.device_type == self.param.device.type
+            return (
+                same_device and set(self.part.cut) <= {0} and math.prod(self.whole_shape) <= 1 << 32
+            )
+        last = self.first_index + max(self.param.numel(), 1) - 1
+        return not self.first_index or self.first_index >> 32 == last >> 32
+
+    def shared_part(self, rule: Rule) -> Part | None:
+        """Return what part of the parameter this is, where the step needs the others."""
+        return None if self.independent(rule) else self.part
 
     @property
     def first_index(self) -> int:
@@ -160,11 +176,17 @@ class Work(NamedTuple):
 class LocalTensors:
     """Plain tensors that stand for the local parts of DTensors, and hold their gradients.
 
-    They are the same objects from step to step as long as the memory is the same.
+    They are the same objects from step to step as long as the memory is the same. Their gradients
+    are contiguous, or copied: whether a part's is differs between processes, and what they do
+    together must not.
+
+    Attributes:
+        copied: whether a gradient was copied since the last `follow`.
     """
 
     def __init__(self) -> None:
         self._aliases: dict[Tensor, Tensor] = {}
+        self.copied = False
 
     def of(self, param: Tensor) -> Tensor:
         """Return the parameter itself, or what stands for its part, with the gradient of now."""
@@ -173,12 +195,15 @@ class LocalTensors:
         local, alias = local_tensor(param), self._aliases.get(param)
         if alias is None or not _same_memory(alias, local):
             alias = self._aliases[param] = local.detach()
-        grad = param.grad
-        alias.grad = None if grad is None else local_tensor(grad)
+        grad = None if param.grad is None else local_tensor(param.grad)
+        if grad is not None and grad.layout is torch.strided and not grad.is_contiguous():
+            grad, self.copied = grad.contiguous(), True
+        alias.grad = grad
         return alias
 
     def follow(self) -> None:
         """Bring the gradients up to date."""
+        self.copied = False
         for param in self._aliases:
             self.of(param)
 
@@ -205,7 +230,8 @@ def collect(optimizer: Steppable, tensors: LocalTensors) -> list[Work]:
     """Return all parameters that have gradients, checked, with state.
 
     Raises:
-        UnsupportedParameterError: a gradient is sparse or complex.
+        UnsupportedParameterError: a gradient is sparse or complex, or a parameter whose second
+            moment is a mean over segments is cut along another dimension than 0 and 1.
         BackendUnavailableError: the backend was asked for by name and cannot step a parameter.
         StateMismatchError: a parameter's state is for another shape.
     """
@@ -219,7 +245,9 @@ def collect(optimizer: Steppable, tensors: LocalTensors) -> list[Work]:
     for name, param, group in found:
         codecs = optimizer.codecs(param, group)
         check_codecs_of_backend(optimizer.backend, optimizer.rule, name, codecs)
-        state, part = optimizer.state_of(name, param, group), part_of(param)
+        part = part_of(param)
+        _check_cut(name, codecs, part)
+        state = optimizer.state_of(name, param, group)
         _check_shapes(name, param, state, codecs, part)
         index = indices[id(group)]
         here = local_state(state, codecs, part)
@@ -235,6 +263,17 @@ def _step_device(optimizer: Steppable, param: Tensor) -> torch.device:
     if offloader is not None and offloader.mode == "cpu-step" and offloader.takes(param):
         return torch.device("cpu")
     return param.device
+
+
+def _check_cut(name: str, codecs: Mapping[str, Codec], part: Part | None) -> None:
+    """Refuse what would be stepped with the means of other elements."""
+    deep = [] if part is None else sorted(set(part.cut) - {0, 1})
+    if deep and not all(codec.tiled for codec in codecs.values()):
+        raise UnsupportedParameterError(
+            f"{name!r} is cut along dimension {deep[0]}; a parameter whose second moment is a mean "
+            "over segments must be cut along dimensions 0 and 1 only.",
+            hint="Shard it along dimension 0 or 1, or use LUMA or TurboAdam.",
+        )
 
 
 def _check_native(optimizer: Steppable, work: Work) -> None:

@@ -1,6 +1,7 @@
 """Cases of `test_sharded_steps.py` for other shardings than rows, and for state in and out."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,11 +9,18 @@ from runs import SHAPES, Run, assert_same, gradient, mesh_of_world, whole
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from luma_core import LUMA, checkpoint
-from luma_core.errors import BackendUnavailableError, ConfigurationError, NonFiniteGradientError
-from luma_core.optim import GatheredState
+from luma_core.errors import (
+    BackendUnavailableError,
+    ConfigurationError,
+    NonFiniteGradientError,
+    UnsupportedParameterError,
+)
+from luma_core.optim import GatheredState, collective
+from luma_core.optim.work import LocalTensors
+from luma_core.sharding import local_tensor
 from luma_core.stats import compute
 
 COLUMNS = {"layers.0.up_proj.weight": (70, 512), "layers.0.down_proj.weight": (33, 4, 128)}
@@ -145,3 +153,66 @@ def wrong_backend_is_refused(folder: Path) -> None:
     run.optimizer.backend = "native"
     with pytest.raises(BackendUnavailableError, match=r"Shard\(dim=1\)"):
         run.steps(1)
+
+
+def segments_cut_along_inner_dimensions_are_refused(folder: Path) -> None:
+    shapes = {"layers.0.experts": (2, 3, 64)}
+    run = Run("mini", mesh_of_world(), [Shard(2)], shapes)
+    before = {name: value.clone() for name, value in run.tensors().items()}
+    with pytest.raises(UnsupportedParameterError, match="cut along dimension 2"):
+        run.steps(1)
+    assert_same(run.tensors(), before)
+
+
+def strides_of_gradients_do_not_matter(folder: Path) -> None:
+    value, mesh = torch.randn(5, 64, generator=torch.Generator().manual_seed(2)), mesh_of_world()
+    results = []
+    for turned in (False, True):
+        param = nn.Parameter(distribute_tensor(value, mesh, [Shard(0)], src_data_rank=None))
+        optimizer = LUMA([("p", param)], lr=0.1, seed=3, min_compress_elements=0)
+        local = local_tensor(distribute_tensor(value.sin(), mesh, [Shard(0)], src_data_rank=None))
+        if turned:
+            local = local.t().contiguous().t()
+        param.grad = DTensor.from_local(
+            local, mesh, [Shard(0)], run_check=False, shape=value.shape, stride=value.stride()
+        )
+        tensors = LocalTensors()
+        grad = tensors.of(param).grad
+        assert grad is not None
+        assert grad.is_contiguous()
+        # Of 5 rows the first process of 4 has 2; less than 2 are contiguous either way.
+        assert tensors.copied == (turned and len(local) > 1)
+        optimizer.step()
+        results.append(local_tensor(param).detach().clone())
+    assert torch.equal(*results)
+
+
+def sums_of_fused_steps_add_up(folder: Path) -> None:
+    from luma_kernels.triton.exchange import Sums, adding
+
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    groups = (mesh_of_world().get_group(),)
+    buckets = []
+    kinds = (torch.int64, True), (torch.float64, True), (torch.int64, False)
+    for kind, (dtype, cut) in enumerate(kinds):
+        values = torch.arange(5).to(dtype) * 10**rank
+        where = groups if cut else ()
+        places = [SimpleNamespace(place=9 - 2 * n - kind, groups=where) for n in range(2)]
+        buckets.append((Sums(values, [2, 3]), places))
+    calls, reduce = [], collective.all_reduce
+
+    def counted(*arguments: object) -> None:
+        calls.append(arguments)
+        reduce(*arguments)
+
+    collective.all_reduce = counted
+    # What kinds of tensors processes have, and in which order, may differ.
+    add = adding(buckets[:: 1 if rank % 2 else -1])
+    assert add is not None
+    add()
+    collective.all_reduce = reduce
+    assert len(calls) == 2
+    total = sum(10**other for other in range(world))
+    for (sums, _), factor in zip(buckets, (total, total, 10**rank), strict=True):
+        assert sums.values.tolist() == [factor * n for n in range(5)]
+    assert adding(buckets[2:]) is None

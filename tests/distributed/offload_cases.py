@@ -63,6 +63,20 @@ def saved_and_loaded(folder: Path) -> None:
     )
 
 
+def pieces_are_loaded_in_place(folder: Path) -> None:
+    """One process loads what all of them wrote in pieces."""
+    run = Run("luma", mesh_of_world(), shapes=LARGE).steps(2)
+    checkpoint.save_sharded(folder / "pieces", optimizer=run.optimizer)
+    found = []
+    for options in ({"seed": 3}, offloaded(folder, "whole")):
+        whole = {name: nn.Parameter(torch.zeros(shape)) for name, shape in LARGE.items()}
+        optimizer = LUMA(whole.items(), **options)
+        checkpoint.load(folder / "pieces", optimizer=optimizer)
+        entries = optimizer.state_dict()["state"].items()
+        found.append({f"{i} {key}": v.clone() for i, entry in entries for key, v in entry.items()})
+    assert_same(found[1], found[0])
+
+
 def fully_sharded(folder: Path) -> None:
     found = []
     for options in ({"seed": 3}, offloaded(folder, "fsdp")):

@@ -10,6 +10,7 @@ CASES = [
     "same_bits:luma",
     "same_bits:turbo_5bit",
     "saved_and_loaded",
+    "pieces_are_loaded_in_place",
     "fully_sharded",
     "steps_together_are_refused",
 ]

@@ -45,5 +45,8 @@ def test_other_ways_of_sharding(tmp_path: Path) -> None:
         "nonfinite_counts_add_up",
         "nonfinite_raises_everywhere",
         "wrong_backend_is_refused",
+        "segments_cut_along_inner_dimensions_are_refused",
+        "strides_of_gradients_do_not_matter",
+        "sums_of_fused_steps_add_up",
     ]
     run(4, tmp_path, "layout_cases", cases)

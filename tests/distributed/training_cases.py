@@ -15,7 +15,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
-from luma_core import LUMA, TurboAdam
+from luma_core import LAMB, LUMA, AdamMini, TurboAdam
 from luma_core.errors import ConfigurationError
 from luma_core.optim import step_in_backward
 
@@ -80,14 +80,16 @@ def zero_redundancy_is_replication(folder: Path) -> None:
 
 
 def backward_steps_sharded(folder: Path) -> None:
-    plain, model = _sharded(), _sharded()
-    _train(plain, LUMA(plain.named_parameters(), lr=1e-2, seed=1))
-    optimizer = LUMA(model.named_parameters(), lr=1e-2, seed=1)
-    step_in_backward(model, optimizer)
-    _train(model, optimizer)
-    assert {state.step for state in optimizer.parameter_states()} == {5}
-    for (name, a), (_, b) in zip(plain.named_parameters(), model.named_parameters(), strict=True):
-        assert torch.equal(whole(a.detach()), whole(b.detach())), name
+    for make in (LUMA, AdamMini, LAMB):
+        plain, model = _sharded(), _sharded()
+        _train(plain, make(plain.named_parameters(), lr=1e-2, seed=1))
+        optimizer = make(model.named_parameters(), lr=1e-2, seed=1)
+        step_in_backward(model, optimizer)
+        _train(model, optimizer)
+        assert {state.step for state in optimizer.parameter_states()} == {5}
+        pairs = zip(plain.named_parameters(), model.named_parameters(), strict=True)
+        for (name, a), (_, b) in pairs:
+            assert torch.equal(whole(a.detach()), whole(b.detach())), (make, name)
 
 
 def scaled_gradients(folder: Path) -> None:

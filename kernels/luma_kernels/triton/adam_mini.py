@@ -2,7 +2,8 @@
 
 A segment's gradient is read twice, first for the sum of its squares and then for the update; the
 second time it comes from registers where a tile holds the segment, else mostly from a cache. One
-program adds up a segment in a fixed order, so steps are deterministic.
+program adds up a segment in a fixed order, so steps are deterministic. It does so in float64, and
+what another order changes there a float32 mean seldom shows.
 
 ``runs``, int64 ``[tensors, 1 + RUNS, 4]``, says where segments are. The first row of a tensor holds
 programs, elements and segments of one index of ``outer``; each further row one run's first program,
@@ -14,6 +15,7 @@ import triton.language as tl
 
 from luma_kernels.triton.adamw import _indices
 from luma_kernels.triton.codecs import fit_exponent
+from luma_kernels.triton.exact import lane_square_sums
 from luma_kernels.triton.fastmath import reciprocal, sqrt
 from luma_kernels.triton.moments import load, store
 from luma_kernels.triton.noise import random_bits, third_draw, to_bfloat16
@@ -41,9 +43,31 @@ def gradient(pointer, mask, numbers, MASKED: tl.constexpr, FACTOR: tl.constexpr)
 
 
 @triton.jit
-def _total(x):
-    """Return the sum of ``[blocks, lanes, LANE]``."""
-    return tl.sum(tl.sum(tl.sum(x, axis=2), axis=1), axis=0)
+def square_sums(x, GROUPED: tl.constexpr):
+    """Return the sums of the squares of ``[blocks, lanes, LANE]`` by lane, float64.
+
+    ``GROUPED`` says that positions are whole lanes, which are then added up in float32: they are
+    the same lanes wherever a tile begins.
+    """
+    return lane_square_sums(x).to(tl.float64) if GROUPED else tl.sum((x * x).to(tl.float64), axis=2)
+
+
+@triton.jit
+def total_of(sums):
+    """Return the sum of ``[blocks, lanes]``."""
+    return tl.sum(tl.sum(sums, axis=1), axis=0)
+
+
+@triton.jit
+def next_second(v, total, share, numbers, FAST: tl.constexpr):
+    """Return a segment's new second moment and what its first moment is multiplied by.
+
+    ``v`` is the old one, ``total`` the sum of the squares of its elements and ``share``, float64,
+    one over their number.
+    """
+    mean = (total * share).to(tl.float32)
+    v = tl.fma(mean, numbers[3], v * numbers[2])
+    return v, numbers[7] * reciprocal(tl.fma(sqrt(v, FAST), numbers[4], numbers[5]), FAST)
 
 
 @triton.jit
@@ -90,14 +114,14 @@ def update_tile(
         else:
             exponent = tl.load(exponent_at).to(tl.int32)
     m = M_DECODE(raw, exponent[:, :, None], M_BITS, OCTAVES)
-    m = m + numbers[0] * (grad - m)
+    m = tl.fma(grad - m, numbers[0], m)
     if SCALED:
         largest = tl.max(tl.max(tl.abs(m).to(tl.uint32, bitcast=True), axis=2), axis=1)[:, None]
         largest = largest + tl.zeros_like(block).to(tl.uint32)
         exponent = fit_exponent(largest.to(tl.float32, bitcast=True), OCTAVES)
     at = start + element
     bits = random_bits(at.to(tl.uint32), (at >> 32).to(tl.uint32), numbers[8], numbers[9])
-    param = old_param.to(tl.float32) * numbers[6] + m * rate
+    param = tl.fma(m, rate, old_param.to(tl.float32) * numbers[6])
     coded = M_ENCODE(m, m, exponent[:, :, None], bits, M_BITS, OCTAVES)
     if tl.bfloat16 == P:
         draw = 0x7FFF + ((param.to(tl.uint32, bitcast=True) >> 16) & 1)
@@ -118,6 +142,8 @@ def update_tile(
     store(param_at, stored, write, MASKED or SKIP)
     store(first_at, coded, write, MASKED or SKIP)
     if SCALED:
+        # Lanes of a block, all of which load its exponent, need not be of one warp.
+        tl.debug_barrier()
         tl.store(exponent_at, exponent.to(tl.uint8), mask=write_block)
 
 
@@ -150,13 +176,14 @@ def mini_kernel(
     SINGLE: tl.constexpr,
     FULL: tl.constexpr,
     EVEN: tl.constexpr,
+    GROUPED: tl.constexpr,
     SPAN: tl.constexpr,
 ):
     """Take the step of some segments of one tensor.
 
     ``SINGLE`` says that a tile holds any segment, ``FULL`` that tiles fill segments exactly,
-    ``EVEN`` that segments are multiples of 16 elements. A program takes as many segments as
-    ``SPAN`` elements hold, and one at least.
+    ``EVEN`` that segments are multiples of 16 elements, ``GROUPED`` that their positions are whole
+    lanes. A program takes as many segments as ``SPAN`` elements hold, and one at least.
     """
     pid = tl.program_id(0)
     tensor = tl.load(owner + pid)
@@ -180,6 +207,7 @@ def mini_kernel(
     length = tl.load(run + 3)
     if EVEN:
         length = tl.multiple_of(length, 16)
+    share = 1.0 / length.to(tl.float64)
     each = tl.maximum(SPAN // length, 1)
     first = (program - tl.load(run)) * each
     segments_at = outer * tl.load(runs + 2) + tl.load(run + 2)
@@ -197,25 +225,23 @@ def mini_kernel(
         if EVEN:
             start = tl.multiple_of(start, 16)
         mask = element < length
+        second_at = second + segments_at + segment
+        v = tl.load(second_at)
         if SINGLE:
             grad = gradient(pointers[1] + start + element, mask, numbers, not FULL, FACTOR)
-            total = _total(grad * grad)
+            sums = square_sums(grad, GROUPED)
         else:
-            squares = tl.zeros((TILE_BLOCKS, BLOCK // LANE, LANE), tl.float32)
+            sums = tl.zeros((TILE_BLOCKS, BLOCK // LANE), tl.float64)
             for done in range(0, length, TILE):
                 at = start + done
                 if EVEN:
                     at = tl.multiple_of(at, 16)
                 inside = element < length - done
                 part = gradient(pointers[1] + at + element, inside, numbers, not FULL, FACTOR)
-                squares += part * part
-            total = _total(squares)
-        second_at = second + segments_at + segment
-        mean = total / length.to(tl.float32)
-        v = tl.load(second_at) * numbers[2] + mean * numbers[3]
+                sums += square_sums(part, GROUPED)
+        v, rate = next_second(v, total_of(sums), share, numbers, FAST)
         finite = v <= LARGEST
         keep = tl.zeros_like(block).to(tl.float32) + v <= LARGEST
-        rate = numbers[7] * reciprocal(sqrt(v, FAST) * numbers[4] + numbers[5], FAST)
         if SINGLE:
             update_tile(
                 pointers, numbers, grad, rate, keep[:, :, None], keep,

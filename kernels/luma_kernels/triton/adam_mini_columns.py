@@ -5,17 +5,19 @@ squares by column over runs of rows, the second adds those up by segment, in a f
 steps the second moments, and the third updates all else.
 
 ``cuts``, int64 ``[tensors, HEAD + 3 * RUNS]``, describes the tensors: the columns named below, then
-for each run its first position, its first segment and the positions of one segment. ``partials``
-and ``rates``, float32, go from one launch to the next; a rate is what a first moment is multiplied
-by, and NaN where its segment is left as it was.
+for each run its first position, its first segment and the positions of one segment. ``partials``,
+float64, and ``rates``, float32, go from one launch to the next; a rate is what a first moment is
+multiplied by, and NaN where its segment is left as it was.
+
+Of a parameter that is cut, other processes have other rows. Then ``sums``, float64, takes what the
+part adds to the positions of the whole, and second moments are stepped when parts are added up.
 """
 
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.adam_mini import LARGEST, gradient, update_tile
+from luma_kernels.triton.adam_mini import LARGEST, gradient, next_second, total_of, update_tile
 from luma_kernels.triton.adamw import _indices
-from luma_kernels.triton.fastmath import reciprocal, sqrt
 from luma_kernels.triton.tables import (
     FIRST_PROGRAM,
     GRAD,
@@ -29,13 +31,27 @@ from luma_kernels.triton.tables import (
 )
 
 LENGTH = tl.constexpr(0)
+"""Positions of one index of ``outer``."""
 REDUCE = tl.constexpr(1)
+"""Rows of one index of ``outer`` that are here."""
 CHUNKS = tl.constexpr(2)
+"""Runs of those rows."""
 SEGMENTS = tl.constexpr(3)
+"""Segments of one index of ``outer``."""
 PARTIAL = tl.constexpr(4)
+"""The tensor's first of ``partials``."""
 RATE = tl.constexpr(5)
+"""Its first of ``rates``."""
 FIRST_SEGMENT_PROGRAM = tl.constexpr(6)
-HEAD = tl.constexpr(7)
+ELEMENTS = tl.constexpr(7)
+"""Elements of one position, whole."""
+SUM = tl.constexpr(8)
+"""Its first of ``sums``."""
+FIRST = tl.constexpr(9)
+"""The part's first index of ``outer``, or its first position where positions are rows."""
+INNER = tl.constexpr(10)
+"""Elements of a position behind each other."""
+HEAD = tl.constexpr(11)
 
 
 @triton.jit
@@ -85,15 +101,50 @@ def column_sums_kernel(
     numbers = row_numbers(row)
     inside = column + tl.arange(0, BLOCK)
     down = tl.arange(0, TILE_ROWS)
-    total = tl.zeros((TILE_ROWS, BLOCK), tl.float32)
+    total = tl.zeros((TILE_ROWS, BLOCK), tl.float64)
     grads = pointer_of(entry, GRAD, G, ALIGNED) + outer * reduce * length
     for first in range(0, CHUNK, TILE_ROWS):
         at = chunk * CHUNK + first + down
         mask = (at < reduce)[:, None] & (inside < length)[None, :]
         part = gradient(grads + at[:, None] * length + inside[None, :], mask, numbers, True, FACTOR)
-        total += part * part
+        total += (part * part).to(tl.float64)
     to = partials + tl.load(cut + PARTIAL) + (outer * tl.load(cut + CHUNKS) + chunk) * length
     tl.store(to + inside, tl.sum(total, axis=0), mask=inside < length)
+
+
+@triton.jit(do_not_specialize=["first_tensor"])
+def column_parts_kernel(
+    table,
+    rows,
+    owner,
+    cuts,
+    partials,
+    sums,
+    first_tensor,
+    HAS_SCALER: tl.constexpr,
+    BLOCK: tl.constexpr,
+    RUNS: tl.constexpr,
+):
+    """Add up what runs of rows have of ``BLOCK`` columns; the first of their programs does it."""
+    pid = tl.program_id(0)
+    tensor = tl.load(owner + pid)
+    entry = table + tensor.to(tl.int64) * WIDTH
+    if HAS_SCALER:
+        if tl.load(rows + tensor * ROW + 10) == 0:
+            return
+    cut = cuts + (tensor - first_tensor) * (HEAD + 3 * RUNS)
+    outer, chunk, column = _place(pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM), cut, BLOCK)
+    if chunk > 0:
+        return
+    length = tl.load(cut + LENGTH)
+    chunks = tl.load(cut + CHUNKS)
+    inside = column + tl.arange(0, BLOCK)
+    source = partials + tl.load(cut + PARTIAL) + outer * chunks * length + inside
+    total = tl.zeros((BLOCK,), tl.float64)
+    for index in range(chunks):
+        total += tl.load(source + index * length, mask=inside < length, other=0)
+    to = sums + tl.load(cut + SUM) + (tl.load(cut + FIRST) + outer) * length
+    tl.store(to + inside, total, mask=inside < length)
 
 
 @triton.jit(do_not_specialize=["first_tensor"])
@@ -105,6 +156,7 @@ def column_means_kernel(
     partials,
     rates,
     first_tensor,
+    CUT: tl.constexpr,
     SKIP: tl.constexpr,
     FAST: tl.constexpr,
     HAS_SCALER: tl.constexpr,
@@ -114,7 +166,7 @@ def column_means_kernel(
 ):
     """Step the second moment of one segment and write its rate.
 
-    ``owner`` counts tensors from the bucket's first.
+    ``owner`` counts tensors from the bucket's first. With ``CUT``, ``partials`` are ``sums``.
     """
     pid = tl.program_id(0)
     tensor = tl.load(owner + pid) + first_tensor
@@ -137,8 +189,12 @@ def column_means_kernel(
         size = tl.where(here, tl.load(this + 2), size)
     length = tl.load(cut + LENGTH)
     chunks = tl.load(cut + CHUNKS)
-    source = partials + tl.load(cut + PARTIAL) + outer * chunks * length + position
-    total = tl.zeros((TILE_CHUNKS, TILE_COLUMNS), tl.float32)
+    source = partials + tl.load(cut + PARTIAL)
+    if CUT:
+        chunks = tl.zeros_like(length) + 1
+        source = partials + tl.load(cut + SUM)
+    source += outer * chunks * length + position
+    total = tl.zeros((TILE_CHUNKS, TILE_COLUMNS), tl.float64)
     for first_chunk in range(0, chunks, TILE_CHUNKS):
         chunk = first_chunk + tl.arange(0, TILE_CHUNKS)
         for first_column in range(0, size, TILE_COLUMNS):
@@ -146,12 +202,10 @@ def column_means_kernel(
             mask = (chunk < chunks)[:, None] & (column < size)[None, :]
             total += tl.load(source + chunk[:, None] * length + column[None, :], mask=mask, other=0)
     numbers = row_numbers(row)
-    elements = size * tl.load(cut + REDUCE)
-    mean = tl.sum(tl.sum(total, axis=1), axis=0) / elements.to(tl.float32)
+    share = 1.0 / (size * tl.load(cut + ELEMENTS)).to(tl.float64)
     second_at = pointer_of(entry, SECOND, tl.float32, False) + number
-    v = tl.load(second_at) * numbers[2] + mean * numbers[3]
+    v, rate = next_second(tl.load(second_at), total_of(total), share, numbers, FAST)
     finite = v <= LARGEST
-    rate = numbers[7] * reciprocal(sqrt(v, FAST) * numbers[4] + numbers[5], FAST)
     if SKIP:
         rate = tl.where(finite, rate, float("nan"))
         tl.store(second_at, v, mask=finite)
@@ -210,7 +264,8 @@ def column_update_kernel(
         this = cut + HEAD + 3 * run
         later = tl.load(this + 1) + (inside - tl.load(this)) // tl.load(this + 2)
         segment = tl.where(inside >= tl.load(this), later, segment)
-    rate_at = rates + tl.load(cut + RATE) + outer * tl.load(cut + SEGMENTS) + segment
+    segment += (tl.load(cut + FIRST) + outer) * tl.load(cut + SEGMENTS)
+    rate_at = rates + tl.load(cut + RATE) + segment
     rate = tl.load(rate_at, mask=inside < length, other=0)
     keep = rate == rate
     block, leader = _rows_of(TILE_ROWS, BLOCK // LANE)

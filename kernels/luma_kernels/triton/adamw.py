@@ -63,8 +63,8 @@ def _new_moments(grad, m, v, numbers, FACTOR: tl.constexpr):
     grad = grad.to(tl.float32)
     if FACTOR:
         grad = grad * numbers[1]
-    m = m + numbers[0] * (grad - m)
-    v = v * numbers[2] + grad * (grad * numbers[3])
+    m = tl.fma(grad - m, numbers[0], m)
+    v = tl.fma(grad, grad * numbers[3], v * numbers[2])
     return m, v
 
 
@@ -159,8 +159,8 @@ def _step_tile(
     if MASKED:
         # What fills up a block is coded like the rest, without noise.
         bits = tl.where(mask, bits, 0)
-    update = m * reciprocal(root * numbers[4] + numbers[5], FAST)
-    param = old_param.to(tl.float32) * numbers[6] + update * numbers[7]
+    update = m * reciprocal(tl.fma(root, numbers[4], numbers[5]), FAST)
+    param = tl.fma(update, numbers[7], old_param.to(tl.float32) * numbers[6])
     coded_m = encode(m, root, scale_m[:, :, None], window_m[:, :, None], bits, FAST, M)
     coded_v = encode(v, root, scale_v[:, :, None], window_v[:, :, None], bits, FAST, V)
     if tl.bfloat16 == P:

@@ -10,6 +10,10 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from luma_core.optim import collective
+from luma_kernels.triton.exact import DIGITS
+from luma_kernels.triton.exchange import Groups
+from luma_kernels.triton.lamb_passes import LambBucket
 from luma_kernels.triton.launch import KernelLaunch
 from luma_kernels.triton.norms import gradient_kernel
 from luma_kernels.triton.passes import TYPES
@@ -29,18 +33,32 @@ class FusedClip:
         self.bounds: Tensor | None = None
         self._bound_values: list[float] = []
         self._kernels: dict[Bucket, KernelLaunch] = {}
+        self._units: Tensor | None = None
 
     def square_sum(self, plan: Plan) -> Tensor:
-        """Return the sum of the finite squares of a plan's gradients, float64 0-d."""
-        total = torch.zeros((), dtype=torch.float64, device=plan.device)
+        """Return the sum of the finite squares of a plan's gradients, float64 0-d.
+
+        Of parameters that are cut it is that of all parts, for which all processes must call this.
+        """
+        if not plan.launches:
+            return torch.zeros((), dtype=torch.float64, device=plan.device)
+        found: dict[Groups, Tensor] = {}
         for part in plan.launches:
             if part.bucket not in self._kernels:
                 self._kernels[part.bucket] = _kernel(part.bucket)
+            if part.groups not in found:
+                found[part.groups] = torch.zeros(
+                    DIGITS.value, dtype=torch.int64, device=plan.device
+                )
             if part.programs:
-                sums = torch.empty(part.programs, dtype=torch.float32, device=plan.device)
-                self._kernels[part.bucket](part.programs, plan.table, part.owner, sums)
-                total += sums.sum(dtype=torch.float64)
-        return total
+                tables = plan.table, plan.rows, part.owner, found[part.groups]
+                self._kernels[part.bucket](part.programs, *tables)
+        for groups, digits in found.items():
+            for group in groups:
+                collective.all_reduce(digits, "sum", group)
+        if self._units is None:
+            self._units = plan.upload(torch.exp2(torch.arange(DIGITS.value).double() * 32 - 149))
+        return (torch.stack([*found.values()]).sum(dim=0).double() * self._units).sum()
 
     def update(
         self,
@@ -78,12 +96,18 @@ def _bound(group: Mapping[str, Any]) -> float:
     return math.inf if bound is None else bound
 
 
-def _kernel(bucket: Bucket) -> KernelLaunch:
-    constants: dict[str, tl.dtype | bool | int] = {
+def gradient_constants(bucket: Bucket) -> dict[str, tl.dtype | bool | int]:
+    """Return the compile-time parameters of `gradient_kernel` for a bucket."""
+    return {
         "G": TYPES[bucket.grad_dtype],
         "ALIGNED": bucket.aligned,
+        "FLAT": bucket.ragged or not isinstance(bucket, LambBucket) or bucket.flat,
         "BLOCK": bucket.block,
         "TILE_BLOCKS": bucket.tile_blocks,
         "TILES": bucket.tuning.tiles,
+        "LANE": bucket.tuning.lane,
     }
-    return KernelLaunch(gradient_kernel, constants, num_warps=bucket.tuning.warps)
+
+
+def _kernel(bucket: Bucket) -> KernelLaunch:
+    return KernelLaunch(gradient_kernel, gradient_constants(bucket), num_warps=bucket.tuning.warps)

@@ -59,5 +59,5 @@ def saturated(x, factor, addend, FAST: tl.constexpr):
             is_pure=True,
             pack=1,
         )
-    value = x * factor + addend
+    value = tl.fma(x, factor, addend)
     return tl.where(value > 0, tl.minimum(value, 1.0), 0.0)

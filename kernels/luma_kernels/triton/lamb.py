@@ -1,15 +1,24 @@
 """The LAMB step as kernels: moments and norms, a small reduction, then parameters.
 
 `tables.py` says where everything is; numbers of LAMB's own stand in the last columns of a row. Two
-buffers go from the first pass to the later ones, one row for each program: ``sums``, float32
-``[programs, 2]``, the squares of the parameter and of the update added up in a fixed order, and
-``skipped``, uint8 ``[programs, TILES * TILE_BLOCKS]``, 1 for blocks that were left untouched.
+buffers go from the first pass to the later ones: ``sums``, int64 ``[tensors, 2, DIGITS]``, the sums
+of squares of the parameter and of the update as in `exact.py`, and ``skipped``, uint8
+``[programs, TILES * TILE_BLOCKS]``, 1 for blocks that were left untouched. Between the passes the
+sums of parts of a parameter may be added up.
 """
 
 import triton
 import triton.language as tl
 
 from luma_kernels.triton.adamw import LARGEST_SECOND, _indices, _new_moments, lane_numbers
+from luma_kernels.triton.exact import (
+    DIGITS,
+    add_squares,
+    finite_squares,
+    load_total,
+    no_digits,
+    store_digits,
+)
 from luma_kernels.triton.fastmath import reciprocal, sqrt
 from luma_kernels.triton.moments import (
     decode,
@@ -47,17 +56,10 @@ RATE = EXTRA_OPTION
 
 
 @triton.jit
-def _finite_squares(x):
-    """Return the finite squares of ``[blocks, lanes, LANE]``, added up by lane."""
-    squares = x * x
-    return tl.sum(tl.where(squares < float("inf"), squares, 0.0), axis=2)
-
-
-@triton.jit
 def _update(param, m, v, numbers, own, FAST: tl.constexpr):
     """Return the update before the ratio: `LAMBRule.update`."""
-    denominator = sqrt(v, FAST) * numbers[4] + numbers[5]
-    return m * (own[0] * reciprocal(denominator, FAST)) + own[1] * param
+    denominator = tl.fma(sqrt(v, FAST), numbers[4], numbers[5])
+    return tl.fma(m, own[0] * reciprocal(denominator, FAST), own[1] * param)
 
 
 @triton.jit
@@ -84,8 +86,9 @@ def store_moments(
     ROUND: tl.constexpr,
     FACTOR: tl.constexpr,
     FAST: tl.constexpr,
+    FLAT: tl.constexpr,
 ):
-    """First pass over one tile; return squares of parameter and update, ``[blocks, lanes]``.
+    """First pass over one tile; return the finite squares of parameter and update.
 
     Arguments are those of AdamW's `_step_tile`; ``skipped`` points to the tile's flags,
     ``[blocks, lanes]``.
@@ -137,12 +140,8 @@ def store_moments(
     param = load(pointers[0] + start + element, mask, MASKED).to(tl.float32)
     m = decode(coded_m, scale_m[:, :, None], window_m[:, :, None], M)
     v = decode(coded_v, scale_v[:, :, None], window_v[:, :, None], V)
-    param_squares = _finite_squares(param)
-    update_squares = _finite_squares(_update(param, m, v, numbers, own, FAST))
-    if SKIP:
-        param_squares = tl.where(keep, param_squares, 0.0)
-        update_squares = tl.where(keep, update_squares, 0.0)
-    return param_squares, update_squares
+    update = _update(param, m, v, numbers, own, FAST)
+    return finite_squares(param, keep, SKIP, FLAT), finite_squares(update, keep, SKIP, FLAT)
 
 
 @triton.jit
@@ -169,8 +168,9 @@ def step_parameter(
     ROUND: tl.constexpr,
     FACTOR: tl.constexpr,
     FAST: tl.constexpr,
+    FLAT: tl.constexpr,
 ):
-    """Last pass over one tile; arguments are those of `store_moments`, and the results zeros."""
+    """Last pass over one tile; arguments are those of `store_moments`, and results mean nothing."""
     param_at = pointers[0] + start + element
     param = load(param_at, mask, MASKED).to(tl.float32)
     scale_m, window_m = load_scales(pointers[4], pointers[4], block, M)
@@ -179,7 +179,7 @@ def step_parameter(
     raw_v = load_codes(pointers[3], start + element, group, mask, MASKED, V)
     m = decode(raw_m, scale_m[:, :, None], window_m[:, :, None], M)
     v = decode(raw_v, scale_v[:, :, None], window_v[:, :, None], V)
-    param = param + own[2] * _update(param, m, v, numbers, own, FAST)
+    param = tl.fma(_update(param, m, v, numbers, own, FAST), own[2], param)
     if tl.bfloat16 == P:
         draw = 0x7FFF + ((param.to(tl.uint32, bitcast=True) >> 16) & 1)
         if ROUND:
@@ -198,11 +198,10 @@ def step_parameter(
         if MASKED:
             write = write & mask
     store(param_at, stored, write, MASKED or SKIP)
-    zero = tl.zeros_like(block).to(tl.float32)
-    return zero, zero
+    return param, param
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_tensor"])
 def lamb_kernel(
     table,
     rows,
@@ -210,6 +209,7 @@ def lamb_kernel(
     maxima,
     sums,
     skipped,
+    first_tensor,
     STEP_TILE: tl.constexpr,
     LAST: tl.constexpr,
     P: tl.constexpr,
@@ -224,6 +224,7 @@ def lamb_kernel(
     HAS_SCALER: tl.constexpr,
     RAGGED: tl.constexpr,
     ALIGNED: tl.constexpr,
+    FLAT: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE_BLOCKS: tl.constexpr,
     TILES: tl.constexpr,
@@ -253,8 +254,8 @@ def lamb_kernel(
     per_row = tl.cdiv(numel, BLOCK)
     blocks = per_row
     last_tile = first_tile
-    param_sum = 0.0
-    update_sum = 0.0
+    param_sum = no_digits(TILE_BLOCKS, FLAT)
+    update_sum = no_digits(TILE_BLOCKS, FLAT)
     if RAGGED:
         cols = tl.load(entry + COLS)
         per_row = tl.load(entry + BLOCKS_PER_ROW)
@@ -263,8 +264,6 @@ def lamb_kernel(
         last_tile = tl.minimum(first_tile + TILES, numel // TILE)
         element, block, leader = _indices(row, BLOCK, TILE_BLOCKS, LANE)
         group = lane_numbers(row, BLOCK, TILE_BLOCKS, LANE)
-        param_squares = tl.zeros_like(block).to(tl.float32)
-        update_squares = param_squares
         for tile in range(first_tile, last_tile):
             start = tl.multiple_of(tile * TILE, TILE)
             a, b = STEP_TILE(
@@ -272,16 +271,17 @@ def lamb_kernel(
                 tl.zeros_like(block) if WHOLE else tile * TILE_BLOCKS + block,
                 tile * (TILE_BLOCKS * LANES) + group, leader, None,
                 start.to(tl.uint32) + element.to(tl.uint32), (start >> 32).to(tl.uint32),
-                False, P, M, V, WHOLE, SKIP, ROUND, FACTOR, FAST,
+                False, P, M, V, WHOLE, SKIP, ROUND, FACTOR, FAST, FLAT,
             )  # fmt: skip
-            param_squares += a
-            update_squares += b
+            if not LAST:
+                param_sum = add_squares(param_sum, a, FLAT)
+                update_sum = add_squares(update_sum, b, FLAT)
         last_tile = tl.maximum(last_tile, first_tile)
-        param_sum = tl.sum(tl.sum(param_squares, axis=1), axis=0)
-        update_sum = tl.sum(tl.sum(update_squares, axis=1), axis=0)
     # What is left is stepped block by block: ends of tensors, and of rows that blocks do not fit.
     element, block, leader = _indices(row, BLOCK, 1, LANE)
     group = lane_numbers(row, BLOCK, 1, LANE)
+    param_sum = tl.sum(param_sum, axis=0)[None, :]
+    update_sum = tl.sum(update_sum, axis=0)[None, :]
     last_block = tl.minimum((first_tile + TILES) * TILE_BLOCKS, blocks)
     for index in range(last_tile * TILE_BLOCKS, last_block):
         inside = (index % per_row) * BLOCK
@@ -291,46 +291,25 @@ def lamb_kernel(
             tl.zeros_like(block) if WHOLE else index + block,
             index * LANES + group, leader, inside + element < cols,
             (start + element).to(tl.uint32), ((start + element) >> 32).to(tl.uint32),
-            True, P, M, V, WHOLE, SKIP, ROUND, FACTOR, FAST,
+            True, P, M, V, WHOLE, SKIP, ROUND, FACTOR, FAST, FLAT,
         )  # fmt: skip
-        param_sum += tl.sum(tl.sum(a, axis=1), axis=0)
-        update_sum += tl.sum(tl.sum(b, axis=1), axis=0)
+        if not LAST:
+            param_sum = add_squares(param_sum, a, FLAT)
+            update_sum = add_squares(update_sum, b, FLAT)
     if not LAST:
-        tl.store(sums + pid.to(tl.int64) * 2, param_sum)
-        tl.store(sums + pid.to(tl.int64) * 2 + 1, update_sum)
+        at = sums + (tensor - first_tensor).to(tl.int64) * (2 * DIGITS)
+        store_digits(at, param_sum)
+        store_digits(at + DIGITS, update_sum)
 
 
 @triton.jit(do_not_specialize=["first_tensor"])
-def ratio_kernel(
-    table,
-    rows,
-    sums,
-    first_tensor,
-    RAGGED: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TILE_BLOCKS: tl.constexpr,
-    TILES: tl.constexpr,
-    LANES: tl.constexpr,
-):
-    """Add up the squares of one tensor and write what its update is multiplied by."""
-    tensor = first_tensor + tl.program_id(0)
-    entry = table + tensor.to(tl.int64) * WIDTH
-    row = rows + tensor * ROW
-    numel = tl.load(entry + NUMEL)
-    blocks = tl.cdiv(numel, BLOCK)
-    if RAGGED:
-        blocks = numel // tl.load(entry + COLS) * tl.load(entry + BLOCKS_PER_ROW)
-    programs = tl.cdiv(blocks, TILE_BLOCKS * TILES)
-    at = sums + tl.load(entry + FIRST_PROGRAM) * 2
-    params = tl.zeros((LANES,), tl.float64)
-    updates = tl.zeros((LANES,), tl.float64)
-    for first in range(0, programs, LANES):
-        program = first + tl.arange(0, LANES)
-        mask = program < programs
-        params += tl.load(at + program * 2, mask=mask, other=0.0).to(tl.float64)
-        updates += tl.load(at + program * 2 + 1, mask=mask, other=0.0).to(tl.float64)
-    param_norm = tl.sqrt(tl.sum(params, axis=0))
-    update_norm = tl.sqrt(tl.sum(updates, axis=0))
+def ratio_kernel(rows, sums, first_tensor):
+    """Write what the update of one tensor is multiplied by."""
+    tensor = tl.program_id(0)
+    row = rows + (first_tensor + tensor) * ROW
+    at = sums + tensor.to(tl.int64) * (2 * DIGITS)
+    param_norm = tl.sqrt(load_total(at))
+    update_norm = tl.sqrt(load_total(at + DIGITS))
     options = row_float(row, EXTRA_OPTION).to(tl.int32)
     use = ((options & ADAPT) != 0) & (param_norm > 0) & (update_norm > 0)
     ratio = tl.where(use, param_norm / tl.where(use, update_norm, 1.0), 1.0)

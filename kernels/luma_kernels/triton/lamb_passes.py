@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from luma_core.codecs import BlockGrid, Codec
 from luma_core.optim.rules.lamb import adapts
+from luma_core.sharding import Part
+from luma_kernels.triton.exact import DIGITS
+from luma_kernels.triton.exchange import Sums
 from luma_kernels.triton.lamb import (
     ADAPT,
     TRUST_CLIP,
@@ -32,11 +37,37 @@ from luma_kernels.triton.plan import (
     FusedTensor,
     Launch,
     Plan,
+    bucket_of,
     option_row,
 )
 
-_RATIO_LANES = 1024
-_RATIO_WARPS = 4
+_SUMS = 2 * DIGITS.value
+
+
+@dataclass(frozen=True)
+class LambBucket(Bucket):
+    """A bucket of tensors whose squares are added up alike.
+
+    Attributes:
+        flat: whether the tensors may be cut within blocks: see `exact.py`.
+    """
+
+    flat: bool
+
+
+def lamb_bucket_of(
+    param: Tensor,
+    grad: Tensor,
+    codecs: Mapping[str, Codec],
+    options: Mapping[str, Any],
+    part: Part | None = None,
+) -> LambBucket | None:
+    """Return the bucket of a parameter, or ``None`` where the kernels cannot take it."""
+    bucket = bucket_of(param, grad, codecs, options, part)
+    if bucket is None:
+        return None
+    own = {item.name: getattr(bucket, item.name) for item in fields(bucket)}
+    return LambBucket(**own, flat=BlockGrid.of(param.shape, None).flat)
 
 
 def lamb_options(group: Mapping[str, Any]) -> list[float]:
@@ -55,9 +86,14 @@ def lamb_scratch(
     bucket = tensors[0].bucket
     blocks = bucket.tile_blocks * bucket.tuning.tiles
     return (
-        torch.empty(programs, 2, dtype=torch.float32, device=device),
+        torch.zeros(len(tensors), _SUMS, dtype=torch.int64, device=device),
         torch.empty(programs, blocks, dtype=torch.uint8, device=device),
     )
+
+
+def lamb_sums(part: Launch) -> Sums:
+    """Return ``sums`` of a launch."""
+    return Sums(part.scratch[0], [_SUMS] * part.tensors)
 
 
 def lamb_constants(bucket: Bucket, *, last: bool, scaler: bool, fast: bool) -> dict[str, Any]:
@@ -67,6 +103,7 @@ def lamb_constants(bucket: Bucket, *, last: bool, scaler: bool, fast: bool) -> d
         "STEP_TILE": step_parameter if last else store_moments,
         "LAST": last,
         "FACTOR": True,
+        "FLAT": _is_flat(bucket),
     }
 
 
@@ -77,7 +114,8 @@ def lamb_registers(bucket: Bucket, *, last: bool) -> int:
     """
     if last:
         return bucket.tuning.registers
-    return bucket.tuning.registers + 8 + 8 * bucket.whole
+    sums = 8 if bucket.param_dtype == torch.float32 else 24
+    return bucket.tuning.registers + sums + 8 * bucket.whole + 16 * _is_flat(bucket)
 
 
 def lamb_passes(bucket: Bucket, scaler: bool, fast: bool) -> list[Pass]:
@@ -91,17 +129,11 @@ def lamb_passes(bucket: Bucket, scaler: bool, fast: bool) -> list[Pass]:
                 **({"maxnreg": lamb_registers(bucket, last=last)} if fast else {}),
             ),
             _by_program,
+            after_sums=last,
         )
         for last in (False, True)
     )
-    ratio = {
-        "RAGGED": bucket.ragged,
-        "BLOCK": bucket.block,
-        "TILE_BLOCKS": bucket.tile_blocks,
-        "TILES": bucket.tuning.tiles,
-        "LANES": _RATIO_LANES,
-    }
-    reduce = Pass(KernelLaunch(ratio_kernel, ratio, num_warps=_RATIO_WARPS), _each_tensor)
+    reduce = Pass(KernelLaunch(ratio_kernel, {}, num_warps=1), _each_tensor, after_sums=True)
     if not bucket.whole:
         return [first, reduce, last]
     constants = lamb_constants(bucket, last=False, scaler=scaler, fast=fast)
@@ -109,12 +141,18 @@ def lamb_passes(bucket: Bucket, scaler: bool, fast: bool) -> list[Pass]:
     return [maxima, first, finish, reduce, last]
 
 
+def _is_flat(bucket: Bucket) -> bool:
+    return isinstance(bucket, LambBucket) and bucket.flat
+
+
 def _by_program(plan: Plan, part: Launch) -> tuple[Any, ...]:
-    return *by_program(plan, part), *part.scratch
+    return *by_program(plan, part), *part.scratch, part.first_tensor
 
 
 def _each_tensor(plan: Plan, part: Launch) -> tuple[Any, ...]:
-    return part.tensors, plan.table, plan.rows, part.scratch[0], part.first_tensor
+    return part.tensors, plan.rows, part.scratch[0], part.first_tensor
 
 
-LAMB = RuleKernels(lamb_options, adamw_prepare, lamb_passes, lamb_scratch)
+LAMB = RuleKernels(
+    lamb_options, adamw_prepare, lamb_passes, lamb_scratch, lamb_bucket_of, lamb_sums
+)

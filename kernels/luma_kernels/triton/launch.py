@@ -18,6 +18,10 @@ class KernelLaunch:
     the arguments' types and the alignment of pointers and integers, unless the kernel is declared
     not to specialise on them. In Triton's interpreter, which compiles nothing, every launch binds.
 
+    Multiplications and additions are fused only where a kernel says so. The compiler's own choice
+    differs between copies of one function, and with it the last bit of what parts of a parameter
+    and the whole have, or a masked tile and a full one.
+
     Args:
         kernel: a function under ``triton.jit``.
         constants: its ``tl.constexpr`` parameters, which come last in its signature.
@@ -27,7 +31,7 @@ class KernelLaunch:
     def __init__(self, kernel: Any, constants: Mapping[str, Any], **options: Any) -> None:
         self._kernel = kernel
         self._constants = dict(constants)
-        self._options = options
+        self._options = {"enable_fp_fusion": False, **options}
         self._last = tuple(constants[name] for name in kernel.arg_names if name in constants)
         self._compiled: Any = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,26 +12,31 @@ from torch import Tensor
 
 from luma_core.codecs import BlockGrid, Codec
 from luma_core.optim.rules import Rule
+from luma_core.sharding import Part
 from luma_kernels.triton.clip import FusedClip
+from luma_kernels.triton.exchange import Call, adding, clearing
 from luma_kernels.triton.launch import KernelLaunch
 from luma_kernels.triton.passes import Pass
 from luma_kernels.triton.plan import (
     TENSORS_PER_PROGRAM,
     Bucket,
     FusedTensor,
-    Launch,
     Plan,
     is_capturing,
     lr_pointer,
 )
 from luma_kernels.triton.registry import KERNELS
 
+Entry = tuple[KernelLaunch | Call, Callable[[], tuple[Any, ...]]]
+"""One launch of a step, or what takes its place, and what returns its arguments."""
+
 
 class Item(NamedTuple):
     """A parameter, its state and codecs, its group's index, and its first element's index.
 
     The last is above 0 of a part of a parameter. Such a part must not lie on both sides of a
-    multiple of 2**32.
+    multiple of 2**32. ``part`` is what it is of one whose other parts the step needs; all processes
+    must have such parameters in the same order.
     """
 
     param: Tensor
@@ -39,6 +44,7 @@ class Item(NamedTuple):
     codecs: Mapping[str, Codec]
     group: int
     first_index: int = 0
+    part: Part | None = None
 
 
 class FusedStep:
@@ -59,7 +65,7 @@ class FusedStep:
         self._captured: list[Any] = []
         self._prepare: dict[bool, KernelLaunch] = {}
         self._passes: dict[tuple[Bucket, bool], list[Pass]] = {}
-        self._sequence: dict[bool, list[tuple[Launch, Pass]]] = {}
+        self._sequence: dict[bool, list[Entry]] = {}
         self._repeated: list[Callable[[], Any]] = []
 
     @staticmethod
@@ -73,13 +79,17 @@ class FusedStep:
         """Build the tables over ``items``, fields of `Item`; return which the kernels take."""
         tensors = []
         taken = []
-        for param, state, codecs, group, first_index in (Item(*item) for item in items):
+        for place, item in enumerate(items):
+            param, state, codecs, group, first_index, part = Item(*item)
             assert param.grad is not None
-            bucket = self._rule.bucket(param, param.grad, codecs, groups[group])
+            bucket = self._rule.bucket(param, param.grad, codecs, groups[group], part)
             taken.append(bucket is not None)
             if bucket is not None:
                 grid = BlockGrid.of(param.shape, codecs["exp_avg"].block_size)
-                tensors.append(FusedTensor(param, state, group, grid, bucket, first_index))
+                others = () if part is None else tuple(part.groups)
+                tensors.append(
+                    FusedTensor(param, state, group, grid, bucket, first_index, others, place)
+                )
         with self._current():
             self._plan = Plan(tensors, self.device, self._rule.scratch)
         self._option_rows = []
@@ -161,11 +171,12 @@ class FusedStep:
             kernel(*arguments)
         if found_inf is None:
             repeated = [kernel.repeated(*arguments) for kernel, arguments in launches]
-            self._repeated = [repeat for repeat in repeated if repeat is not None]
+            known = [repeat for repeat in repeated if repeat is not None]
+            self._repeated = known if len(known) == len(repeated) else []
 
     def _launches(
         self, plan: Plan, grad_scale: Tensor | None, found_inf: Tensor | None
-    ) -> list[tuple[KernelLaunch, tuple[Any, ...]]]:
+    ) -> list[tuple[Any, tuple[Any, ...]]]:
         """Return a step's launches in order, and what each is called with."""
         scaler = found_inf is not None
         if scaler and grad_scale is None:
@@ -184,22 +195,31 @@ class FusedStep:
             grad_scale if scaler else plan.rows,
             count,
         )
-        steps = [(kernel, of(plan, part)) for part, (kernel, of) in self._sequence[scaler]]
+        steps = [(kernel, arguments()) for kernel, arguments in self._sequence[scaler]]
         return [(self._prepare[scaler], prepare), *steps]
 
-    def _sequence_of(self, plan: Plan, scaler: bool) -> list[tuple[Launch, Pass]]:
+    def _sequence_of(self, plan: Plan, scaler: bool) -> list[Entry]:
         """Return what follows the preparation; kernels are kept from plan to plan."""
         fast = _has_fast_math(self.device)
         if scaler not in self._prepare:
             self._prepare[scaler] = self._rule.prepare(scaler)
-        sequence = []
+        before: list[Entry] = []
+        after: list[Entry] = []
         for part in plan.launches:
             key = part.bucket, scaler
             if key not in self._passes:
                 self._passes[key] = self._rule.passes(part.bucket, scaler, fast)
-            if part.programs:
-                sequence += [(part, one) for one in self._passes[key]]
-        return sequence
+            for kernel, arguments, after_sums in self._passes[key]:
+                if arguments(plan, part)[0]:
+                    entry = kernel, partial(arguments, plan, part)
+                    (after if after_sums else before).append(entry)
+        found = [(self._rule.sums(part), part.members) for part in plan.launches]
+        sums = [(part, members) for part, members in found if part is not None]
+        if sums:
+            before.insert(0, (Call(clearing([part for part, _ in sums])), tuple))
+        add = adding(sums)
+        between: list[Entry] = [] if add is None else [(Call(add), tuple)]
+        return before + between + after
 
     def _upload_options(self, plan: Plan, groups: Sequence[Mapping[str, Any]]) -> None:
         rows = [self._rule.options(group) for group in groups]

@@ -46,10 +46,12 @@ _LARGEST_TILE = 2048
 _SMALLEST_TILE = 256
 _ELEMENTS_PER_WARP = 512
 _REGISTERS = 128
-_SPAN = 4096
+SPAN = 4096
 """Elements that make it worth while for a program to read its tables."""
 
-_BLOCK = 128
+BLOCK = 128
+"""Elements per scale of first moments that have scales."""
+
 _EVEN = 16
 
 
@@ -64,6 +66,7 @@ class MiniBucket(Bucket):
         single: whether a tile holds any segment.
         full: whether tiles fill segments exactly.
         even: whether segments are multiples of 16 elements.
+        grouped: whether positions are whole lanes: see `square_sums`.
     """
 
     second: Codec = field(compare=False)
@@ -72,6 +75,7 @@ class MiniBucket(Bucket):
     single: bool
     full: bool
     even: bool
+    grouped: bool
 
     @property
     def scaled(self) -> bool:
@@ -81,8 +85,7 @@ class MiniBucket(Bucket):
     @property
     def tuning(self) -> Tuning:
         """The launch configuration."""
-        warps = max(1, self.tile // _ELEMENTS_PER_WARP)
-        return Tuning(tile_elements=self.tile, tiles=1, registers=_REGISTERS, warps=warps)
+        return tuning_of(self.tile)
 
     def programs(self, grid: BlockGrid) -> int:
         """Return the number of programs of this bucket's own tensor."""
@@ -102,8 +105,28 @@ def _lengths(partition: Partition) -> list[int]:
 
 def _programs_by_run(partition: Partition) -> list[int]:
     """Return the programs of each run of one index of ``outer``."""
-    each = [max(_SPAN // length, 1) for length in _lengths(partition)]
+    each = [max(SPAN // length, 1) for length in _lengths(partition)]
     return [-(-count // n) for (count, _), n in zip(partition.runs, each, strict=True)]
+
+
+def tuning_of(tile: int) -> Tuning:
+    """Return the launch configuration of kernels that step ``tile`` elements at once."""
+    warps = max(1, tile // _ELEMENTS_PER_WARP)
+    return Tuning(tile_elements=tile, tiles=1, registers=_REGISTERS, warps=warps)
+
+
+def tile_of(lengths: Sequence[int]) -> int:
+    """Return the elements to step at once: as wide as the shortest segment, within bounds."""
+    return min(max(1 << (min(lengths) - 1).bit_length(), _SMALLEST_TILE), _LARGEST_TILE)
+
+
+def first_moment_fits(codec: Codec, shape: Sequence[int], lengths: Sequence[int]) -> bool:
+    """Return whether there are functions for a first moment, and blocks fill all of ``lengths``."""
+    if isinstance(codec, FP8E4M3 | Luma16M):
+        cols = codec.grid(tuple(shape)).cols
+        full = all(length % BLOCK == 0 for length in (cols, *lengths))
+        return codec.block_size == BLOCK and full
+    return isinstance(codec, FP32 | BF16)
 
 
 def mini_bucket_of(
@@ -116,7 +139,7 @@ def mini_bucket_of(
     partition = second.partition
     lengths = _lengths(partition)
     supported = (
-        isinstance(first, FP32 | BF16 | FP8E4M3 | Luma16M)
+        first_moment_fits(first, param.shape, lengths)
         and partition.reduce == 1
         and 0 < len(partition.runs) <= _MOST_RUNS
         and all(0 < length <= _LONGEST_SEGMENT for length in lengths)
@@ -124,14 +147,9 @@ def mini_bucket_of(
         and grad.is_contiguous()
         and param.device == grad.device
     )
-    if isinstance(first, FP8E4M3 | Luma16M):
-        cols = first.grid(param.shape).cols
-        supported = supported and first.block_size == _BLOCK
-        supported = supported and all(length % _BLOCK == 0 for length in (cols, *lengths))
     if not supported:
         return None
-    # As wide as the shortest segment, within bounds.
-    tile = min(max(1 << (min(lengths) - 1).bit_length(), _SMALLEST_TILE), _LARGEST_TILE)
+    tile = tile_of(lengths)
     return MiniBucket(
         param_dtype=param.dtype,
         grad_dtype=grad.dtype,
@@ -147,6 +165,7 @@ def mini_bucket_of(
         single=max(lengths) <= tile,
         full=all(length % tile == 0 for length in lengths),
         even=all(length % _EVEN == 0 for length in lengths),
+        grouped=partition.inner % tuning_of(tile).lane == 0,
     )
 
 
@@ -191,14 +210,15 @@ def mini_constants(bucket: MiniBucket, *, scaler: bool, fast: bool) -> dict[str,
         "FAST": fast,
         "HAS_SCALER": scaler,
         "ALIGNED": bucket.aligned,
-        "BLOCK": _BLOCK,
-        "TILE_BLOCKS": bucket.tile // _BLOCK,
+        "BLOCK": BLOCK,
+        "TILE_BLOCKS": bucket.tile // BLOCK,
         "LANE": bucket.tuning.lane,
         "RUNS": bucket.runs,
         "SINGLE": bucket.single,
         "FULL": bucket.full,
         "EVEN": bucket.even,
-        "SPAN": _SPAN,
+        "GROUPED": bucket.grouped,
+        "SPAN": SPAN,
     }
 
 

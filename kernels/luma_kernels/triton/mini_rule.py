@@ -9,25 +9,30 @@ import torch
 from torch import Tensor
 
 from luma_core.codecs import Codec, SegmentMean
-from luma_kernels.triton.mini_columns import (
-    ColumnBucket,
-    column_bucket_of,
-    column_passes,
-    column_scratch,
-)
+from luma_core.sharding import Part
+from luma_kernels.triton.exchange import Sums
+from luma_kernels.triton.mini_columns import ColumnBucket, column_bucket_of, column_passes
 from luma_kernels.triton.mini_passes import MiniBucket, mini_bucket_of, mini_passes, mini_scratch
+from luma_kernels.triton.mini_positions import PositionBucket, position_scratch, position_sums
+from luma_kernels.triton.mini_rows import RowBucket, row_bucket_of, row_passes
 from luma_kernels.triton.passes import Pass, RuleKernels, adamw_passes, adamw_prepare
-from luma_kernels.triton.plan import Bucket, FusedTensor, bucket_of, option_row
+from luma_kernels.triton.plan import Bucket, FusedTensor, Launch, bucket_of, option_row
 
 
 def segment_bucket_of(
-    param: Tensor, grad: Tensor, codecs: Mapping[str, Codec], options: Mapping[str, Any]
+    param: Tensor,
+    grad: Tensor,
+    codecs: Mapping[str, Codec],
+    options: Mapping[str, Any],
+    part: Part | None = None,
 ) -> Bucket | None:
     """Return the bucket of a parameter: AdamW's where it is cut by element."""
     arguments = param, grad, codecs, options
     if not isinstance(codecs["exp_avg_sq"], SegmentMean):
-        return bucket_of(*arguments)
-    return mini_bucket_of(*arguments) or column_bucket_of(*arguments)
+        return bucket_of(*arguments, part)
+    if part is None:
+        return mini_bucket_of(*arguments) or column_bucket_of(*arguments)
+    return row_bucket_of(*arguments, part) or column_bucket_of(*arguments, part)
 
 
 def segment_scratch(
@@ -37,7 +42,12 @@ def segment_scratch(
     bucket = tensors[0].bucket
     if isinstance(bucket, MiniBucket):
         return mini_scratch(tensors, device)
-    return column_scratch(tensors, device) if isinstance(bucket, ColumnBucket) else ()
+    return position_scratch(tensors, device) if isinstance(bucket, PositionBucket) else ()
+
+
+def segment_sums(part: Launch) -> Sums | None:
+    """Return what a launch adds up of parts."""
+    return position_sums(part) if isinstance(part.bucket, PositionBucket) else None
 
 
 def segment_passes(bucket: Bucket, scaler: bool, fast: bool) -> list[Pass]:
@@ -46,9 +56,11 @@ def segment_passes(bucket: Bucket, scaler: bool, fast: bool) -> list[Pass]:
         return mini_passes(bucket, scaler, fast)
     if isinstance(bucket, ColumnBucket):
         return column_passes(bucket, scaler, fast)
+    if isinstance(bucket, RowBucket):
+        return row_passes(bucket, scaler, fast)
     return adamw_passes(bucket, scaler, fast)
 
 
 ADAM_MINI = RuleKernels(
-    option_row, adamw_prepare, segment_passes, segment_scratch, segment_bucket_of
+    option_row, adamw_prepare, segment_passes, segment_scratch, segment_bucket_of, segment_sums
 )

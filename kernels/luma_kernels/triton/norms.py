@@ -1,34 +1,48 @@
-"""The norm of all gradients as a kernel: each program adds up its tiles in a fixed order."""
+"""The norm of all gradients as a kernel: see `exact.py` for its sums."""
 
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.tables import FIRST_PROGRAM, GRAD, NUMEL, WIDTH, pointer_of
+from luma_kernels.triton.adamw import _indices
+from luma_kernels.triton.exact import add_squares, finite_squares, no_digits, store_digits
+from luma_kernels.triton.tables import FIRST_PROGRAM, GRAD, NUMEL, ROW, WIDTH, pointer_of
 
 
 @triton.jit
 def gradient_kernel(
     table,
+    rows,
     owner,
-    sums,
+    digits,
     G: tl.constexpr,
     ALIGNED: tl.constexpr,
+    FLAT: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE_BLOCKS: tl.constexpr,
     TILES: tl.constexpr,
+    LANE: tl.constexpr,
 ):
-    """Add up the finite squares of gradients, as they are, by program: float32 ``[programs]``."""
+    """Add the finite squares of gradients, as they are, to ``digits``, int64 ``[DIGITS]``.
+
+    ``FLAT`` holds of tensors with rows too if blocks do not fill those.
+    """
     pid = tl.program_id(0)
-    entry = table + tl.load(owner + pid).to(tl.int64) * WIDTH
+    tensor = tl.load(owner + pid).to(tl.int64)
+    entry = table + tensor * WIDTH
     numel = tl.load(entry + NUMEL)
     grads = pointer_of(entry, GRAD, G, ALIGNED)
     TILE: tl.constexpr = BLOCK * TILE_BLOCKS
-    element = tl.arange(0, TILE)
-    total = tl.zeros((TILE,), tl.float32)
+    element, _, _ = _indices(rows + tensor * ROW, BLOCK, TILE_BLOCKS, LANE)
+    total = no_digits(TILE_BLOCKS, FLAT)
     first_tile = (pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM)) * TILES
-    for tile in range(first_tile, first_tile + TILES):
+    last_full = tl.minimum(first_tile + TILES, numel // TILE)
+    for tile in range(first_tile, last_full):
         start = tl.multiple_of(tile * TILE, TILE)
+        grad = tl.load(grads + start + element)
+        total = add_squares(total, finite_squares(grad.to(tl.float32), 0, False, FLAT), FLAT)
+    last_tile = tl.minimum(first_tile + TILES, tl.cdiv(numel, TILE))
+    for tile in range(tl.maximum(first_tile, last_full), last_tile):
+        start = tile * TILE
         grad = tl.load(grads + start + element, mask=start + element < numel, other=0)
-        squares = grad.to(tl.float32) * grad.to(tl.float32)
-        total += tl.where(squares < float("inf"), squares, 0.0)
-    tl.store(sums + pid, tl.sum(total, axis=0))
+        total = add_squares(total, finite_squares(grad.to(tl.float32), 0, False, FLAT), FLAT)
+    store_digits(digits, total)

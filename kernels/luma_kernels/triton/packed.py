@@ -137,7 +137,7 @@ def root_v_decode(word, scale, C: tl.constexpr):
     scale = scale.to(tl.float32, bitcast=True)
     STEP: tl.constexpr = (1.0 - C[2]) / (2**BITS - 1)
     offset = tl.where(scale < float("inf"), scale * (C[2] - STEP * 2**BITS), 0.0)
-    root = share.to(tl.float32, bitcast=True) * (scale * (STEP * 2**BITS)) + offset
+    root = tl.fma(share.to(tl.float32, bitcast=True), scale * (STEP * 2**BITS), offset)
     return root * root
 
 
@@ -151,7 +151,7 @@ def root_v_encode(root, scale, bits, FAST: tl.constexpr, C: tl.constexpr):
     # Places in a fixed-point format, in the mantissa of a number above 2**23.
     FRACTION: tl.constexpr = 16 if BITS <= 6 else 15
     place = saturated(root, per_scale, -C[2] * SHARE, FAST)
-    place = place * ((2**BITS - 1) * 2.0**FRACTION) + 8388608.0
+    place = tl.fma(place, (2**BITS - 1) * 2.0**FRACTION, 8388608.0)
     code = (place.to(tl.uint32, bitcast=True) + (bits >> (32 - FRACTION))) >> FRACTION
     return pack(code & (2**BITS - 1), BITS)
 

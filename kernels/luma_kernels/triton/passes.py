@@ -9,9 +9,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from luma_core.codecs import Codec
 from luma_kernels.triton.adamw import finish_kernel, maxima_kernel, step_kernel
 from luma_kernels.triton.configuration import first_moment, second_moment
+from luma_kernels.triton.exchange import Sums
 from luma_kernels.triton.launch import KernelLaunch
 from luma_kernels.triton.plan import (
     TENSORS_PER_PROGRAM,
@@ -51,11 +51,18 @@ class Pass(NamedTuple):
 
     Attributes:
         launch: the kernel.
-        arguments: returns its number of programs and its arguments.
+        arguments: returns its number of programs and its arguments; with none, it is left out.
+        after_sums: whether it comes after the `RuleKernels.sums` of parts were added up.
     """
 
     launch: KernelLaunch
     arguments: Callable[[Plan, Launch], tuple[Any, ...]] = by_program
+    after_sums: bool = False
+
+
+def no_sums(part: Launch) -> None:
+    """Return the sums of a rule that has none."""
+    return
 
 
 class RuleKernels(NamedTuple):
@@ -69,17 +76,19 @@ class RuleKernels(NamedTuple):
             approximate units, the launches that follow, in order.
         scratch: given the tensors of a bucket, its number of programs and the device, buffers for
             its kernels.
-        bucket: given a parameter, its gradient, its codecs and its group's options, the bucket;
-            ``None`` where the kernels cannot take it.
+        bucket: given a parameter, its gradient, its codecs, its group's options, and what part it
+            is of a parameter whose other parts matter, the bucket; ``None`` where the kernels
+            cannot take it. That must be the same on all processes that have parts.
+        sums: given a launch, what its first passes add to, which is zero before them; ``None``
+            where there is nothing.
     """
 
     options: Callable[[Mapping[str, Any]], list[float]]
     prepare: Callable[[bool], KernelLaunch]
     passes: Callable[[Bucket, bool, bool], list[Pass]]
     scratch: Callable[[Sequence[FusedTensor], int, torch.device], tuple[Tensor, ...]] = no_scratch
-    bucket: Callable[[Tensor, Tensor, Mapping[str, Codec], Mapping[str, Any]], Bucket | None] = (
-        bucket_of
-    )
+    bucket: Callable[..., Bucket | None] = bucket_of
+    sums: Callable[[Launch], Sums | None] = no_sums
 
 
 def step_constants(bucket: Bucket, *, scaler: bool, fast: bool) -> dict[str, Any]:

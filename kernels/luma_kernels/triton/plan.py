@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from luma_core.codecs import BlockGrid, Codec
 from luma_core.codecs.loggrid import LogGridCodec
 from luma_core.codecs.packed import PackedCodec
 from luma_kernels.triton.configuration import first_moment, is_equal_pair, second_moment
+
+if TYPE_CHECKING:
+    from luma_core.sharding import Part
+    from luma_kernels.triton.exchange import Groups
 
 WIDTH = 16
 """Columns of the pointer table; `tables.py` names them."""
@@ -127,6 +131,8 @@ class FusedTensor:
         grid: its blocks.
         bucket: its launch.
         first_index: index of the first element in the whole parameter; selects the noise.
+        groups: the processes that have the other parts, where a step needs something of them.
+        place: its place among the tensors of the step, before they are put into buckets.
     """
 
     param: Tensor
@@ -135,18 +141,27 @@ class FusedTensor:
     grid: BlockGrid
     bucket: Bucket
     first_index: int = 0
+    groups: Groups = ()
+    place: int = 0
 
 
 def bucket_of(
-    param: Tensor, grad: Tensor, codecs: Mapping[str, Codec], options: Mapping[str, Any]
+    param: Tensor,
+    grad: Tensor,
+    codecs: Mapping[str, Codec],
+    options: Mapping[str, Any],
+    part: Part | None = None,
 ) -> Bucket | None:
-    """Return the bucket of a parameter, or ``None`` where the kernels cannot take it."""
+    """Return the bucket of a parameter, or ``None`` where the kernels cannot take it.
+
+    ``part`` is what it is of a parameter that is cut; with one scale for all, kernels take none.
+    """
     first, second = codecs["exp_avg"], codecs["exp_avg_sq"]
     block = first.block_size
     supported = block == second.block_size
     supported = supported and first_moment(first) is not None and second_moment(second) is not None
     if block is None:
-        supported = supported and is_equal_pair(first, second)
+        supported = supported and is_equal_pair(first, second) and part is None
     if block is not None:
         in_range = _SMALLEST_BLOCK <= block <= _LARGEST_BLOCK
         supported = supported and in_range and block & (block - 1) == 0
@@ -183,6 +198,7 @@ class Launch:
         owner: int32 ``[programs]``, the table row of each program.
         programs: their number.
         scratch: buffers of the rule's kernels.
+        members: the tensors; `groups` is that of all of them.
     """
 
     bucket: Bucket
@@ -191,6 +207,12 @@ class Launch:
     owner: Tensor
     programs: int
     scratch: tuple[Tensor, ...]
+    members: Sequence[FusedTensor]
+
+    @property
+    def groups(self) -> Groups:
+        """The processes that have the other parts of the tensors."""
+        return self.members[0].groups
 
 
 def is_capturing(device: torch.device) -> bool:
@@ -222,9 +244,9 @@ class Plan:
         device: torch.device,
         scratch: Callable[[Sequence[FusedTensor], int, torch.device], tuple[Tensor, ...]],
     ) -> None:
-        order: dict[Bucket, list[FusedTensor]] = {}
+        order: dict[tuple[Bucket, Groups], list[FusedTensor]] = {}
         for tensor in tensors:
-            order.setdefault(tensor.bucket, []).append(tensor)
+            order.setdefault((tensor.bucket, tensor.groups), []).append(tensor)
         self.device = device
         self.tensors = [tensor for part in order.values() for tensor in part]
         self.params = [tensor.param for tensor in self.tensors]
@@ -233,13 +255,14 @@ class Plan:
         self.launches: list[Launch] = []
         self._staging: list[Tensor] = []
         rows: list[list[int]] = []
-        for bucket, part in order.items():
+        for (bucket, _), part in order.items():
             counts = [tensor.bucket.programs(tensor.grid) for tensor in part]
             total = sum(counts)
             repeats = self.upload(torch.tensor(counts, dtype=torch.int32))
             owner = torch.repeat_interleave(repeats, output_size=total).add_(len(rows))
             buffers = scratch(part, total, device)
-            self.launches.append(Launch(bucket, len(rows), len(part), owner, total, buffers))
+            launch = Launch(bucket, len(rows), len(part), owner, total, buffers, part)
+            self.launches.append(launch)
             first = 0
             for tensor, count in zip(part, counts, strict=True):
                 rows.append(_row(tensor, first))

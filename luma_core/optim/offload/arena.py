@@ -6,21 +6,21 @@ import logging
 import math
 import mmap
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from luma_core.direct import transfer_memory
 from luma_core.errors import ConfigurationError
 from luma_core.sharding import is_sharded, local_tensor
 
 _LOGGER = logging.getLogger(__name__)
 
 ALIGNMENT_BYTES = 256
-PAGE_BYTES = 4096
 DIRECT_BYTES = 256 << 10
 """Least size of what lies in a slot at the same place of a page as in its arena."""
 
@@ -31,6 +31,26 @@ class Arena(Protocol):
     bytes: Tensor
     """uint8, all of it."""
 
+    def intake(self) -> Intake:
+        """Return what fills it, before it is used."""
+        ...
+
+
+class Intake(Protocol):
+    """Fills an arena; may be used by several threads."""
+
+    def part(self, first: int, size_bytes: int) -> Tensor:
+        """Return memory, uint8 on the CPU, for bytes from ``first`` on; not empty."""
+        ...
+
+    def filled(self, first: int, memory: Tensor) -> None:
+        """Take what `part` returned, now that it is filled; it may be used anew then.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        ...
+
 
 class HostArena:
     """Memory of the host, pinned where there is a CUDA device.
@@ -40,27 +60,46 @@ class HostArena:
     Args:
         size: bytes.
         pin: whether to pin it.
+        for_disk: whether disks read and write it: it is in large pages then, where there are such,
+            and not there in forked children.
 
     Raises:
         ConfigurationError: the host does not give that much.
     """
 
-    def __init__(self, size: int, *, pin: bool) -> None:
+    def __init__(self, size: int, *, pin: bool, for_disk: bool = False) -> None:
+        size = max(size, mmap.PAGESIZE)
         # Of the system itself: PyTorch rounds pinned memory up to powers of two.
         try:
-            self._memory = mmap.mmap(-1, max(size, mmap.PAGESIZE))
+            self.bytes = torch.from_numpy(transfer_memory(size)) if for_disk else _shared(size)
         except OSError as error:
             raise ConfigurationError(
                 f"{size:,} bytes of the host's memory cannot be had for offloaded state: "
                 f"{error.strerror}.",
                 hint="Use offload='disk'.",
             ) from error
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            # Kernels may be built without.
-            with suppress(OSError):
-                self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self.bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
         self.pinned = pin and _pinned(self)
+
+    def intake(self) -> HostArena:
+        """Return itself: what it takes is in place."""
+        return self
+
+    def part(self, first: int, size_bytes: int) -> Tensor:
+        """Return the bytes themselves."""
+        return self.bytes[first : first + size_bytes]
+
+    def filled(self, first: int, memory: Tensor) -> None:
+        """Do nothing: they are in place."""
+
+
+def _shared(size: int) -> Tensor:
+    """Return memory that forked children have too, without a copy."""
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Kernels may be built without, and mostly give none to memory of this kind.
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _pinned(arena: HostArena) -> bool:
@@ -110,8 +149,7 @@ def place(
 ) -> Arena | None:
     """Move stored tensors into one new arena, and put views of it in their place.
 
-    Tensors of one key lie side by side in the order of the states, so that what is stepped together
-    is moved by few transfers.
+    What is stepped together is moved by few transfers so.
 
     Args:
         states: of parameters; changed in place.
@@ -121,26 +159,53 @@ def place(
     Returns:
         the arena; ``None`` where there was nothing to move.
     """
-    wanted: dict[str, list[dict[str, Tensor]]] = {}
-    for state in states:
-        for key in keys(state):
-            wanted.setdefault(key, []).append(state)
-    order = sorted(wanted, key=lambda key: -local_tensor(wanted[key][0][key]).element_size())
-    places = [(key, state) for key in order for state in wanted[key]]
-    sizes = [_padded(state[key]) for key, state in places]
-    if not places:
+    found = [(state, key) for state in states for key in keys(state)]
+    if not found:
         return None
-    made = arena(sum(sizes))
-    first = 0
-    for (key, state), size in zip(places, sizes, strict=True):
-        old = local_tensor(state[key])
-        nbytes = old.numel() * old.element_size()
-        view = made.bytes[first : first + nbytes].view(old.dtype).view(old.shape)
-        if not is_blank(old):
-            view.copy_(old)
-        state[key] = _like(state[key], view)
-        first += size
+    old = [local_tensor(state[key]) for state, key in found]
+    firsts, size = arranged(
+        [
+            Placed(key, value.dtype, tuple(value.shape))
+            for (_, key), value in zip(found, old, strict=True)
+        ]
+    )
+    made = arena(size)
+    for (state, key), value, first in zip(found, old, firsts, strict=True):
+        view = made.bytes[first : first + value.nbytes].view(value.dtype).view(value.shape)
+        if not is_blank(value):
+            view.copy_(value)
+        state[key] = like(state[key], view)
     return made
+
+
+class Placed(NamedTuple):
+    """A tensor that gets a place in a block."""
+
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its place."""
+        size = math.prod(self.shape) * self.dtype.itemsize
+        return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def arranged(tensors: Sequence[Placed]) -> tuple[list[int], int]:
+    """Return the first byte of each tensor in a block for all of them, and the block's size.
+
+    Tensors of one key lie side by side in their order.
+    """
+    itemsizes: dict[str, int] = {}
+    for each in tensors:
+        itemsizes.setdefault(each.key, each.dtype.itemsize)
+    rank = {key: place for place, key in enumerate(sorted(itemsizes, key=lambda k: -itemsizes[k]))}
+    firsts, end = [0] * len(tensors), 0
+    for index in sorted(range(len(tensors)), key=lambda index: rank[tensors[index].key]):
+        firsts[index] = end
+        end += tensors[index].size_bytes
+    return firsts, end
 
 
 def blank(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -157,13 +222,8 @@ def is_blank(tensor: Tensor) -> bool:
     )
 
 
-def _padded(tensor: Tensor) -> int:
-    local = local_tensor(tensor)
-    size = math.prod(local.shape) * local.element_size()
-    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
-def _like(old: Tensor, local: Tensor) -> Tensor:
+def like(old: Tensor, local: Tensor) -> Tensor:
+    """Return a local tensor as a DTensor where ``old``, whose place it takes, is one."""
     if not is_sharded(old):
         return local
     kind: Any = type(old)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from luma_core import changes
 from luma_core.optim.batch import Batch
 from luma_core.optim.clipping import GradientClip, gradient_square_digits
 from luma_core.optim.offload.arena import ALIGNMENT_BYTES, HostArena
@@ -27,12 +28,14 @@ class _Group:
         pieces: of parameters.
         params: their memory on the host; with it the gradients, as ``grad``.
         batch: steps them.
+        state: their state, which the step changes.
     """
 
     slot: int
     pieces: list[Piece]
     params: list[Tensor]
     batch: Batch
+    state: list[Tensor]
 
 
 class HostSlots:
@@ -138,7 +141,8 @@ class CpuStepBatch:
             work.append(item._replace(param=param, state=state, start=piece.first))
         batch = Batch(self._optimizer)
         batch.build(work)
-        return _Group(slot, pieces, params, batch)
+        stored = [part.of(p.work.state[part.key]) for p in pieces for part in p.stored]
+        return _Group(slot, pieces, params, batch, stored)
 
     def follow_gradients(self) -> bool:
         """Do nothing: gradients are read where they are."""
@@ -168,6 +172,7 @@ class CpuStepBatch:
                 following = self._groups[len(come)]
                 come.append(link.bring(following, busy[following.slot]))
             link.wait(come[index])
+            changes.before_change(group.state)
             group.batch.launch(grad_scale=None, found_inf=None, clip=clip)
             busy[group.slot] = link.send(_returning(group))
         link.close()

@@ -57,8 +57,8 @@ class FileMover:
         self._under_way: list[Future[None]] = []
 
     def slot(self, nbytes: int) -> Tensor:
-        """Return memory of the host, of whole pages."""
-        return HostArena(nbytes, pin=False).bytes[:nbytes]
+        """Return memory of the host, of whole pages, large ones where there are such."""
+        return HostArena(nbytes, pin=False, for_disk=True).bytes[:nbytes]
 
     def bind(self, moves: Sequence[Move], slot: Tensor) -> Bound:
         """Return where each run is in its file, and its memory in the slot."""
@@ -134,7 +134,7 @@ class FileCudaMover(FileMover):
         """Return memory of the device, and keep as much pinned memory for it."""
         memory = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
         self._staging = [kept for kept in self._staging if kept[0]() is not None]
-        self._staging.append((weakref.ref(memory), HostArena(nbytes, pin=True)))
+        self._staging.append((weakref.ref(memory), HostArena(nbytes, pin=True, for_disk=True)))
         return memory
 
     def bind(self, moves: Sequence[Move], slot: Tensor) -> Bound:

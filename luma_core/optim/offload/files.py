@@ -14,8 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from luma_core import mapped
+from luma_core.direct import PAGE_BYTES, is_refusal, opened_directly, transfer_memory
 from luma_core.errors import StorageError
-from luma_core.optim.offload.arena import DIRECT_BYTES, PAGE_BYTES
+from luma_core.optim.offload.arena import DIRECT_BYTES
+
+# Of linux/fs.h; Python has a name for it from 3.12 on, where the system does.
+_FICLONE = getattr(fcntl, "FICLONE", 0x40049409)
 
 _NAME = "state-{}.luma-offload"
 
@@ -56,8 +61,31 @@ class Folder:
 
     def arena(self, size: int) -> FileArena:
         """Return a new file of zeros."""
+        return FileArena(self._new_path(), size)
+
+    def clone(self, arena: FileArena) -> Tensor | None:
+        """Return the bytes of an arena as they are now, in a file that shares its blocks.
+
+        ``None`` where the file system has no such files, or too little room: the arena's writes go
+        to new blocks as long as there is a clone, and whatever the clone is read for may be written
+        to the same disk.
+        """
+        try:
+            found = os.statvfs(self.path)
+            if found.f_bavail * found.f_frsize < 2 * arena.bytes.numel():
+                return None
+            file = _unnamed(self._new_path())
+            try:
+                return arena.cloned_to(file)
+            finally:
+                # What is mapped stays.
+                os.close(file)
+        except OSError:
+            return None
+
+    def _new_path(self) -> Path:
         self._made += 1
-        return FileArena(self.path / _NAME.format(self._made), size)
+        return self.path / _NAME.format(self._made)
 
 
 def _lock(file: int) -> None:
@@ -86,24 +114,52 @@ class FileArena:
     def __init__(self, path: Path, size: int) -> None:
         size = -(-max(size, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
         self.lost: StorageError | None = None
+        self._folder = str(path.parent)
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             weakref.finalize(self, os.close, self._file)
             try:
-                self._direct = _opened_directly(path)
+                self._direct = opened_directly(path, "r+b")
             finally:
                 path.unlink()
             if self._direct is not None:
-                weakref.finalize(self, os.close, self._direct)
+                weakref.finalize(self, self._direct.close)
             os.posix_fallocate(self._file, 0, size)
-            self._memory = mmap.mmap(self._file, size)
+            self.bytes = _mapped(self._file, size)
         except OSError as error:
             raise StorageError(
-                f"{size:,} bytes of optimizer state cannot be kept in {str(path.parent)!r}: "
+                f"{size:,} bytes of optimizer state cannot be kept in {self._folder!r}: "
                 f"{error.strerror}.",
                 hint="Free the space, or name another offload_directory; nothing was changed.",
             ) from error
-        self.bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
+        mapped.register(self)
+
+    def cloned_to(self, file: int) -> Tensor:
+        """Let another, empty file share all blocks, and return its bytes.
+
+        Raises:
+            OSError: the file system cannot do that.
+        """
+        fcntl.ioctl(file, _FICLONE, self._file)
+        return _mapped(file, self.bytes.numel())
+
+    def intake(self) -> FileIntake:
+        """Return what writes all of the bytes, while no optimizer uses them yet."""
+        return FileIntake(self)
+
+    def fill(self, first: int, memory: Tensor) -> None:
+        """Write bytes that no optimizer uses yet.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        try:
+            self._moved(os.pwritev, first, memory)
+        except OSError as error:
+            raise StorageError(
+                f"state could not be written to {self._folder!r}: {error.strerror}.",
+                hint="Mend the disk and load again; nothing was changed.",
+            ) from error
 
     def check(self) -> None:
         """Raise `StorageError` if some of the bytes were lost."""
@@ -128,11 +184,8 @@ class FileArena:
 
     def _move(self, call: Call, first: int, memory: Tensor, what: str) -> None:
         self.check()
-        view = memory.numpy().data
-        direct = self._direct is not None and (memory.data_ptr() - first) % PAGE_BYTES == 0
         try:
-            for start, stop in _spans(first, first + len(view), direct=direct):
-                self._move_span(call, start, view[start - first : stop - first])
+            self._moved(call, first, memory)
         except OSError as error:
             self.lost = StorageError(
                 f"offloaded state could not be {what}: {error.strerror}. Parameters and state may "
@@ -141,15 +194,21 @@ class FileArena:
             )
             raise self.lost from error
 
+    def _moved(self, call: Call, first: int, memory: Tensor) -> None:
+        view = memory.numpy().data
+        direct = self._direct is not None and (memory.data_ptr() - first) % PAGE_BYTES == 0
+        for start, stop in _spans(first, first + len(view), direct=direct):
+            self._move_span(call, start, view[start - first : stop - first])
+
     def _move_span(self, call: Call, at: int, left: memoryview) -> None:
         large = len(left) >= DIRECT_BYTES
         while left:
             aligned = not (at % PAGE_BYTES or len(left) % PAGE_BYTES)
             direct = self._direct if large and aligned else None
             try:
-                count = call(self._file if direct is None else direct, [left], at)
+                count = call(self._file if direct is None else direct.fileno(), [left], at)
             except OSError as error:
-                if direct is None or error.errno != errno.EINVAL:
+                if direct is None or not is_refusal(error):
                     raise
                 self._direct = None
                 continue
@@ -161,12 +220,57 @@ class FileArena:
             left, at = left[count:], at + count
 
 
-def _opened_directly(path: Path) -> int | None:
-    """Open a file for transfers past the page cache; ``None`` where there is no such thing."""
+class FileIntake:
+    """Writes a file past the page cache from memory that is used again and again.
+
+    Args:
+        arena: the file.
+    """
+
+    def __init__(self, arena: FileArena) -> None:
+        self._arena = arena
+        self._free: list[Tensor] = []
+        self._lent: dict[int, Tensor] = {}
+
+    def part(self, first: int, size_bytes: int) -> Tensor:
+        """Return memory that begins at the same place of a page as ``first`` does."""
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = torch.empty(0, dtype=torch.uint8)
+        if memory.numel() < size_bytes + PAGE_BYTES:
+            memory = torch.from_numpy(transfer_memory(size_bytes + PAGE_BYTES))
+        found = memory[first % PAGE_BYTES :][:size_bytes]
+        self._lent[found.data_ptr()] = memory
+        return found
+
+    def filled(self, first: int, memory: Tensor) -> None:
+        """Write what `part` returned.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        self._arena.fill(first, memory)
+        self._free.append(self._lent.pop(memory.data_ptr()))
+
+
+def _mapped(file: int, size: int) -> Tensor:
+    """Return a file's bytes, to be read in order by whoever saves them."""
+    # Not a private mapping, which would be counted as memory that may be needed.
+    memory = mmap.mmap(file, size)
+    if hasattr(mmap, "MADV_SEQUENTIAL"):
+        memory.madvise(mmap.MADV_SEQUENTIAL)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def _unnamed(path: Path) -> int:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        return os.open(path, os.O_RDWR | os.O_DIRECT) if hasattr(os, "O_DIRECT") else None
+        path.unlink()
     except OSError:
-        return None
+        os.close(file)
+        raise
+    return file
 
 
 def _spans(start: int, stop: int, *, direct: bool) -> Iterator[tuple[int, int]]:

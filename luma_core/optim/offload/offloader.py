@@ -18,9 +18,11 @@ from luma_core.optim.offload.arena import Arena, HostArena, blank, place
 from luma_core.optim.offload.cpu_step import CpuStepBatch, HostSlots
 from luma_core.optim.offload.file_movers import FileCudaMover, FileMover
 from luma_core.optim.offload.files import FileArena, Folder
+from luma_core.optim.offload.incoming import Awaited, Incoming
 from luma_core.optim.offload.movers import CudaMover, HostMover
 from luma_core.optim.offload.options import OffloadOptions
 from luma_core.optim.offload.pipeline import Mover, Pipeline
+from luma_core.optim.offload.snapshot import Snapshot
 from luma_core.optim.offload.streamed import StreamedBatch
 from luma_core.optim.work import Steppable, Work
 from luma_core.sharding import local_tensor
@@ -86,14 +88,38 @@ class Offloader:
         if not any(True for state in states for _ in self._unplaced(state)):
             return False
         self.settle()
-        held = self._held(optimizer)
-        self._arenas = [
-            arena for arena in self._arenas if arena.bytes.untyped_storage().data_ptr() in held
-        ]
+        self._drop_unused(optimizer)
         found = place(states, self._unplaced, self._new_arena)
         assert found is not None
         self._arenas.append(found)
         return True
+
+    def incoming(self, awaited: Sequence[Awaited]) -> Incoming | None:
+        """Return a new block for state that is to be loaded; ``None`` where it needs none.
+
+        Args:
+            awaited: tensors of parameters that `takes` is true of.
+
+        Raises:
+            StorageError: the disk has no room for it beside the state of now.
+            ConfigurationError: the host's memory has none.
+        """
+        if self.mode == "cpu-step" or not awaited:
+            return None
+        return Incoming(awaited, self._new_arena)
+
+    def take(self, incoming: Incoming) -> None:
+        """Keep the block of state that was loaded, which is in place now, and drop that of old."""
+        self._arenas.append(incoming.arena)
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            self._drop_unused(optimizer)
+
+    def _drop_unused(self, optimizer: CompressedOptimizer) -> None:
+        held = self._held(optimizer)
+        self._arenas = [
+            arena for arena in self._arenas if arena.bytes.untyped_storage().data_ptr() in held
+        ]
 
     def pipeline(self, device: torch.device) -> Pipeline:
         """Return what moves state of parameters on a device."""
@@ -120,6 +146,29 @@ class Offloader:
             for arena in lost:
                 if arena.bytes.untyped_storage().data_ptr() in held:
                     arena.check()
+
+    def snapshot(self) -> Snapshot | None:
+        """Return the state of now, as steps that follow leave it.
+
+        It takes neither memory nor reading: files are cloned, where their file system can do that
+        (XFS, Btrfs). ``None`` where it cannot, where it has too little room, and where state is in
+        no files.
+        """
+        optimizer = self._optimizer()
+        if self._folder is None or optimizer is None:
+            return None
+        self.settle()
+        held, frozen = self._held(optimizer), {}
+        for arena in self._arenas:
+            block = arena.bytes.untyped_storage().data_ptr()
+            if block not in held:
+                continue
+            assert isinstance(arena, FileArena)
+            clone = self._folder.clone(arena)
+            if clone is None:
+                return None
+            frozen[block] = clone
+        return Snapshot(frozen) if frozen else None
 
     def _held(self, optimizer: CompressedOptimizer) -> set[int]:
         """Return where the blocks are that state is in."""

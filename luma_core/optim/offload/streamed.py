@@ -10,9 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from luma_core import changes
+from luma_core.direct import PAGE_BYTES
 from luma_core.optim.batch import Batch
 from luma_core.optim.clipping import GradientClip
-from luma_core.optim.offload.arena import ALIGNMENT_BYTES, DIRECT_BYTES, PAGE_BYTES
+from luma_core.optim.offload.arena import ALIGNMENT_BYTES, DIRECT_BYTES
 from luma_core.optim.offload.pieces import Piece, Stored, cut
 from luma_core.optim.offload.pipeline import Chunk, Move, Pipeline
 from luma_core.optim.work import Steppable, Work
@@ -30,10 +32,18 @@ class Cut(NamedTuple):
 class _Group:
     """Pieces that are stepped together."""
 
-    def __init__(self, chunk: Chunk, batch: Batch, cuts: list[Cut]) -> None:
+    def __init__(self, chunk: Chunk, batch: Batch, cuts: list[Cut], homes: list[Tensor]) -> None:
         self.chunk = chunk
         self.batch = batch
         self.cuts = cuts
+        self._homes = homes
+
+    def step(
+        self, *, grad_scale: Tensor | None, found_inf: Tensor | None, clip: GradientClip | None
+    ) -> None:
+        """Step state that is in the slot; what is where it lives may be replaced from then on."""
+        self.batch.launch(grad_scale=grad_scale, found_inf=found_inf, clip=clip)
+        changes.before_change(self._homes)
 
     def take_gradients(self) -> None:
         """Let the pieces have the gradients of now."""
@@ -108,7 +118,8 @@ class StreamedBatch:
             advanced.add(id(item.state))
             cuts.append(Cut(piece, param))
             work.append(item._replace(param=param, state=state, start=piece.first))
-        group = _Group(chunk, Batch(self._optimizer), cuts)
+        homes = [move.home for move in moves]
+        group = _Group(chunk, Batch(self._optimizer), cuts, homes)
         group.take_gradients()
         group.batch.build(work)
         return group
@@ -136,9 +147,7 @@ class StreamedBatch:
         for group in self._groups:
             if not group.batch.all_fused:
                 group.take_gradients()
-            step = partial(
-                group.batch.launch, grad_scale=grad_scale, found_inf=found_inf, clip=clip
-            )
+            step = partial(group.step, grad_scale=grad_scale, found_inf=found_inf, clip=clip)
             self._pipeline.run(group.chunk, step)
         for group in self._groups:
             group.drop_gradients()

@@ -183,6 +183,16 @@ def test_steps_that_cannot_be(tmp_path, run, step):
         CheckpointManager(tmp_path).save(step, optimizer=run.optimizer)
 
 
+def test_rewinding_to_a_step_that_is_not_there_removes_nothing(tmp_path, run):
+    manager = CheckpointManager(tmp_path)
+    for step in (30, 40):
+        manager.save(step, optimizer=run.optimizer)
+    with pytest.raises(ConfigurationError, match=r"step=20 is not in .*; its steps are .*30.*40"):
+        manager.rewind(20)
+    assert manager.steps() == [30, 40]
+    assert manager.rewind(0) == [30, 40]
+
+
 def test_going_back_takes_a_rewind_and_loses_no_save(tmp_path, run):
     manager = CheckpointManager(tmp_path, keep_last=2, keep_every=30)
     for step in (30, 40, 50, 60):

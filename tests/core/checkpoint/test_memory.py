@@ -11,6 +11,8 @@ import torch
 
 from luma_core import checkpoint
 from luma_core.checkpoint.compression import CHUNK_BYTES
+from luma_core.checkpoint.file_reader import FileReader
+from luma_core.checkpoint.local import LocalStore
 from luma_core.codecs import FP32
 from luma_core.state import ParameterState
 
@@ -71,21 +73,25 @@ def test_saving_asks_for_tensors_when_their_turn_comes_and_lets_them_go(tmp_path
 def test_reading_asks_the_store_for_one_chunk_at_a_time(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, optimizer=ManyTensors())
     opened = checkpoint.open(tmp_path)
-    longest = 0
-    read_range = type(opened.store).read_range
+    read_range, read_whole = LocalStore.read_range, FileReader.read
+    lengths = {"range": 0, "whole": 0}
 
-    def watched(self, name, start, stop):
-        nonlocal longest
-        longest = max(longest, stop - start)
-        return read_range(self, name, start, stop)
+    def watched(kind, function):
+        def wrapped(self, *arguments):
+            start, stop = [value for value in arguments if isinstance(value, int)]
+            lengths[kind] = max(lengths[kind], stop - start)
+            return function(self, *arguments)
 
-    monkeypatch.setattr(type(opened.store), "read_range", watched)
+        return wrapped
+
+    monkeypatch.setattr(LocalStore, "read_range", watched("range", read_range))
+    monkeypatch.setattr(FileReader, "read", watched("whole", read_whole))
     opened.read_checked((), ["optimizer"], put=pytest.fail)
     read = []
     opened.read_checked(["optimizer"], (), put=lambda entry, tensor: read.append(entry.name))
     assert sorted(read) == sorted(f"p{index}/exp_avg.value" for index in range(TENSORS))
     _ = opened.parameter_state("p3").fields["exp_avg.value"]
-    assert 0 < longest <= CHUNK_BYTES
+    assert all(0 < length <= CHUNK_BYTES for length in lengths.values()), lengths
 
 
 PEAK = """

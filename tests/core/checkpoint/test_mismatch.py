@@ -76,7 +76,12 @@ def test_state_of_another_algorithm_is_refused(saved, new_run, edit_manifest):
 
 @pytest.mark.parametrize(
     "options",
-    [{"compression": "gzip"}, {"max_shard_bytes": 0}, {"max_shard_bytes": 1.5}],
+    [
+        {"compression": "gzip"},
+        {"max_shard_bytes": 0},
+        {"max_shard_bytes": 1.5},
+        {"overwrite": "no"},
+    ],
 )
 def test_options_that_cannot_work_are_refused(tmp_path, new_run, options):
     with pytest.raises(ConfigurationError, match=next(iter(options))):

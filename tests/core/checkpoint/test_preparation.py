@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from luma_core import checkpoint
-from luma_core.checkpoint import staging
+from luma_core.checkpoint import copies
 from luma_core.checkpoint.memory import new_tensor, touch
 from luma_core.errors import ConfigurationError
 
@@ -17,14 +17,14 @@ from luma_core.errors import ConfigurationError
 def made(monkeypatch):
     """Weak references to all memory for copies, in the order in which it was made."""
     found = []
-    new = staging._new
+    new = copies._new
 
     def watched(kind):
         copy = new(kind)
         found.append(weakref.ref(copy))
         return copy
 
-    monkeypatch.setattr(staging, "_new", watched)
+    monkeypatch.setattr(copies, "_new", watched)
     yield found
     provided()
     checkpoint.background.before_save(wait=True)
@@ -78,7 +78,7 @@ def test_a_save_that_comes_too_early_gets_the_rest_itself(tmp_path, new_run, sam
         go_on.wait(60)
         touch(copy)
 
-    monkeypatch.setattr(staging, "touch", slowly)
+    monkeypatch.setattr(copies, "touch", slowly)
     checkpoint.prepare(optimizer=run.optimizer, model=run.model)
     assert touched.wait(60)
     expected = run.snapshot()

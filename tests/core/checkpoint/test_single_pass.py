@@ -1,5 +1,6 @@
 """Loading reads the state once, and changes nothing before all of it is known to be right."""
 
+import os
 import threading
 
 import pytest
@@ -7,8 +8,12 @@ import torch
 
 from luma_core import checkpoint
 from luma_core.checkpoint import writer
+from luma_core.checkpoint.file_reader import FileReader
 from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.read_ahead import SPAN_BYTES
+from luma_core.direct import page_span
 from luma_core.errors import CorruptCheckpointError
+from luma_core.optim import LUMA
 
 
 @pytest.fixture
@@ -16,7 +21,7 @@ def read_bytes(monkeypatch):
     """Bytes that were read, by name of the file."""
     counts = {}
     lock = threading.Lock()
-    read_range, read_into = LocalStore.read_range, LocalStore.read_into
+    read_range, read = LocalStore.read_range, FileReader.read
 
     def count(name, size):
         with lock:
@@ -27,13 +32,13 @@ def read_bytes(monkeypatch):
         count(name, len(data))
         return data
 
-    def into(self, name, start, out):
-        done = read_into(self, name, start, out)
-        count(name, done)
-        return done
+    def whole(self, start, stop, memory):
+        found = read(self, start, stop, memory)
+        count(self.path.name, len(found))
+        return found
 
     monkeypatch.setattr(LocalStore, "read_range", ranged)
-    monkeypatch.setattr(LocalStore, "read_into", into)
+    monkeypatch.setattr(FileReader, "read", whole)
     return counts
 
 
@@ -59,10 +64,51 @@ def test_every_byte_of_the_state_is_read_once(
         assert read_bytes[file.name] == file.bytes
 
 
+@pytest.fixture
+def read_spans(monkeypatch):
+    """What was read of whole files, and where, in order."""
+    spans, read = [], FileReader.read
+
+    def noted(self, start, stop, memory):
+        spans.append((start, stop))
+        return read(self, start, stop, memory)
+
+    monkeypatch.setattr(FileReader, "read", noted)
+    return spans
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_tensors_of_many_spans_come_back_from_the_disk(tmp_path, read_spans, compression):
+    random = torch.Generator().manual_seed(0)
+    sizes = {"odd": (9 << 20) + 4321, "none": 0, "one": 1, "small": 300, "even": 8 << 20}
+    extra = {
+        name: torch.randint(256, (size,), dtype=torch.uint8, generator=random)
+        for name, size in sizes.items()
+    }
+    extra["odd"][: 5 << 20] = 7
+    manifest = checkpoint.save(
+        tmp_path, optimizer=LUMA([("p", torch.nn.Parameter(torch.zeros(2)))]), extra=extra,
+        compression=compression,
+    )  # fmt: skip
+    path = next(tmp_path.glob("extra-*"))
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    loaded = checkpoint.load(tmp_path).extra
+    assert all(torch.equal(loaded[name], extra[name]) for name in extra)
+    file = next(file for file in manifest.files if file.name == path.name)
+    spans = sorted(read_spans)
+    assert [start for start, _ in spans[1:]] == [stop for _, stop in spans[:-1]]
+    assert spans[-1][1] == file.bytes
+    for start, stop in spans:
+        first, last = page_span(start, stop)
+        assert last - first <= SPAN_BYTES
+    if compression == "none":
+        assert all(stop % SPAN_BYTES == 0 for _, stop in spans[:-1])
+
+
 @pytest.mark.parametrize("large", [False, True])
 def test_state_in_memory_of_its_own(tmp_path, large):
     """Loaded tensors share no memory, whether they were read alone or with their neighbours."""
-    from luma_core.optim import LUMA
 
     def made():
         shape = (1200, 1024) if large else (64, 64)

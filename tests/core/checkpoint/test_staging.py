@@ -2,33 +2,39 @@
 
 import contextlib
 import gc
+import os
 import threading
 import weakref
 
 import pytest
 import torch
 
-from luma_core import checkpoint
-from luma_core.checkpoint import staging
+from luma_core import checkpoint, optim
+from luma_core.checkpoint import copies, staging
 from luma_core.checkpoint.plan import plan_save
-from luma_core.errors import StorageError
+from luma_core.errors import StateChangedError, StorageError
 
 
-class Watched(staging.Staging):
+class Watched(copies.Copies):
     """Remembers the memory of each save's copies."""
 
     seen: list[list[weakref.ref]]
 
-    def staged(self, plan):
-        found = super().staged(plan)
-        self.seen.append([weakref.ref(copy) for _, copy in self._used])
-        return found
+    def __init__(self, owner):
+        super().__init__(owner)
+        self.made = []
+        self.seen.append(self.made)
+
+    def new(self, kind):
+        copy = super().new(kind)
+        self.made.append(weakref.ref(copy))
+        return copy
 
 
 @pytest.fixture
 def seen(monkeypatch):
     monkeypatch.setattr(Watched, "seen", [], raising=False)
-    monkeypatch.setattr(checkpoint.writer, "Staging", Watched)
+    monkeypatch.setattr(staging, "Copies", Watched)
     yield Watched.seen
     checkpoint.background.before_save(wait=True)
 
@@ -119,7 +125,7 @@ def test_a_failed_save_gives_its_memory_to_the_next(tmp_path, new_run, seen):
 )
 def test_any_tensor_is_copied(tensor):
     with torch.no_grad(), staging._Copier() as copier:
-        copy = staging._new((tensor.dtype, tuple(tensor.shape), False))
+        copy = copies._new((tensor.dtype, tuple(tensor.shape), False))
         copier.copy(tensor.detach(), copy)
     assert torch.equal(copy, tensor)
     assert copy.data_ptr() != tensor.data_ptr() or not tensor.numel()
@@ -153,7 +159,7 @@ def test_cuda_tensors_are_copied_on_one_stream_that_is_waited_for(new_run, monke
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream(log, "own"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream(log, "current"))
     monkeypatch.setattr(torch.cuda, "stream", within)
-    monkeypatch.setattr(staging, "_new", lambda kind: torch.empty(kind[1], dtype=kind[0]))
+    monkeypatch.setattr(copies, "_new", lambda kind: torch.empty(kind[1], dtype=kind[0]))
     run = new_run()
     plan = plan_save(run.optimizer, None, [torch.ones(2).as_subclass(OnCuda)] * 2, 1 << 20)
     found = staging.Staging(run.optimizer).staged(plan)
@@ -161,25 +167,114 @@ def test_cuda_tensors_are_copied_on_one_stream_that_is_waited_for(new_run, monke
     assert all(torch.equal(t.checked(), torch.ones(2)) for t in found.shards["extra"][0])
 
 
-@pytest.mark.gpu
-def test_state_of_a_gpu_is_saved_as_it_was_and_comes_back_there(tmp_path):
-    from luma_core.optim import LUMA
-
-    def trained(steps):
-        param = torch.nn.Parameter(torch.ones(1024, 1024, device="cuda"))
-        optimizer = LUMA([("p", param)], seed=0)
-        for step in range(steps):
+def on_gpu(kind, **options):
+    """Return parameters with gradients on a GPU, and their optimizer after some steps."""
+    named = [(f"p{i}", torch.nn.Parameter(torch.ones(2048, 2048, device="cuda"))) for i in range(3)]
+    optimizer = getattr(optim, kind)(named, seed=0, **options)
+    for step in range(3):
+        for _, param in named:
             param.grad = torch.full_like(param, step + 1.0)
-            optimizer.step()
-        return param, optimizer
+        optimizer.step()
+    torch.cuda.synchronize()
+    return named, optimizer
 
-    param, optimizer = trained(3)
-    expected = {k: v.clone() for k, v in optimizer.parameter_state("p").fields.items()}
-    handle = checkpoint.save(tmp_path, optimizer=optimizer, wait=False)
-    optimizer.step()
-    handle.result()
-    other = trained(0)[1]
-    checkpoint.load(tmp_path, optimizer=other)
-    for key, tensor in other.parameter_state("p").fields.items():
-        assert tensor.device == param.device
-        assert torch.equal(tensor, expected[key])
+
+def fields(optimizer):
+    return {
+        f"{state.name} {key}": value.cpu().clone()
+        for state in optimizer.parameter_states()
+        for key, value in state.fields.items()
+    }
+
+
+def assert_saved(folder, expected):
+    for state in checkpoint.open(folder).states():
+        for key, value in state.fields.items():
+            assert torch.equal(value, expected[f"{state.name} {key}"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["LUMA", "TurboAdam", "LAMB"])
+@pytest.mark.parametrize("offload", [None, "host", "disk", "cpu-step"])
+def test_steps_on_a_gpu_that_are_launched_at_once(tmp_path, kind, offload):
+    away = {} if offload is None else {"offload": offload, "offload_buffer_bytes": 8 << 20}
+    if offload == "disk":
+        away["offload_directory"] = tmp_path / "state"
+    _, optimizer = on_gpu(kind, **away)
+    # The second save finds memory that is pinned already; the third goes on beside it.
+    expected = []
+    for place in "abc":
+        expected.append(fields(optimizer))
+        handle = checkpoint.save(tmp_path / place, optimizer=optimizer, wait=False)
+        for _ in range(3):
+            optimizer.step()
+        if place == "a":
+            handle.result()
+    checkpoint.wait_for_saves()
+    for place, found in zip("abc", expected, strict=True):
+        assert_saved(tmp_path / place, found)
+    if offload == "disk":
+        away["offload_directory"] = tmp_path / "other"
+    other = on_gpu(kind, **away)[1]
+    checkpoint.load(tmp_path / "a", optimizer=other)
+    assert all(torch.equal(v, expected[0][k]) for k, v in fields(other).items())
+
+
+@pytest.mark.gpu
+def test_steps_within_backward_on_a_gpu(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(6))).cuda()
+    optimizer = optim.LUMA(model.named_parameters(), seed=0)
+    optim.step_in_backward(model, optimizer)
+    x = torch.randn(64, 1024, device="cuda")
+    for place in "abcd":
+        model(x).square().mean().backward()
+        expected = fields(optimizer)
+        checkpoint.save(tmp_path / place, optimizer=optimizer, wait=False)
+        model(x).square().mean().backward()
+        checkpoint.wait_for_saves()
+        assert_saved(tmp_path / place, expected)
+
+
+@pytest.mark.gpu
+def test_steps_of_a_graph_that_is_replayed_at_once(tmp_path):
+    """They pass by Python, so that state must have been copied before."""
+    named, optimizer = on_gpu("LUMA", capturable=True, lr=torch.tensor(1e-3, device="cuda"))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    for place in "ab":
+        expected = fields(optimizer)
+        handle = checkpoint.save(tmp_path / place, optimizer=optimizer, wait=False)
+        for _ in range(3):
+            graph.replay()
+        handle.result()
+        assert_saved(tmp_path / place, expected)
+    assert named
+
+
+@pytest.mark.gpu
+def test_a_change_of_state_on_a_gpu_that_nobody_told_of_fails_the_save(tmp_path):
+    _, optimizer = on_gpu("LUMA")
+    opened = threading.Event()
+    handle = checkpoint.save(
+        tmp_path, optimizer=optimizer, wait=False, progress=lambda *_: opened.wait(60)
+    )
+    for state in optimizer.parameter_states():
+        for value in state.fields.values():
+            value.zero_()
+    opened.set()
+    with pytest.raises(StateChangedError, match="was changed in place"):
+        handle.result()
+    assert not checkpoint.exists(tmp_path)
+
+
+@pytest.mark.gpu
+def test_a_child_that_is_forked_after_a_save_lives(tmp_path):
+    _, optimizer = on_gpu("LUMA")
+    checkpoint.save(tmp_path, optimizer=optimizer, wait=False).result()
+    child = os.fork()
+    if child == 0:
+        os._exit(7)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 7

@@ -66,6 +66,7 @@ def test_import_from_trained_adamw_goes_on_like_it(make_model: Make, train: Trai
     ("change", "kind", "message"),
     [
         (lambda sd: sd["param_groups"][0].update(amsgrad=True), ConversionError, "amsgrad=True"),
+        (lambda sd: sd["param_groups"][0].pop("betas"), StateMismatchError, "group 0 of the AdamW"),
         (
             lambda sd: sd["state"][0].pop("exp_avg_sq"),
             ConversionError,

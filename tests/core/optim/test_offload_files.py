@@ -18,10 +18,12 @@ import pytest
 import torch
 from torch import nn
 
-from luma_core import LUMA
+from luma_core import LUMA, checkpoint
+from luma_core.direct import PAGE_BYTES
 from luma_core.errors import StorageError
 from luma_core.optim.offload import files
-from luma_core.optim.offload.arena import DIRECT_BYTES, PAGE_BYTES, HostArena
+from luma_core.optim.offload.arena import DIRECT_BYTES, HostArena
+from luma_core.optim.offload.file_movers import FileMover
 from luma_core.optim.offload.files import FileArena
 
 from .offloaded import BUFFER_BYTES, assert_same, bits, named_parameters, resident, take_steps
@@ -56,7 +58,7 @@ def test_large_runs_pass_by_the_page_cache_where_that_can_be(
     refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if refused == "opening":
-        monkeypatch.setattr(files, "_opened_directly", lambda path: None)
+        monkeypatch.setattr(files, "opened_directly", lambda path, mode: None)
     direct = 0
     moved = os.preadv
 
@@ -76,13 +78,39 @@ def test_large_runs_pass_by_the_page_cache_where_that_can_be(
         take_large_steps(named, optimizer)
         found.append(bits(named, optimizer))
     assert_same(found[1], found[0])
-    with_direct = files._opened_directly(make(tmp_path / "probe")) is not None
-    assert direct > 0 if with_direct else direct == 0
+    assert direct > 0 if has_direct(tmp_path / "probe") else direct == 0
 
 
-def make(path: Path) -> Path:
+def test_a_save_passes_by_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    plain = FileArena.read
+
+    def noted(self: FileArena, first: int, memory: torch.Tensor) -> None:
+        assert (memory.data_ptr() - first) % PAGE_BYTES == 0
+        read.append(memory.numel())
+        plain(self, first, memory)
+
+    named = large_parameters()
+    optimizer = on_disk(named, tmp_path / "s", offload_buffer_bytes=8 << 20)
+    take_large_steps(named, optimizer)
+    entries = optimizer.state_dict()["state"]
+    with monkeypatch.context() as patched:
+        patched.setattr(FileArena, "read", noted)
+        checkpoint.save(tmp_path / "c", optimizer=optimizer)
+    large = [v.nbytes for e in entries.values() for v in e.values() if v.nbytes >= 1 << 20]
+    assert sum(read) == sum(large) > 0
+    other = LUMA(large_parameters())
+    checkpoint.load(tmp_path / "c", optimizer=other)
+    for index, entry in other.state_dict()["state"].items():
+        assert_same(entry, entries[index])
+
+
+def has_direct(path: Path) -> bool:
     path.touch()
-    return path
+    file = files.opened_directly(path, "r+b")
+    if file is not None:
+        file.close()
+    return file is not None
 
 
 def flags(file: int) -> int:
@@ -107,6 +135,21 @@ def test_what_is_written_is_read_and_mapped(shift: int, tmp_path: Path) -> None:
     read = HostArena(size + shift, pin=False).bytes[shift : shift + size]
     arena.read(shift + PAGE_BYTES, read)
     assert int(read[5]) == (int(memory[5]) + 1) % 256
+
+
+def test_memory_that_a_disk_reads_and_writes_begins_with_a_huge_page() -> None:
+    """Where it does not, or lies in memory that may be shared, Linux gives it small pages."""
+    slot = FileMover(lambda _: pytest.fail("no arena is asked for")).slot(5 << 20)
+    assert slot.numel() == 5 << 20
+    assert slot.data_ptr() % (2 << 20) == 0
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    mapped = next(line for line in maps if holds(line, slot.data_ptr()))
+    assert mapped.split()[1] == "rw-p"
+
+
+def holds(line: str, address: int) -> bool:
+    first, last = (int(bound, 16) for bound in line.split()[0].split("-"))
+    return first <= address < last
 
 
 OTHER_PROCESS = """

@@ -27,15 +27,21 @@ from luma_core.codecs import (
     SegmentMean,
     TableM,
 )
+from luma_core.sharding import Part
 from luma_kernels.triton import (
     adam_mini,
     adam_mini_columns,
+    adam_mini_rows,
     adamw,
+    clip,
     lamb,
     lamb_passes,
     mini_columns,
     mini_passes,
+    mini_positions,
+    mini_rows,
     mini_rule,
+    norms,
     passes,
     plan,
 )
@@ -47,9 +53,9 @@ TARGETS = {
 }
 TABLES = {"table": "*i64", "rows": "*i32", "owner": "*i32", "maxima": "*i32"}
 COUNTS = {"tensors": "i32", "first_tensor": "i32"}
-SCRATCH = {"sums": "*fp32", "skipped": "*u8"}
+SCRATCH = {"sums": "*i64", "skipped": "*u8", "first_tensor": "i32"}
 RUNS = {"runs": "*i64", "first_tensor": "i32"}
-CUTS = {"cuts": "*i64", "partials": "*fp32", "rates": "*fp32", "first_tensor": "i32"}
+CUTS = {"cuts": "*i64", "partials": "*fp64", "sums": "*fp64", "rates": "*fp32"}
 
 
 def bucket(dtype, block=128, ragged=False, plain=False):
@@ -59,12 +65,20 @@ def bucket(dtype, block=128, ragged=False, plain=False):
     return plan.Bucket(dtype, dtype, *codecs, ragged, not ragged, True, True, False)
 
 
-def segments(dtype, first, partition):
-    shape = partition.outer * partition.reduce, partition.length * partition.inner
+def lamb_bucket_like(case, flat=False):
+    return lamb_passes.LambBucket(**{**vars(case), "flat": flat})
+
+
+def segments(dtype, first, partition, cut=False):
+    rows = partition.outer * partition.reduce * partition.length
+    shape = rows, partition.inner
+    if partition.inner == 1:
+        shape = partition.outer * partition.reduce, partition.length
     param = torch.empty(shape, dtype=dtype, device="meta")
     codecs = {"exp_avg": first, "exp_avg_sq": SegmentMean(partition=partition)}
     options = {"nonfinite": "skip", "stochastic_rounding": True, "maximize": False}
-    return mini_rule.segment_bucket_of(param, param, codecs, options)
+    part = Part(shape, shape, (0, 0), None, ()) if cut else None
+    return mini_rule.segment_bucket_of(param, param, codecs, options, part)
 
 
 def packed(dtype, first, second, ragged=False):
@@ -74,12 +88,14 @@ def packed(dtype, first, second, ragged=False):
 def compiled(kernel, constants, signature, target, **options):
     signature = {**signature, **dict.fromkeys(constants, "constexpr")}
     names = [name for name in kernel.arg_names if name in signature]
+    signature = {name: signature[name] for name in names}
     attrs = {
         (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
         for name, kind in signature.items()
         if kind.startswith("*") and name in names
     }
     source = ASTSource(kernel, {name: signature[name] for name in names}, constants, attrs)
+    options = {"enable_fp_fusion": False, **options}
     return triton.compile(source, target=target, options=options)
 
 
@@ -105,19 +121,33 @@ def lamb_kernels(case, fast):
         registers = lamb_passes.lamb_registers(case, last=last)
         name = "/last" if last else "/first"
         yield name, lamb.lamb_kernel, constants, {**TABLES, **SCRATCH}, registers
+    if case.flat:
+        yield "/ratio", lamb.ratio_kernel, {}, {"rows": "*i32", **SCRATCH}, registers
+    if case.scaled and case.aligned and case.param_dtype == torch.float32:
+        signature = {**TABLES, "digits": "*i64"}
+        yield "/norm", norms.gradient_kernel, clip.gradient_constants(case), signature, registers
 
 
 def adam_mini_kernels(case, fast):
+    if not isinstance(case, mini_positions.PositionBucket):
+        constants = mini_passes.mini_constants(case, scaler=True, fast=fast)
+        yield "", adam_mini.mini_kernel, constants, {**TABLES, **RUNS}, case.tuning.registers
+        return
+    means = mini_positions.means_constants(case, scaler=True, fast=fast)
+    parts = {"means": (adam_mini_columns.column_means_kernel, means)}
     if isinstance(case, mini_columns.ColumnBucket):
         constants = mini_columns.column_constants(case, scaler=True, fast=fast)
-        for part in ("sums", "means", "update"):
-            function = getattr(adam_mini_columns, f"column_{part}_kernel")
-            signature = {key: kind for key, kind in {**TABLES, **CUTS}.items()
-                         if key in function.arg_names}  # fmt: skip
-            yield f"/{part}", function, mini_columns.of_kernel(function, constants), signature, 128
-        return
-    constants = mini_passes.mini_constants(case, scaler=True, fast=fast)
-    yield "", adam_mini.mini_kernel, constants, {**TABLES, **RUNS}, case.tuning.registers
+        names = ("sums", "parts", "update") if case.cut else ("sums", "update")
+        for part in names:
+            parts[part] = getattr(adam_mini_columns, f"column_{part}_kernel"), constants
+    else:
+        constants = mini_rows.row_constants(case, scaler=True)
+        parts["sums"] = adam_mini_rows.row_sums_kernel, constants
+        parts["update"] = adam_mini_rows.row_update_kernel, constants
+    for part, (function, known) in parts.items():
+        signature = {**TABLES, **CUTS, "first_tensor": "i32"}
+        signature = {key: kind for key, kind in signature.items() if key in function.arg_names}
+        yield f"/{part}", function, mini_positions.of_kernel(function, known), signature, 128
 
 
 folder = pathlib.Path(sys.argv[1])
@@ -136,6 +166,9 @@ cases = {
     "plain": bucket(torch.float32, plain=True),
     "plain whole": bucket(torch.float32, block=None, plain=True),
 }
+if sys.argv[2] == "lamb":
+    cases = {name: lamb_bucket_like(case) for name, case in cases.items()}
+    cases["flat"] = lamb_bucket_like(cases["float32"], flat=True)
 if sys.argv[2] == "turbo":
     five, eight = (TableM(bits=3), RootV(bits=2)), (TableM(bits=3), LogV(bits=5))
     cases = {
@@ -158,6 +191,9 @@ if sys.argv[2] == "adam_mini":
         "fp8": segments(torch.float32, FP8E4M3(), rows),
         "ragged": segments(torch.float32, FP32(), Partition.rows((64, 300))),
         "ragged columns": segments(torch.float32, BF16(), Partition.columns((768, 3072))),
+        "cut": segments(torch.float32, BF16(), rows, cut=True),
+        "cut fp8": segments(torch.bfloat16, FP8E4M3(), rows, cut=True),
+        "cut ragged": segments(torch.float32, BF16(), Partition.columns((768, 3072)), cut=True),
     }
 few = list(cases)[: int(sys.argv[3])]
 report = {}
@@ -178,6 +214,7 @@ for target_name, target in TARGETS.items():
         wide = {
             "loads": len(re.findall(r"ld\.global(?:\.cg)?\.v4\.b32", ptx)),
             "stores": len(re.findall(r"st\.global\.v4\.b32", ptx)),
+            "fusible": len(re.findall(r"\b(?:mul|add|sub)\.f(?:32|64)", ptx)),
         }
         report[f"{target_name}/{name}"] = {**usage(kernel, folder), **wide}
 print("REPORT " + json.dumps(report))

@@ -76,4 +76,5 @@ for count in (100, 100, 1):
 repeat = launch.repeated(2, source, target, 100)
 repeat()
 report = {"calls": calls, "binds": len(binds), "tensors": asked, "unbound": unbound}
+report["fusion"] = launch._compiled.metadata.enable_fp_fusion
 print("REPORT " + json.dumps(report))

@@ -30,3 +30,4 @@ def test_later_launches_skip_binding_and_pass_the_same_arguments(tmp_path: Path)
     assert repeated == first
     assert report["unbound"] is None
     assert report["tensors"] == [2, 2, 2, 0]
+    assert report["fusion"] is False

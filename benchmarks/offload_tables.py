@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 def steps(result: dict[str, Any]) -> list[str]:
     """Return the table of steps without a model."""
-    link = result["link"]["both"] / 1e9
+    link = result["link"]["duplex"] / 1e9
     lines = [
         f"**Steps alone**, {result['device']}, llama1b, bfloat16; the link carried {link:.1f} GB/s",
         "each way at once. *of link* is the step's time over that of moving its state both ways.",

@@ -19,7 +19,13 @@ from luma_client.cli.app import run
 from luma_client.cli.server_process import ServerProcess
 from luma_core.errors import ServiceError
 
-PROGRAM = "from luma_client.cli import main; main()"
+# Whoever runs the tests in the background of a shell has them ignore interruptions.
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from luma_client.cli import main
+main()
+"""
 
 
 @contextmanager

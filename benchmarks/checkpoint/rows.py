@@ -59,7 +59,8 @@ def direct_write(job: Job) -> Result:
                     for start in range(0, len(data), PIECE_BYTES):
                         part = data[start : start + PIECE_BYTES]
                         piece[: len(part)] = part
-                        file.write(piece.data[: len(part)])
+                        if file.write(piece.data[: len(part)]) != len(part):
+                            raise OSError("the disk took less than it was given")
             os.fsync(file.fileno())
 
     return measured(write, job)

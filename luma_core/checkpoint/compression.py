@@ -14,11 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import zstandard
 from isal.isal_zlib import crc32
 
 from luma_core.checkpoint.zigzag import add_difference, difference
+from luma_core.direct import Bytes
 from luma_core.errors import CorruptCheckpointError
 
 Compression = Literal["none", "zstd"]
@@ -38,7 +38,6 @@ WORKERS = 4
 MAX_WAITING_BYTES = 32 << 20
 """Bound on the raw bytes of chunks that are decoded at the same time; one is always taken."""
 
-Bytes = npt.NDArray[np.uint8]
 
 A = TypeVar("A")
 T = TypeVar("T")

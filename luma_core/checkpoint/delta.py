@@ -9,12 +9,12 @@ import numpy as np
 from isal.isal_zlib import crc32
 
 from luma_core.checkpoint.compression import (
-    Bytes,
     Chunk,
     ChunkEncoder,
     encode_chunk,
     encode_difference,
 )
+from luma_core.direct import Bytes
 
 WORTH = 0.95
 """A difference that takes more than this of what the chunk takes is not worth reading a base."""

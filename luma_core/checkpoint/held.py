@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from luma_core import mapped
-from luma_core.checkpoint.compression import Bytes
 from luma_core.checkpoint.copies import Copies, kind_of
 from luma_core.checkpoint.hold import Hold, Job, Version
 from luma_core.checkpoint.shard import raw_chunks
+from luma_core.direct import Bytes
 from luma_core.errors import StateChangedError
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn, optim
 
 from luma_core.checkpoint.budget import MAX_MEMORY_BYTES
-from luma_core.checkpoint.compression import Bytes
 from luma_core.checkpoint.consistency import tensor_name
 from luma_core.checkpoint.dtypes import tensor_bytes, torch_dtype
 from luma_core.checkpoint.extra import restore_extra
@@ -21,6 +20,7 @@ from luma_core.checkpoint.model import check_model, check_names, load_model
 from luma_core.checkpoint.reader import Checkpoint, open
 from luma_core.checkpoint.store import Place
 from luma_core.checkpoint.whole import Room
+from luma_core.direct import Bytes
 from luma_core.errors import ConfigurationError, StateMismatchError
 from luma_core.sharding import is_sharded
 from luma_core.state import GroupOptions, ParameterState, StateSource

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
 from luma_core.checkpoint.chain import base_manifest, check_counterparts
-from luma_core.checkpoint.compression import Bytes, Delta
+from luma_core.checkpoint.compression import Delta
 from luma_core.checkpoint.consistency import state_fields, tensor_name
 from luma_core.checkpoint.dtypes import torch_dtype
 from luma_core.checkpoint.extra import restore_extra
@@ -38,6 +38,7 @@ from luma_core.checkpoint.shard_reader import ShardReader
 from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
 from luma_core.checkpoint.whole import Room, Target, read_shard
 from luma_core.codecs import codec_from_dict
+from luma_core.direct import Bytes
 from luma_core.errors import CorruptCheckpointError
 from luma_core.state import GroupOptions, ParameterState, field_key
 

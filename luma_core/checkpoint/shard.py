@@ -14,12 +14,13 @@ from torch import Tensor
 
 from luma_core import mapped
 from luma_core.checkpoint.budget import Budget
-from luma_core.checkpoint.compression import Bytes, Chunk, ChunkEncoder, Compression
+from luma_core.checkpoint.compression import Chunk, ChunkEncoder, Compression
 from luma_core.checkpoint.delta import Encoded, ReadBase, encode_against
 from luma_core.checkpoint.dtypes import dtype_name, tensor_bytes
 from luma_core.checkpoint.manifest import FileEntry, TensorEntry
 from luma_core.checkpoint.names import ShardKind
 from luma_core.checkpoint.store import ObjectWriter, Store
+from luma_core.direct import Bytes
 from luma_core.errors import StateMismatchError
 
 MAX_HEADER_BYTES = 100_000_000

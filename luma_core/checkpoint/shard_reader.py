@@ -14,12 +14,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from luma_core.checkpoint.compression import Bytes, Delta, StoredChunk, decode_chunks
+from luma_core.checkpoint.compression import Delta, StoredChunk, decode_chunks
 from luma_core.checkpoint.dtypes import torch_dtype
 from luma_core.checkpoint.manifest import FileEntry, TensorEntry
 from luma_core.checkpoint.memory import new_tensor
 from luma_core.checkpoint.shard import MAX_HEADER_BYTES, header_bytes
 from luma_core.checkpoint.store import Store
+from luma_core.direct import Bytes
 from luma_core.errors import CorruptCheckpointError
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luma_core.checkpoint.compression import MAX_WAITING_BYTES, Bytes, Chunk, Delta, decode_chunk
+from luma_core.checkpoint.compression import MAX_WAITING_BYTES, Chunk, Delta, decode_chunk
 from luma_core.checkpoint.dtypes import tensor_bytes, torch_dtype
 from luma_core.checkpoint.manifest import TensorEntry
 from luma_core.checkpoint.memory import new_tensor
 from luma_core.checkpoint.read_ahead import SPAN_BYTES, read_ahead
 from luma_core.checkpoint.shard_reader import check_length, missing_told
 from luma_core.checkpoint.store import Store
-from luma_core.direct import PAGE_BYTES
+from luma_core.direct import PAGE_BYTES, Bytes
 
 _READERS = 2
 

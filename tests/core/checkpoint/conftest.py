@@ -19,8 +19,13 @@ import pytest
 import torch
 from torch import nn
 
+from luma_core import changes, checkpoint
+from luma_core.checkpoint import copies, staging, writer
+from luma_core.checkpoint.held import HostTensor
 from luma_core.checkpoint.s3 import S3Store
 from luma_core.optim import LUMA
+from luma_core.optim.offload import Offloader
+from luma_core.optim.offload.files import Folder
 
 
 class Run:
@@ -240,3 +245,32 @@ def rclone(tmp_path_factory):
 @pytest.fixture
 def new_prefix():
     return f"runs/{secrets.token_hex(8)}"
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Let small tensors be held, in several pieces each, and all modes offload the CPU's."""
+    monkeypatch.setattr(staging, "SMALL_BYTES", 0)
+    for module in (staging, writer):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 1024)
+    monkeypatch.setattr(Offloader, "takes", lambda *_: True)
+    # As on a file system that cannot clone files.
+    monkeypatch.setattr(Folder, "clone", lambda *_: None)
+    yield
+    checkpoint.background.finish()
+    assert not changes.anybody_reads()
+    checkpoint.background.before_save(wait=True)
+
+
+@pytest.fixture
+def no_copies_behind(monkeypatch):
+    monkeypatch.setattr(HostTensor, "copy_behind", lambda _: None)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The kinds of all memory for copies, in the order in which it was made."""
+    found = []
+    new = copies._new
+    monkeypatch.setattr(copies, "_new", lambda kind: found.append(kind) or new(kind))
+    return found

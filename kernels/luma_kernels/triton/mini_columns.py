@@ -17,7 +17,7 @@ from luma_kernels.triton.adam_mini_columns import (
     column_update_kernel,
 )
 from luma_kernels.triton.launch import KernelLaunch
-from luma_kernels.triton.mini_passes import first_moment_constants
+from luma_kernels.triton.mini_passes import common_fields, first_moment_constants
 from luma_kernels.triton.mini_positions import (
     PositionBucket,
     chunks,
@@ -26,7 +26,7 @@ from luma_kernels.triton.mini_positions import (
     position_options,
 )
 from luma_kernels.triton.passes import TYPES, Pass, by_program
-from luma_kernels.triton.plan import ALIGNMENT_BYTES, Launch, Plan
+from luma_kernels.triton.plan import Launch, Plan
 
 _BLOCK = 128
 _CHUNK_ROWS = 64
@@ -64,15 +64,7 @@ def column_bucket_of(
     if cut.inner != 1 or found is None or here is None or not contiguous:
         return None
     return ColumnBucket(
-        param_dtype=param.dtype,
-        grad_dtype=grad.dtype,
-        first=first,
-        second=second,
-        ragged=False,
-        aligned=all(tensor.data_ptr() % ALIGNMENT_BYTES == 0 for tensor in (param, grad)),
-        skip=options["nonfinite"] != "propagate",
-        round=options["stochastic_rounding"],
-        maximize=options["maximize"],
+        **common_fields(param, grad, codecs, options),
         here=here,
         start=0 if part is None else part.first_index // (cut.reduce * cut.length),
         cut=part is not None,

@@ -129,6 +129,23 @@ def first_moment_fits(codec: Codec, shape: Sequence[int], lengths: Sequence[int]
     return isinstance(codec, FP32 | BF16)
 
 
+def common_fields(
+    param: Tensor, grad: Tensor, codecs: Mapping[str, Codec], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a bucket has of a parameter however it is cut into segments."""
+    return {
+        "param_dtype": param.dtype,
+        "grad_dtype": grad.dtype,
+        "first": codecs["exp_avg"],
+        "second": codecs["exp_avg_sq"],
+        "ragged": False,
+        "aligned": all(tensor.data_ptr() % ALIGNMENT_BYTES == 0 for tensor in (param, grad)),
+        "skip": options["nonfinite"] != "propagate",
+        "round": options["stochastic_rounding"],
+        "maximize": options["maximize"],
+    }
+
+
 def mini_bucket_of(
     param: Tensor, grad: Tensor, codecs: Mapping[str, Codec], options: Mapping[str, Any]
 ) -> MiniBucket | None:
@@ -151,15 +168,7 @@ def mini_bucket_of(
         return None
     tile = tile_of(lengths)
     return MiniBucket(
-        param_dtype=param.dtype,
-        grad_dtype=grad.dtype,
-        first=first,
-        second=second,
-        ragged=False,
-        aligned=all(tensor.data_ptr() % ALIGNMENT_BYTES == 0 for tensor in (param, grad)),
-        skip=options["nonfinite"] != "propagate",
-        round=options["stochastic_rounding"],
-        maximize=options["maximize"],
+        **common_fields(param, grad, codecs, options),
         runs=len(lengths),
         tile=tile,
         single=max(lengths) <= tile,

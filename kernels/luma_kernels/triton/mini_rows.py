@@ -16,6 +16,7 @@ from luma_kernels.triton.launch import KernelLaunch
 from luma_kernels.triton.mini_passes import (
     BLOCK,
     SPAN,
+    common_fields,
     first_moment_constants,
     first_moment_fits,
     tile_of,
@@ -28,7 +29,7 @@ from luma_kernels.triton.mini_positions import (
     position_options,
 )
 from luma_kernels.triton.passes import TYPES, Pass, by_program
-from luma_kernels.triton.plan import ALIGNMENT_BYTES, Launch, Plan, Tuning
+from luma_kernels.triton.plan import Launch, Plan, Tuning
 
 _SHORTEST_POSITION = 16
 _LONGEST_POSITION = 1 << 22
@@ -78,15 +79,7 @@ def row_bucket_of(
         return None
     tile = tile_of([cut.inner])
     return RowBucket(
-        param_dtype=param.dtype,
-        grad_dtype=grad.dtype,
-        first=first,
-        second=second,
-        ragged=False,
-        aligned=all(tensor.data_ptr() % ALIGNMENT_BYTES == 0 for tensor in (param, grad)),
-        skip=options["nonfinite"] != "propagate",
-        round=options["stochastic_rounding"],
-        maximize=options["maximize"],
+        **common_fields(param, grad, codecs, options),
         here=cut,
         start=part.first_index // cut.inner,
         cut=True,

@@ -14,6 +14,7 @@ from luma_client.operation import Operation
 from luma_client.queries import get, json_request, place
 from luma_client.reading import read_url_into
 from luma_core.checkpoint import check_name
+from luma_core.paths import resolve_path
 from luma_core.stats import CheckpointStats, ModuleList
 from luma_core.wire import Job, JobList
 from luma_core.wire_stats import Comparison, Series
@@ -189,17 +190,21 @@ class Analyses:
             OSError: the file cannot be written.
         """
         url = self.endpoint.url("v1", "jobs", check_name(job_id), "result")
-        out, start = memoryview(bytearray(PART_BYTES)), 0
-        target = Path(path)
-        draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-        try:
-            with draft.open("xb") as file:
-                while count := (yield from read_url_into(self.endpoint, url, start, out)):
-                    yield Work(partial(file.write, out[:count]))
-                    start += count
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
+        # Resolved by the call, not when what it returns is awaited.
+        return _save_file(self.endpoint, url, resolve_path(path))
+
+
+def _save_file(endpoint: Endpoint, url: str, target: Path) -> Steps[None]:
+    out, start = memoryview(bytearray(PART_BYTES)), 0
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        with draft.open("xb") as file:
+            while count := (yield from read_url_into(endpoint, url, start, out)):
+                yield Work(partial(file.write, out[:count]))
+                start += count
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _params(**given: object) -> tuple[tuple[str, str], ...]:

@@ -31,6 +31,7 @@ from luma_core.checkpoint.store import (
     scratch_file,
 )
 from luma_core.errors import ConcurrentSaveError, StorageError
+from luma_core.paths import resolve_path
 
 _TEMPORARY = re.compile(r"\.[A-Za-z0-9._-]{1,200}\.[0-9a-f]{16}\.luma-tmp")
 
@@ -39,17 +40,24 @@ _NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSU
 
 _LOCK_TRIES = 100
 
+# `local` is fsspec's other name for `file`; what follows it may be relative.
+_LOCAL_SCHEMES = ("file", "local")
+
 
 class LocalStore(Store):
     """A folder of the local file system.
 
     An object is written under a temporary name in the same folder, synced, renamed, and the folder
     synced: after `commit` returns it survives a power cut, and before it nobody sees it.
+
+    Args:
+        folder: resolved now, so that a later change of the current directory changes nothing.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder
-        self.url = str(folder)
+        self.path = resolve_path(folder)
+        self.url = str(self.path)
+        self._held: os.stat_result | None = None
 
     def _path(self, name: str) -> Path:
         return self.path / check_name(name)
@@ -60,8 +68,25 @@ class LocalStore(Store):
 
     def write(self, name: str, *, expected: Version | None = None) -> ObjectWriter:
         path = self._path(name)
-        make_folder(self.path)
+        if self._held is None:
+            make_folder(self.path)
+        else:
+            self._check_is_held(self._held)
         return LocalWriter(path, expected=expected)
+
+    def _check_is_held(self, held: os.stat_result) -> None:
+        """Check that the path still leads to the folder that is kept for this saver alone.
+
+        Raises:
+            StorageError: it does not; objects of one checkpoint would lie in two folders.
+        """
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.samestat(held, self.path.stat()):
+                return
+        raise StorageError(
+            f"{self.url}: the folder was moved or removed while it was saved to.",
+            hint="Save again, and leave the folder where it is until the save has ended.",
+        )
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         with self._path(name).open("rb", buffering=0) as file:
@@ -144,9 +169,11 @@ class LocalStore(Store):
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[bool]:
         descriptor, locked = self._locked_folder()
+        self._held = os.fstat(descriptor)
         try:
             yield locked
         finally:
+            self._held = None
             if locked:
                 # Closing alone would leave the lock with any process that was forked meanwhile.
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -273,18 +300,27 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def is_local(url: str | os.PathLike[str]) -> bool:
+    """Return whether a place is a path, or a URL of this machine's file system."""
+    scheme, mark, _ = os.fspath(url).partition("://")
+    return not mark or scheme.lower() in _LOCAL_SCHEMES
+
+
 def local_path(url: str | os.PathLike[str]) -> Path:
-    """Return the path that a plain path or ``file://`` URL names.
+    """Return the absolute path that a plain path, ``file://`` or ``local://`` URL names.
 
     Raises:
-        StorageError: it is a URL of another kind.
+        StorageError: it is a URL of another kind, or relative to a directory that was removed.
     """
     text = os.fspath(url)
-    if "://" not in text:
-        return Path(text)
+    scheme, mark, path = text.partition("://")
+    if not mark:
+        return resolve_path(text)
+    if scheme.lower() == "local":
+        return resolve_path(path)
     parts = urlsplit(text)
     if parts.scheme.lower() == "file" and parts.netloc in ("", "localhost"):
-        return Path(unquote(parts.path))
+        return resolve_path(unquote(parts.path))
     raise StorageError(
         f"{text!r}: no store for {text.split('://')[0]!r} locations.",
         hint="Give a local path or a file:///absolute/path URL.",

@@ -301,13 +301,17 @@ def scratch_file(folder: Path | None, memory_bytes: int = SCRATCH_MEMORY_BYTES) 
 
 
 def open_store(place: Place) -> Store:
-    """Return the store of the folder that ``place`` names; it need not exist yet.
+    """Return the store of the folder that ``place`` names now; it need not exist yet.
+
+    Relative paths and ``~`` are resolved here, so that the store stays where it is when the current
+    directory changes.
 
     Raises:
         ConfigurationError: ``place`` is neither a path, a URL nor a store.
-        StorageError: no store handles that kind of URL, or its package is not installed.
+        StorageError: no store handles that kind of URL, or its package is not installed; or a path
+            is relative to a directory that was removed.
     """
-    from luma_core.checkpoint.local import LocalStore, local_path
+    from luma_core.checkpoint.local import LocalStore, is_local, local_path
     from luma_core.checkpoint.remote import open_remote
 
     if isinstance(place, Store):
@@ -317,5 +321,4 @@ def open_store(place: Place) -> Store:
         raise ConfigurationError(
             f"{place!r} is no place for a checkpoint: it must be a path, a URL or a store."
         )
-    scheme = text.split("://")[0].lower() if "://" in text else "file"
-    return LocalStore(local_path(text)) if scheme == "file" else open_remote(text)
+    return LocalStore(local_path(text)) if is_local(text) else open_remote(text)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from luma_core.checkpoint.local import local_path
+from luma_core.checkpoint.local import is_local, local_path
 from luma_core.checkpoint.remote import FsspecStore
 from luma_core.checkpoint.store import open_store, storage_errors
 from luma_core.convert.base import Url
@@ -213,6 +213,15 @@ class RemoteFolder(Folder):
             yield path
 
 
+def resolved(url: Url) -> Url:
+    """Return a place as it is now: local ones as absolute paths, others unchanged.
+
+    Raises:
+        StorageError: it is relative to a directory that was removed.
+    """
+    return local_path(url) if is_local(url) else url
+
+
 def folder_at(url: Url) -> Folder:
     """Return the folder that a path or fsspec URL names; it need not exist.
 
@@ -240,9 +249,9 @@ def file_at(url: Url) -> File:
 
 
 def _remote(url: Url) -> FsspecStore | None:
-    text = os.fspath(url)
-    if "://" not in text or text.split("://")[0].lower() == "file":
+    if is_local(url):
         return None
+    text = os.fspath(url)
     store = open_store(text)
     if not isinstance(store, FsspecStore):
         raise StorageError(f"{text!r}: only paths and fsspec URLs can be converted.")

@@ -27,6 +27,7 @@ from luma_core.convert.base import (
     Url,
     total_elements,
 )
+from luma_core.convert.places import resolved
 from luma_core.errors import CheckpointNotFoundError, ConfigurationError
 
 
@@ -124,9 +125,10 @@ def open_source(url: Url, *, format: str | None = None, model: Url | None = None
     """
     if format is not None and format not in source_names():
         raise _no_format("format", format, source_names())
+    place, weights = resolved(url), None if model is None else resolved(model)
     for name, entry in _FORMATS.items():
-        if entry.source and (name == format or (format is None and entry.detect(url))):
-            return entry.source(url, model)
+        if entry.source and (name == format or (format is None and entry.detect(place))):
+            return entry.source(place, weights)
     raise CheckpointNotFoundError(
         f"{os.fspath(url)}: no optimizer state here.",
         hint="Give the folder of a LUMA checkpoint (it has a luma.json), or a torch.save file of "
@@ -210,6 +212,7 @@ def convert(
     sink = _FORMATS[to].sink if to in _FORMATS else None
     if sink is None:
         raise _no_format("to", to, target_names())
+    place, model = resolved(dst), None if model is None else resolved(model)
     source = open_source(src, model=model if _gives_names(model, to) else None)
     options = SinkOptions(
         overwrite=overwrite,
@@ -219,7 +222,7 @@ def convert(
         seed=seed,
         model=model,
     )
-    written = sink(source, dst, options, progress)
+    written = sink(source, place, options, progress)
     parameters = source.parameters()
     return ConversionReport(
         parameters=len(parameters),

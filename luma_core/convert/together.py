@@ -69,6 +69,7 @@ def convert_together(
             hint="Run it without torchrun.",
         )
     check_options(compression, max_shard_bytes, overwrite=overwrite)
+    store = open_store(dst)
     processes = Processes(group)
     opened: list[tuple[luma.EncodedState, Plan]] = []
 
@@ -82,7 +83,7 @@ def convert_together(
     state, whole = opened[0]
     share = _share(whole, processes)
     save = SharedSave(
-        open_store(dst),
+        store,
         share,
         processes,
         compression=cast(Compression, compression),

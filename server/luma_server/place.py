@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from luma_core.checkpoint.local import LocalStore, local_path
+from luma_core.checkpoint.local import LocalStore
 from luma_core.checkpoint.names import check_name
 from luma_core.checkpoint.store import Store, open_store
 from luma_core.errors import CheckpointNotFoundError, ConfigurationError
@@ -34,7 +34,7 @@ class Root:
         store = open_store(place)
         self.folder: Path | None = None
         if isinstance(store, LocalStore):
-            self.folder = Path(os.path.realpath(local_path(place)))
+            self.folder = Path(os.path.realpath(store.path))
             check_folder(store.path)
             store = LocalStore(self.folder)
         self.store = store

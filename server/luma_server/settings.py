@@ -8,7 +8,9 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from luma_core.checkpoint.local import is_local, local_path
 from luma_core.errors import ConfigurationError
+from luma_core.paths import resolve_path
 from luma_server.place import check_folder
 
 _LIMITS: dict[str, tuple[float, float]] = {
@@ -121,14 +123,22 @@ class Settings:
     """How long jobs and their downloads are kept once they ended."""
 
     def __post_init__(self) -> None:
-        if "://" not in os.fspath(self.root):
-            check_folder(Path(self.root))
+        self._resolve_places()
+        if isinstance(self.root, Path):
+            check_folder(self.root)
         for field in fields(self):
             limits = _LIMITS.get(field.name)
             value = getattr(self, field.name)
             if limits is not None and not limits[0] <= value <= limits[1]:
                 raise ConfigurationError(f"{field.name}={value} must be {_range(*limits)}.")
         self._check_access()
+
+    def _resolve_places(self) -> None:
+        """Make local places absolute: both are looked at again and again while the server runs."""
+        if is_local(self.root):
+            object.__setattr__(self, "root", local_path(self.root))
+        if self.tokens_file is not None:
+            object.__setattr__(self, "tokens_file", resolve_path(self.tokens_file))
 
     def _check_access(self) -> None:
         if self.tokens_file is not None and self.allow_anonymous:

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from luma_core.checkpoint.names import is_safe_name
 from luma_core.errors import ConfigurationError
+from luma_core.paths import resolve_path
 
 Scope = Literal["read", "write", "admin"]
 
@@ -108,7 +109,7 @@ def create_token(
         requests_per_second=requests_per_second,
         upload_bytes_per_day=upload_bytes_per_day,
     )
-    with _changing(file) as tokens:
+    with _changing(resolve_path(file)) as tokens:
         tokens.append(token)
     return token, f"{_PREFIX}_{token.id}_{secret}"
 
@@ -129,6 +130,7 @@ def revoke_token(file: Path, token_id: str) -> Token:
     Raises:
         ConfigurationError: there is no such token or file.
     """
+    file = resolve_path(file)
     read_tokens(file)
     with _changing(file) as tokens:
         found = next((token for token in tokens if token.id == token_id), None)
@@ -147,7 +149,7 @@ def read_tokens(file: Path) -> tuple[Token, ...]:
         ConfigurationError: it is missing or none of ours.
     """
     try:
-        with file.open("rb") as opened:
+        with resolve_path(file).open("rb") as opened:
             return _adapter.validate_json(opened.read(_MAX_FILE_BYTES)).tokens
     except OSError as error:
         raise ConfigurationError(

@@ -265,3 +265,25 @@ def test_importing_the_package_is_light() -> None:
     code = "import sys, luma_client; print(*{'torch', 'httpx', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+_NO_MORE = httpx.Response(416, headers={"Content-Range": "bytes */5"})
+
+
+@pytest.mark.parametrize("given", ["result.pt", "~/result.pt"])
+def test_a_result_goes_where_it_was_to_go(tmp_path, monkeypatch, given) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        headers = {"Content-Range": "bytes 0-4/5", "ETag": '"1"'}
+        first = request.headers["Range"].startswith("bytes=0-")
+        return httpx.Response(206, content=b"whole", headers=headers) if first else _NO_MORE
+
+    (tmp_path / "after").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with Client(BASE, transport=httpx.MockTransport(handle)) as client:
+        # As a client that is awaited does: the call makes the steps, which run later.
+        steps = Client.save_job_result.steps(client, "0" * 32, given)
+        monkeypatch.chdir(tmp_path / "after")
+        client.run(steps)
+    assert (tmp_path / "result.pt").read_bytes() == b"whole"
+    assert not any((tmp_path / "after").iterdir())

@@ -80,13 +80,12 @@ def _overrides(texts: list[str]) -> dict[str, str]:
 
 
 def _partition(source: str, options: dict[str, Any]) -> PartitionTable:
-    from pathlib import Path
-
     from luma_core import checkpoint
     from luma_core.errors import CheckpointNotFoundError
     from luma_core.partition import partition_model, partition_names
+    from luma_core.paths import resolve_path
 
-    path = Path(source)
+    path = resolve_path(source)
     if path.suffix == ".safetensors" and path.is_file():
         return partition_names(_safetensors_shapes(path), **options)
     if (path / "config.json").is_file() or (path.suffix == ".json" and path.is_file()):

@@ -41,6 +41,7 @@ from luma_client.demo.train import TrainOptions, deterministic
 from luma_client.demo.view import View, verdict
 from luma_core import checkpoint
 from luma_core.errors import BackendUnavailableError
+from luma_core.paths import resolve_path
 from luma_core.stats import CheckpointStats
 
 
@@ -93,7 +94,7 @@ def run_demo(options: DemoOptions, output: Output) -> DemoResult:
     begin = time.monotonic()
     device = _device(options.device)
     ServerProcess.require()
-    folder = DemoFolder(options.out, options.steps - max(options.steps // 10, 1))
+    folder = DemoFolder(resolve_path(options.out), options.steps - max(options.steps // 10, 1))
     folder.prepare()
     shop = Workshop(
         Corpus.load(),

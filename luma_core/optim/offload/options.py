@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 from luma_core.errors import ConfigurationError
+from luma_core.paths import resolve_path
 
 MODES = ("host", "disk", "cpu-step", "auto")
 DEFAULT_BUFFER_BYTES = 256 << 20
@@ -19,7 +20,7 @@ class OffloadOptions:
 
     Attributes:
         mode: one of ``MODES``.
-        directory: of files, in the mode ``"disk"``.
+        directory: of files, in the mode ``"disk"``; absolute.
         buffer_bytes: device memory for state, or host memory with state on disk.
     """
 
@@ -65,4 +66,5 @@ def offload_options(
         )
     if offload is None:
         return None
-    return OffloadOptions(offload, None if directory is None else Path(directory), buffer_bytes)
+    place = None if directory is None else resolve_path(directory)
+    return OffloadOptions(offload, place, buffer_bytes)

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from concurrent.futures.thread import ThreadPoolExecutor
 
 from luma_core.checkpoint.manifest import Manifest
-from luma_core.errors import CheckpointError, LumaError
+from luma_core.errors import CheckpointError, LumaError, some_names
 
 _log = logging.getLogger("luma")
 
@@ -26,10 +26,12 @@ class SaveHandle:
 
     Attributes:
         url: the folder.
+        name: what errors call the save: its step, where it has one, and the folder.
     """
 
-    def __init__(self, future: Future[Manifest], url: str) -> None:
+    def __init__(self, future: Future[Manifest], url: str, name: str) -> None:
         self.url = url
+        self.name = name
         self._future = future
         self._told = False
 
@@ -42,30 +44,43 @@ class SaveHandle:
 
         Raises:
             TimeoutError: the save goes on after ``timeout_seconds``.
-            LumaError: whatever `save` raises; the folder is as `save` says.
+            LumaError: whatever `save` raises, with the step; the folder is as `save` says.
         """
         if not futures.wait([self._future], timeout_seconds).done:
             raise TimeoutError(f"{self.url}: the save goes on after {timeout_seconds} seconds")
         self._told = True
+        if isinstance(self._future.exception(), LumaError):
+            raise self.failure()
         return self._future.result()
 
     def has_untold_error(self) -> bool:
         """Return whether the save has failed and nobody was told so."""
         return not self._told and self.done() and self._future.exception() is not None
 
-    def raise_again(self) -> None:
+    def raise_again(self, hint: str) -> None:
         """Raise the error of this save, which has failed, saying that it is an earlier one's."""
-        try:
-            self.result()
-        except LumaError as error:
-            told = type(error)(f"an earlier save behind training failed: {error.message}")
-            told.hint = error.hint
-            raise told from error
-        except BaseException as error:
-            raise CheckpointError(
-                f"{self.url}: an earlier save behind training failed: "
-                f"{type(error).__name__}: {error}."
-            ) from error
+        self._told = True
+        raise self.failure("an earlier save behind training failed: ", hint)
+
+    def failure(self, before: str = "", hint: str = "") -> LumaError:
+        """Return what this save, which has failed, failed with, as an error that names the save.
+
+        Args:
+            before: what its message begins with.
+            hint: what is added to that of the error.
+        """
+        error = self._future.exception()
+        known = error if isinstance(error, LumaError) else None
+        kind = CheckpointError if known is None else type(known)
+        message = f"{type(error).__name__}: {error}." if known is None else known.message
+        told = kind(
+            f"{before}{self.name}: {message.removeprefix(f'{self.url}: ')}",
+            hint=f"{'' if known is None else known.hint} {hint}".strip(),
+        )
+        if isinstance(known, OSError) and isinstance(told, OSError):
+            told.errno = known.errno
+        told.__cause__ = error
+        return told
 
 
 class _Saves:
@@ -80,12 +95,15 @@ class _Saves:
         with self.lock:
             return [handle for handle in self.handles if not handle.done()]
 
-    def raise_untold(self) -> None:
+    def raise_untold(self, hint: str = "") -> None:
         with self.lock:
-            failed = next((h for h in self.handles if h.has_untold_error()), None)
-            self.handles = [h for h in self.handles if h.has_untold_error() or not h.done()]
-        if failed is not None:
-            failed.raise_again()
+            # In this order: a save may end between the two questions.
+            self.handles = [h for h in self.handles if not h.done() or h.has_untold_error()]
+            failed = [handle for handle in self.handles if handle.has_untold_error()]
+        if failed:
+            others = [handle.name for handle in failed[1:]]
+            more = f"Failed as well, and raised next: {some_names(others)}." if others else ""
+            failed[0].raise_again(f"{hint} {more}".strip())
 
 
 _saves = _Saves()
@@ -106,7 +124,8 @@ def wait_for_saves() -> None:
     Raises:
         LumaError: whatever `save` raises, where nobody was told so yet.
     """
-    before_save(wait=True)
+    finish()
+    _saves.raise_untold()
 
 
 def before_save(*, wait: bool) -> None:
@@ -114,29 +133,38 @@ def before_save(*, wait: bool) -> None:
     room = 1 if wait else MAX_IN_FLIGHT
     while len(flying := _saves.in_flight()) >= room:
         _wait(flying[0])
-    _saves.raise_untold()
+    _saves.raise_untold("Nothing was saved by this call: save again.")
 
 
 def _wait(handle: SaveHandle) -> None:
     handle._future.exception()
 
 
-def submit(run: Callable[[], Manifest], url: str) -> SaveHandle:
-    """Run a save after those that were submitted before it."""
+def submit(run: Callable[[], Manifest], url: str, step: int | None = None) -> SaveHandle:
+    """Run a save after those that were submitted before it.
+
+    Args:
+        run: saves.
+        url: the folder, for messages.
+        step: of a run, likewise.
+    """
+    name = url if step is None else f"step {step} in {url}"
     with _saves.lock:
         if _saves.pool is None:
             _saves.pool = ThreadPoolExecutor(1, thread_name_prefix="luma-save")
-        handle = SaveHandle(_saves.pool.submit(_run, run), url)
+        handle = SaveHandle(_saves.pool.submit(_run, run, name), url, name)
         _saves.handles.append(handle)
     return handle
 
 
-def _run(run: Callable[[], Manifest]) -> Manifest:
+def _run(run: Callable[[], Manifest], name: str) -> Manifest:
     try:
         return run()
     except BaseException as error:
         # The error may be kept for long, and its frames hold the copy of the state.
         traceback.clear_frames(error.__traceback__)
+        if not isinstance(error, LumaError):
+            error.add_note(f"{name}: the save behind training failed with this.")
         del run
         raise
 
@@ -145,7 +173,7 @@ def _finish_and_tell() -> None:
     finish()
     for handle in _saves.handles:
         if handle.has_untold_error():
-            told = f"{handle.url}: the save failed: {handle._future.exception()}"
+            told = f"{handle.url}: the save failed: {handle.failure()}"
             # Nothing else tells of it: the process ends with the exit code it would have had.
             print(f"luma: error: {told}", file=sys.stderr, flush=True)
             if _log.hasHandlers():

@@ -211,7 +211,7 @@ class CheckpointManager:
         run = prepared(store, optimizer=optimizer, wait=wait, choice=choice, **options)
         self._begun.append(step)
         save_and_clear = partial(self._save_and_clear, store, step, run)
-        return save_and_clear() if wait else background.submit(save_and_clear, store.url)
+        return save_and_clear() if wait else background.submit(save_and_clear, store.url, step)
 
     def _save_and_clear(self, store: Store, step: int, run: Callable[[], Manifest]) -> Manifest:
         try:

@@ -116,7 +116,7 @@ class ShardedCheckpointManager:
         begin = partial(self._manager._begin, store, step)
         run = prepared_sharded(store, optimizer=optimizer, wait=wait, begin=begin, **options)
         save_and_clear = partial(self._save_and_clear, run)
-        return save_and_clear() if wait else background.submit(save_and_clear, store.url)
+        return save_and_clear() if wait else background.submit(save_and_clear, store.url, step)
 
     def _save_and_clear(self, run: Callable[[], Manifest]) -> Manifest:
         manifest = run()

@@ -9,6 +9,7 @@ import logging
 import secrets
 import sys
 import tempfile
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,7 +129,7 @@ class Jobs:
         record = await self._find(principal, job_id)
         task = self._tasks.get(job_id)
         if task is not None:
-            task.cancel()
+            self._end(job_id, task)
             await asyncio.wait([task])
             return (await self._find(principal, job_id)).job
         if record.job.state not in ENDED:
@@ -154,12 +155,17 @@ class Jobs:
 
     async def close(self) -> None:
         """End all work; jobs are told as interrupted from then on."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel(INTERRUPTED)
+        tasks = dict(self._tasks)
+        for job_id, task in tasks.items():
+            self._end(job_id, task, INTERRUPTED)
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks.values())
         await run_sync(self._presence.leave)
+
+    def _end(self, job_id: str, task: asyncio.Task[None], *why: str) -> None:
+        """Have a job end, unless it has, or somebody had it end before: that is decided once."""
+        if self._mine[job_id].job.state not in ENDED and not task.cancelling():
+            task.cancel(*why)
 
     def _enter(self) -> str:
         with storage_errors("servers"):
@@ -208,13 +214,16 @@ class Jobs:
                     error = await self._convert(record, Path(folder))
             ended: dict[str, Any] = {"state": "failed" if error else "done", "error": error}
         except asyncio.CancelledError as cancelled:
-            if await run_sync(self._records.is_published, record.job):
+            # The worker has ended, so what is published now stays all that is. The latest record
+            # tells when the job began, also where it was being written down at that moment.
+            job = self._mine[job_id].job
+            if await run_sync(self._records.is_published, job):
                 ended = {"state": "done", "error": None}
             elif INTERRUPTED in cancelled.args:
                 ended = {"state": "failed", "error": INTERRUPTED}
             else:
                 ended = {"state": "cancelled", "error": None}
-            await run_sync(self._clean, record.job)
+            await run_sync(self._clean, job)
         except Exception:
             _log.exception("a job failed", extra={"job": job_id})
             ended = {"state": "failed", "error": "the server failed; its log has more."}
@@ -242,7 +251,7 @@ class Jobs:
         if error is None and job.to is not None:
             await run_sync(self._catalog.changed, job.to.run, job.to.step)
         elif error is None:
-            await run_sync(self._store_result, job.id, folder / RESULT_NAME)
+            await self._publish(job.id, folder / RESULT_NAME)
         return None if error is None else self._root.hide(error).replace(f"{folder}/", "")
 
     async def _run_worker(self, record: Record, arguments: dict[str, str]) -> str | None:
@@ -268,7 +277,7 @@ class Jobs:
                 await asyncio.wait([telling])
             await process.wait()
         finally:
-            await _end(process)
+            await _kill(process)
         if "error" in last:
             return f"{last['error']} {last['hint']}".strip()
         return None if last.get("ok") else f"the worker ended with code {process.returncode}."
@@ -286,10 +295,23 @@ class Jobs:
                 await run_sync(self._enter)
                 await self._keep(self._mine[job_id])
 
-    def _store_result(self, job_id: str, path: Path) -> None:
+    async def _publish(self, job_id: str, path: Path) -> None:
+        """Store a download; where the job is to end meanwhile, it is there or never will be."""
+        given_up = threading.Event()
+        storing = asyncio.ensure_future(run_sync(self._store_result, job_id, path, given_up))
+        try:
+            await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            given_up.set()
+            await asyncio.wait([storing])
+            raise
+
+    def _store_result(self, job_id: str, path: Path, given_up: threading.Event) -> None:
         with path.open("rb") as file, self._records.store(job_id).write(RESULT_NAME) as out:
             while data := file.read(_COPY_BYTES):
                 out.write(data)
+                if given_up.is_set():
+                    return
             out.commit()
 
     def _clean(self, job: Job) -> None:
@@ -305,7 +327,7 @@ class Jobs:
                 remove_empty(self._root, job.to.run, job.to.step)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _kill(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         process.kill()
     await asyncio.shield(process.wait())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +18,8 @@ import torch
 
 from luma_core import checkpoint
 from luma_server import create_app
+from luma_server.job_records import JobRecords
+from luma_server.jobs import Jobs
 
 
 def wait_for(http: httpx.Client, job: dict, *states: str) -> dict:
@@ -164,6 +169,93 @@ def test_what_was_published_before_the_end_is_done(
         found = http.get(f"/v1/jobs/{job['id']}").json()
     assert (found["state"], found["error"]) == ("done", None)
     assert checkpoint.verify(root / "new" / "1").ok
+
+
+def test_what_was_published_while_the_record_was_written_is_done(
+    root, settings, serving, slow_worker, optimizer, monkeypatch
+) -> None:
+    ending = threading.Event()
+    write, end = JobRecords.write, Jobs._end
+
+    def slow_write(self, job_id, latest) -> None:
+        if latest().job.state == "running":
+            assert ending.wait(60)
+        write(self, job_id, latest)
+
+    def tell_and_end(self, *arguments) -> None:
+        end(self, *arguments)
+        ending.set()
+
+    monkeypatch.setattr(JobRecords, "write", slow_write)
+    monkeypatch.setattr(Jobs, "_end", tell_and_end)
+    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        job = http.post("/v1/checkpoints/gpt/9/convert", json=TO_NEW).json()
+        wait_for(http, job, "running")
+        checkpoint.save(root / "new" / "1", optimizer=optimizer())
+        assert http.delete(f"/v1/jobs/{job['id']}").json()["state"] == "done"
+
+
+def test_a_job_that_is_cancelled_twice_ends_once(
+    settings, serving, slow_worker, monkeypatch
+) -> None:
+    deciding, decide = threading.Event(), threading.Event()
+    is_published, cancel = JobRecords.is_published, Jobs.cancel
+    asked = []
+
+    def slow_look(self, job) -> bool:
+        deciding.set()
+        assert decide.wait(60)
+        return is_published(self, job)
+
+    async def watched_cancel(self, *arguments):
+        asked.append(arguments)
+        if len(asked) == 2:
+            # After the second one has had its say.
+            asyncio.get_running_loop().call_soon(decide.set)
+        return await cancel(self, *arguments)
+
+    monkeypatch.setattr(JobRecords, "is_published", slow_look)
+    monkeypatch.setattr(Jobs, "cancel", watched_cancel)
+    with (
+        serving(create_app(settings)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        job = http.post("/v1/checkpoints/gpt/9/convert", json=TO_NEW).json()
+        wait_for(http, job, "running")
+        first = pool.submit(http.delete, f"/v1/jobs/{job['id']}")
+        assert deciding.wait(60)
+        second = http.delete(f"/v1/jobs/{job['id']}")
+        states = [answer.json()["state"] for answer in (first.result(), second)]
+    assert states == ["cancelled", "cancelled"]
+
+
+def test_a_download_that_is_cancelled_is_never_published_later(
+    root, settings, serving, worker, monkeypatch
+) -> None:
+    worker('{"ok": true}', ends=True)
+    storing, ending = threading.Event(), threading.Event()
+    store_result, end = Jobs._store_result, Jobs._end
+
+    def slow_store(self, job_id, path, given_up) -> None:
+        path.write_bytes(b"whole")
+        storing.set()
+        assert ending.wait(60)
+        assert given_up.wait(60)
+        store_result(self, job_id, path, given_up)
+
+    def tell_and_end(self, *arguments) -> None:
+        end(self, *arguments)
+        ending.set()
+
+    monkeypatch.setattr(Jobs, "_store_result", slow_store)
+    monkeypatch.setattr(Jobs, "_end", tell_and_end)
+    body = {"format": "adamw", "download": True}
+    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        job = http.post("/v1/checkpoints/gpt/9/convert", json=body).json()
+        assert storing.wait(60)
+        assert http.delete(f"/v1/jobs/{job['id']}").json()["state"] == "cancelled"
+    assert not (root / ".luma" / "jobs" / job["id"] / "result.pt").exists()
 
 
 def killed_meanwhile(root: Path, job: dict, **changes: object) -> Path:

@@ -23,7 +23,8 @@ from luma_core.checkpoint.manifest import MAX_CHAIN, Manifest
 from luma_core.checkpoint.names import MANIFEST_NAME
 from luma_core.checkpoint.plan import SavableState
 from luma_core.checkpoint.reader import Checkpoint, open
-from luma_core.checkpoint.steps import is_marked, mark, remove_files, remove_finished
+from luma_core.checkpoint.retention import Retention
+from luma_core.checkpoint.steps import damage, is_marked, mark, remove_files, remove_finished
 from luma_core.checkpoint.store import (
     ABSENT,
     Place,
@@ -39,6 +40,7 @@ from luma_core.errors import (
     CheckpointNotFoundError,
     ConcurrentSaveError,
     ConfigurationError,
+    CorruptCheckpointError,
     StorageError,
     UnknownCodecError,
     some_names,
@@ -66,7 +68,8 @@ class CheckpointManager:
         grace_seconds: unfinished steps to which nothing was written for that long are removed.
         max_chain: how many steps it may take to read one, up to 32. With 1, every step is full.
             With more, a step holds differences to the one before where they take fewer bytes
-            (``base`` of `save`), and after so many steps comes a full one.
+            (``base`` of `save`), and after so many steps comes a full one. The full step of the
+            chain before is kept then, as one damaged byte in a full step ends its whole chain.
 
     Raises:
         ConfigurationError: an option has a value that cannot work.
@@ -83,10 +86,7 @@ class CheckpointManager:
         grace_seconds: float = GRACE_SECONDS,
         max_chain: int = 1,
     ) -> None:
-        for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
-            if value is not None and (type(value) is not int or value < 1):
-                raise ConfigurationError(f"{name}={value!r} must be a positive integer or None.")
-        pinned = _checked_steps(pinned)
+        self._retention = Retention(keep_last, keep_every, pinned)
         if not is_number_in(grace_seconds, 0):
             raise ConfigurationError(
                 f"grace_seconds={grace_seconds!r} must be a number of 0 or more."
@@ -97,9 +97,6 @@ class CheckpointManager:
             )
         self._root = open_store(root)
         self._max_chain = max_chain
-        self._keep_last = keep_last
-        self._keep_every = keep_every
-        self._pinned = pinned
         self._grace_seconds = grace_seconds
         self._collected = False
         self._begun: list[int] = []
@@ -125,19 +122,36 @@ class CheckpointManager:
         with storage_errors(self.url):
             return [step for step in self._folders() if self._is_finished(self.store(step))]
 
-    def latest(self) -> int | None:
-        """Return the last finished step, or ``None`` where there is none yet.
+    def latest(self, *, verified: bool = False) -> int | None:
+        """Return the last finished step, or ``None`` where there is none.
+
+        Args:
+            verified: whether to skip damaged steps, each with a warning in the log, and return the
+                last one that `luma_core.checkpoint.verify` finds whole. Reads all of it, of what it
+                holds differences to, and of those that are skipped. Damaged steps stay where they
+                are: before a save that comes before one of them, `rewind` to what is returned.
 
         Raises:
             StorageError: the store failed.
         """
+        return self._latest(verified=verified, other_than=None)
+
+    def _latest(self, *, verified: bool, other_than: int | None) -> int | None:
         with storage_errors(self.url):
-            folders = reversed(self._folders())
-            return next((step for step in folders if self._is_finished(self.store(step))), None)
+            for step in reversed(self._folders()):
+                store = self.store(step)
+                if step == other_than or not self._is_finished(store):
+                    continue
+                if not verified or (problem := damage(store)) is None:
+                    return step
+                _log.warning(
+                    "%s: step %d is skipped, for it is damaged: %s", self.url, step, problem
+                )
+        return None
 
     def open(self, step: int | None = None) -> Checkpoint:
         """Open a step, the latest by default; raises what `luma_core.checkpoint.open` does."""
-        return open(self._existing(step))
+        return open(self.store(self._existing(step)))
 
     def load(
         self,
@@ -154,15 +168,32 @@ class CheckpointManager:
 
         Raises:
             CheckpointNotFoundError: there is no finished step, or not that one.
+            CorruptCheckpointError: it is damaged; the hint names the last step that is whole.
         """
         background.finish()
-        return load(
-            self._existing(step),
-            optimizer=optimizer,
-            model=model,
-            max_memory_bytes=max_memory_bytes,
-            progress=progress,
-        )
+        number = self._existing(step)
+        try:
+            return load(
+                self.store(number),
+                optimizer=optimizer,
+                model=model,
+                max_memory_bytes=max_memory_bytes,
+                progress=progress,
+            )
+        except CorruptCheckpointError as error:
+            error.hint = f"{error.hint} {self._offer(number)}".strip()
+            raise
+
+    def _offer(self, damaged: int) -> str:
+        """Say what to load instead of a damaged step."""
+        try:
+            good = self._latest(verified=True, other_than=damaged)
+        except StorageError as error:
+            return f"Which other step is whole could not be found out: {error.message}"
+        if good is None:
+            return "No other step here is whole."
+        then = f", then manager.rewind({good}) before the next save" if good < damaged else ""
+        return f"Step {good} is the last one that is whole: manager.load({good}, ...){then}."
 
     @overload
     def save(
@@ -245,10 +276,10 @@ class CheckpointManager:
         return self.store(last) if chain < self._max_chain else None
 
     def rewind(self, step: int) -> list[int]:
-        """Remove all finished steps after ``step``, pinned ones too; return them.
+        """Remove all finished steps after ``step``, pinned and damaged ones too; return them.
 
-        What other checkpoints in the root hold differences to stays. Saves in
-        flight of this process end first.
+        What other checkpoints in the root hold differences to stays. Saves in flight of this
+        process end first.
 
         Args:
             step: a finished step; 0 removes all steps after 0, whether there is such a step or not.
@@ -267,21 +298,23 @@ class CheckpointManager:
                     f"its steps are {some_names([str(found) for found in steps])}.",
                     hint="Give one of these steps, or 0 to remove all of them.",
                 )
-            return self._remove_all([found for found in steps if found > step])
+            return self._remove_all([found for found in steps if found > step], damaged=True)
 
     def prune(self) -> list[int]:
         """Remove the finished steps that need not be kept; return them.
 
-        Those that other checkpoints in the root hold differences to need to be.
+        Those that other checkpoints in the root hold differences to need to be, and with
+        ``max_chain`` the full step of the chain before the last.
 
         Raises:
             StorageError: the store failed.
         """
-        if self._keep_last is None and self._keep_every is None:
+        if self._retention.keeps_all:
             return []
         with storage_errors(self.url):
             steps = self.steps()
-            return self._remove_all([step for step in steps if not self._is_kept(step, steps)])
+            kept = self._retention.kept(steps, self._bases_of(steps))
+            return self._remove_all([step for step in steps if step not in kept])
 
     def collect_garbage(self) -> list[int]:
         """Remove steps that were begun, not finished and not written to for a while; return them.
@@ -294,11 +327,11 @@ class CheckpointManager:
         with storage_errors(self.url):
             return [step for step in self._folders() if self._remove(step, finished=False)]
 
-    def _existing(self, step: int | None) -> Store:
+    def _existing(self, step: int | None) -> int:
         found = self.latest() if step is None else step
         if found is None:
             raise CheckpointNotFoundError(f"{self.url}: no finished step here.")
-        return self.store(found)
+        return found
 
     def _folders(self) -> list[int]:
         names = (name for name in self._root.folders() if _STEP.fullmatch(name))
@@ -306,11 +339,6 @@ class CheckpointManager:
 
     def _is_finished(self, store: Store) -> bool:
         return store.size(MANIFEST_NAME) is not None
-
-    def _is_kept(self, step: int, steps: list[int]) -> bool:
-        last = steps[-(self._keep_last or 1) :]
-        by_number = self._keep_every is not None and step % self._keep_every == 0
-        return step in last or by_number or step in self._pinned
 
     def _clear(self) -> None:
         try:
@@ -321,7 +349,7 @@ class CheckpointManager:
         except OSError as error:
             _log.warning("saved, but old steps are left: %s", error)
 
-    def _remove_all(self, steps: list[int]) -> list[int]:
+    def _remove_all(self, steps: list[int], *, damaged: bool = False) -> list[int]:
         """Remove finished steps on which no other checkpoint builds; return them.
 
         The later ones go first, so that none is ever left without its base.
@@ -332,10 +360,24 @@ class CheckpointManager:
         removed = []
         for step in sorted(steps, reverse=True):
             name = _folder_name(step)
-            if name not in bases.values() and self._remove(step, finished=True):
+            if name in bases.values():
+                continue
+            if self._remove(step, finished=True, damaged=damaged):
                 bases.pop(name, None)
                 removed.append(step)
         return sorted(removed)
+
+    def _bases_of(self, steps: list[int]) -> dict[int, int] | None:
+        """Return which step each one builds on; ``None`` where this manager makes no chains."""
+        if self._max_chain == 1:
+            return None
+        numbers = {_folder_name(step): step for step in steps}
+        bases = self._present_bases()
+        return {
+            step: numbers[base]
+            for name, step in numbers.items()
+            if (base := bases.get(name)) in numbers
+        }
 
     def _present_bases(self) -> dict[str, str | None]:
         """Return what each checkpoint in the root builds on, by name; a manifest is read once."""
@@ -348,7 +390,7 @@ class CheckpointManager:
                 self._bases[name] = known[name] if same else (version, base_folder(store))
         return {name: base for name, (_, base) in self._bases.items()}
 
-    def _remove(self, step: int, *, finished: bool) -> bool:
+    def _remove(self, step: int, *, finished: bool, damaged: bool = False) -> bool:
         """Remove a step if it is ours and as expected; return whether that was so."""
         store = self.store(step)
         try:
@@ -356,7 +398,7 @@ class CheckpointManager:
                 if not is_marked(store, step):
                     return False
                 if finished:
-                    return remove_finished(store)
+                    return remove_finished(store, damaged=damaged)
                 store.discard_leftovers(older_than_seconds=self._grace_seconds)
                 if self._is_finished(store) or not self._is_old(store):
                     return False
@@ -381,16 +423,3 @@ def _too_early(step: int, latest: str) -> ConfigurationError:
         hint="Load one of the steps that are there and remove those after it by manager.rewind, or "
         "save to another folder.",
     )
-
-
-def _checked_steps(pinned: object) -> frozenset[int]:
-    steps: set[int] = set()
-    for step in pinned if isinstance(pinned, Iterable) else [pinned]:
-        if type(step) is int and step >= 0:
-            steps.add(step)
-        else:
-            raise ConfigurationError(
-                f"pinned={pinned!r} must be steps, integers of 0 or more.",
-                hint="For example pinned=[1000, 2000].",
-            )
-    return frozenset(steps)

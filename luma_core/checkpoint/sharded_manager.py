@@ -19,7 +19,7 @@ from luma_core.checkpoint.loading import LoadedCheckpoint
 from luma_core.checkpoint.manager import CheckpointManager
 from luma_core.checkpoint.manifest import Manifest
 from luma_core.checkpoint.store import Place
-from luma_core.errors import CheckpointNotFoundError
+from luma_core.errors import CheckpointNotFoundError, CorruptCheckpointError
 from luma_core.optim.base import CompressedOptimizer
 
 
@@ -70,13 +70,20 @@ class ShardedCheckpointManager:
         """
         return self._processes.agreed(self._manager.steps)[0]
 
-    def latest(self) -> int | None:
-        """Return the last finished step as process 0 sees it, or ``None`` where there is none yet.
+    def latest(self, *, verified: bool = False) -> int | None:
+        """Return the last finished step as process 0 sees it, or ``None`` where there is none.
+
+        Args:
+            verified: whether to skip damaged steps, as `CheckpointManager.latest` does. Process 0
+                reads; the group's time-out bounds how long the others wait for it.
 
         Raises:
             StorageError: the store failed, or a process disappeared.
         """
-        return self._processes.agreed(self._manager.latest)[0]
+        first = self._processes.rank == 0
+        return self._processes.agreed(
+            lambda: self._manager.latest(verified=verified) if first else None
+        )[0]
 
     @overload
     def save(
@@ -136,18 +143,25 @@ class ShardedCheckpointManager:
 
         Raises:
             CheckpointNotFoundError: there is no finished step, or not that one.
+            CorruptCheckpointError: it is damaged.
         """
         background.finish()
         found = self.latest() if step is None else step
         if found is None:
             raise CheckpointNotFoundError(f"{self.url}: no finished step here.")
-        return load_sharded(
-            self._manager.store(found),
-            optimizer=optimizer,
-            model=model,
-            max_memory_bytes=max_memory_bytes,
-            group=self._group,
-        )
+        try:
+            return load_sharded(
+                self._manager.store(found),
+                optimizer=optimizer,
+                model=model,
+                max_memory_bytes=max_memory_bytes,
+                group=self._group,
+            )
+        except CorruptCheckpointError as error:
+            # Not all processes may have come here, so none can look for it together with others.
+            offer = "manager.latest(verified=True) finds the last step that is whole."
+            error.hint = f"{error.hint} {offer}".strip()
+            raise
 
     def rewind(self, step: int) -> list[int]:
         """Remove all finished steps after ``step``, as `CheckpointManager.rewind`; return them.

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 from luma_core.checkpoint.folder import read_manifest
 from luma_core.checkpoint.names import INDEX_NAME, MANIFEST_NAME, shard_generation
 from luma_core.checkpoint.shard import written_by_us
 from luma_core.checkpoint.store import Store
-from luma_core.errors import CheckpointError, UnknownCodecError
+from luma_core.checkpoint.verification import verify
+from luma_core.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    StorageError,
+    UnknownCodecError,
+)
 
 STEP_NAME = "luma-step.json"
 """Written into a step's folder before anything else: the proof that a manager began it."""
@@ -36,15 +43,41 @@ def is_marked(store: Store, step: int) -> bool:
         return False
 
 
-def remove_finished(store: Store) -> bool:
-    """Remove a step with a manifest; return whether that could be read, and so was done."""
+def damage(store: Store) -> str | None:
+    """Return what makes a step unusable, or ``None`` where every byte is as it was written.
+
+    Raises:
+        StorageError: the store failed, other than by bytes that cannot be read.
+    """
     try:
-        manifest = read_manifest(store)
-    except (CheckpointError, UnknownCodecError):
-        # Whoever reads this step shall be told what is wrong with it, so it stays.
+        problems = verify(store).problems
+    except CheckpointNotFoundError as error:
+        return error.message
+    except StorageError as error:
+        if error.errno != errno.EIO:
+            raise
+        return error.message
+    return f"{problems[0].file}: {problems[0].message}" if problems else None
+
+
+def remove_finished(store: Store, *, damaged: bool) -> bool:
+    """Remove a step with a manifest; return whether that was done.
+
+    Args:
+        store: its folder.
+        damaged: whether also where the manifest cannot be read; files that only it knows stay then.
+    """
+    try:
+        listed = {file.name for file in read_manifest(store).files}
+    except StorageError:
         return False
+    except (CheckpointError, UnknownCodecError):
+        # Unless it is in the way, whoever reads this step shall be told what is wrong with it.
+        if not damaged:
+            return False
+        listed = set()
     store.delete(MANIFEST_NAME)
-    remove_files(store, {file.name for file in manifest.files})
+    remove_files(store, listed)
     return True
 
 

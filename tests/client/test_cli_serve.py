@@ -57,11 +57,11 @@ def test_serve_answers_until_it_is_stopped(tmp_path, number, code):
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())
         assert set(told) == {"url", "root", "pid"}
-        assert httpx.get(f"{told['url']}/healthz", trust_env=False).status_code == 200
+        assert httpx.get(f"{told['url']}/healthz", trust_env=False, timeout=60).status_code == 200
         process.send_signal(number)
         assert process.wait(timeout=30) == code
         with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{told['url']}/healthz", trust_env=False)
+            httpx.get(f"{told['url']}/healthz", trust_env=False, timeout=60)
 
 
 def test_serve_tells_people_the_address(tmp_path):
@@ -101,7 +101,7 @@ def test_the_log_gets_what_the_server_says(tmp_path):
         (tmp_path / "log").open("wb") as log,
         ServerProcess(root=str(tmp_path), log=log, more=["--no-auth"]) as server,
     ):
-        httpx.get(f"{server.url}/healthz", trust_env=False)
+        httpx.get(f"{server.url}/healthz", trust_env=False, timeout=60)
     assert b"healthz" in (tmp_path / "log").read_bytes()
 
 

@@ -106,7 +106,7 @@ def test_of_two_clients_that_replace_one_checkpoint_one_is_told(url):
 
 def test_a_save_that_fails_leaves_no_session(server, url, monkeypatch):
     def sessions() -> int:
-        answer = httpx.get(f"{server.address}/v1/uploads", trust_env=False)
+        answer = httpx.get(f"{server.address}/v1/uploads", trust_env=False, timeout=60)
         return len(answer.json()["items"])
 
     def fail(*_arguments: object) -> int:

@@ -149,7 +149,7 @@ def test_a_session_that_is_lost_is_begun_anew(server, run, tmp_path):
             lost.append(session)
             url = f"{server.address}/v1/uploads/{session}"
             # Refused while the server is taking other parts of it.
-            while httpx.delete(url, trust_env=False).status_code == 409:
+            while httpx.delete(url, trust_env=False, timeout=60).status_code == 409:
                 time.sleep(0.01)
         return request
 

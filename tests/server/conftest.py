@@ -65,7 +65,7 @@ def http(root) -> Iterator[httpx.Client]:
     """Asks a server over ``root``."""
     with (
         running(create_app(Settings(root=root, allow_anonymous=True))) as url,
-        httpx.Client(base_url=url, trust_env=False, timeout=30) as client,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as client,
     ):
         yield client
 
@@ -135,7 +135,7 @@ def uploader(settings) -> Iterator[Uploader]:
     """Sends to a server over ``root``."""
     with (
         running(create_app(settings)) as url,
-        httpx.Client(base_url=url, trust_env=False, timeout=30) as client,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as client,
     ):
         yield Uploader(client)
 

@@ -37,7 +37,7 @@ def guarded(root, tokens, give, serving):
     settings = Settings(root=root, tokens_file=tokens, part_bytes=1024)
     with (
         serving(create_app(settings)) as url,
-        httpx.Client(base_url=url, trust_env=False, timeout=30) as client,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as client,
     ):
         yield client
 

@@ -104,7 +104,7 @@ def test_series_do_not_wait_for_ever_and_name_what_is_damaged(
     (root / "gpt" / "8").mkdir()
     (root / "gpt" / "8" / "luma.json").write_text("{}")
     app = create_app(replace(settings, series_seconds=0.1))
-    with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with serving(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
         first = http.get("/v1/runs/gpt/series").json()["items"]
         assert [point["state"] for point in first] == ["failed", "pending", "pending"]
         assert first[1]["value"] is None

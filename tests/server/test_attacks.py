@@ -104,7 +104,7 @@ def test_lengths_that_lie(uploader, source) -> None:
 
 def test_slow_senders_are_told_and_leave_nothing(settings, serving, uploader_of, source) -> None:
     app = create_app(replace(settings, idle_seconds=0.3))
-    with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with serving(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
         uploader = uploader_of(http)
         session = uploader.begin(source, "new", "1")
         name = session["files"][0]["name"]
@@ -158,7 +158,7 @@ def test_aborted_uploads_leave_the_session_as_it_was(uploader, source) -> None:
 
 def test_a_server_that_is_killed_during_a_push(root, source, uploader_of) -> None:
     with server_process(root) as (process, url):
-        with httpx.Client(base_url=url, trust_env=False) as http:
+        with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
             body = {"run": "new", "step": "1", "manifest": (source / "luma.json").read_text()}
             session = http.post("/v1/uploads", json=body).json()
             name = session["files"][0]["name"]
@@ -169,7 +169,7 @@ def test_a_server_that_is_killed_during_a_push(root, source, uploader_of) -> Non
     assert not (root / "new").exists()
     with (
         server_process(root) as (_, url),
-        httpx.Client(base_url=url, trust_env=False) as http,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
     ):
         found = http.get(f"/v1/uploads/{session['id']}").json()
         assert [file["received"] for file in found["files"]] == [[1], []]

@@ -135,7 +135,7 @@ def test_nothing_is_kept_in_memory_without_a_cache(root, serving, counted) -> No
     release.set()
     with serving(create_app(Settings(root=root, allow_anonymous=True, stats_cache_bytes=0))) as url:
         for _ in range(3):
-            httpx.get(f"{url}/v1/checkpoints/gpt/9/stats?param=h*", trust_env=False)
+            httpx.get(f"{url}/v1/checkpoints/gpt/9/stats?param=h*", trust_env=False, timeout=60)
     assert len(runs) == 3
 
 
@@ -147,7 +147,9 @@ def test_statistics_outlive_the_server_and_damaged_ones_are_computed_again(
 
     def ask() -> bytes:
         with serving(create_app(Settings(root=root, allow_anonymous=True))) as url:
-            return httpx.get(f"{url}/v1/checkpoints/gpt/9/stats", trust_env=False).content
+            return httpx.get(
+                f"{url}/v1/checkpoints/gpt/9/stats", trust_env=False, timeout=60
+            ).content
 
     first = ask()
     assert ask() == first
@@ -245,5 +247,5 @@ def test_a_server_that_stops_ends_what_it_computes(root, serving, monkeypatch) -
         assert computing.wait(30)
         app.state.service.close()
         assert answer.result(30).json()["code"] == "unavailable"
-        late = httpx.get(f"{url}/v1/checkpoints/gpt/10/stats", trust_env=False)
+        late = httpx.get(f"{url}/v1/checkpoints/gpt/10/stats", trust_env=False, timeout=60)
         assert (late.status_code, late.json()["detail"]) == (503, "the server is stopping.")

@@ -117,7 +117,7 @@ def test_links_inside_the_root_work_and_loops_do_not_break_it(check_problem, htt
 def test_a_root_that_is_a_link_works(root, tmp_path, serving) -> None:
     (tmp_path / "link").symlink_to(root)
     with serving(create_app(Settings(root=tmp_path / "link", allow_anonymous=True))) as url:
-        answer = httpx.get(f"{url}/v1/checkpoints/gpt/9/stats", trust_env=False)
+        answer = httpx.get(f"{url}/v1/checkpoints/gpt/9/stats", trust_env=False, timeout=60)
     assert answer.status_code == 200
 
 

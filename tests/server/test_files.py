@@ -123,7 +123,7 @@ def test_a_shard_that_leads_out_of_the_root(http, root, shard, check_problem) ->
 def test_many_files_on_one_connection(http, shard) -> None:
     data = shard.read_bytes()
     path = f"/v1/checkpoints/gpt/9/files/{shard.name}"
-    with httpx.Client(base_url=http.base_url, trust_env=False) as one:
+    with httpx.Client(base_url=http.base_url, trust_env=False, timeout=60) as one:
         for start in range(0, 200, 10):
             part = one.get(path, headers={"Range": f"bytes={start}-{start + 9}"})
             assert part.content == data[start : start + 10]
@@ -151,8 +151,8 @@ def test_servers_without_zero_copy_send_the_same(root, shard) -> None:
         try:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             path = f"{url}/v1/checkpoints/gpt/9/files/{shard.name}"
-            assert httpx.get(path, trust_env=False).content == shard.read_bytes()
-            part = httpx.get(path, headers={"Range": "bytes=3-9"}, trust_env=False)
+            assert httpx.get(path, trust_env=False, timeout=60).content == shard.read_bytes()
+            part = httpx.get(path, headers={"Range": "bytes=3-9"}, trust_env=False, timeout=60)
             assert part.content == shard.read_bytes()[3:10]
         finally:
             server.should_exit = True

@@ -129,7 +129,7 @@ def test_jobs_wait_their_turn_and_can_be_cancelled(
 ) -> None:
     body = {"format": "luma", "to": {"run": "new", "step": "1"}}
     app = create_app(replace(settings, max_queued_jobs=1))
-    with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with serving(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
         path = "/v1/checkpoints/gpt/9/convert"
         first = http.post(path, json=body).json()
         assert wait_for(http, first, "running")["started"]
@@ -146,10 +146,16 @@ def test_jobs_wait_their_turn_and_can_be_cancelled(
 
 def test_a_server_that_stops_leaves_interrupted_jobs(root, settings, serving, slow_worker) -> None:
     body = TO_NEW
-    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with (
+        serving(create_app(settings)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
         job = http.post("/v1/checkpoints/gpt/9/convert", json=body).json()
         wait_for(http, job, "running")
-    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with (
+        serving(create_app(settings)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
         found = http.get(f"/v1/jobs/{job['id']}").json()
     assert (found["state"], found["error"]) == ("failed", "interrupted")
     assert not (root / "new").exists()
@@ -159,13 +165,19 @@ def test_a_server_that_stops_leaves_interrupted_jobs(root, settings, serving, sl
 def test_what_was_published_before_the_end_is_done(
     root, settings, serving, slow_worker, optimizer, how
 ) -> None:
-    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with (
+        serving(create_app(settings)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
         job = http.post("/v1/checkpoints/gpt/9/convert", json=TO_NEW).json()
         wait_for(http, job, "running")
         checkpoint.save(root / "new" / "1", optimizer=optimizer())
         if how == "cancels":
             assert http.delete(f"/v1/jobs/{job['id']}").json()["state"] == "done"
-    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with (
+        serving(create_app(settings)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
         found = http.get(f"/v1/jobs/{job['id']}").json()
     assert (found["state"], found["error"]) == ("done", None)
     assert checkpoint.verify(root / "new" / "1").ok
@@ -188,7 +200,10 @@ def test_what_was_published_while_the_record_was_written_is_done(
 
     monkeypatch.setattr(JobRecords, "write", slow_write)
     monkeypatch.setattr(Jobs, "_end", tell_and_end)
-    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with (
+        serving(create_app(settings)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
         job = http.post("/v1/checkpoints/gpt/9/convert", json=TO_NEW).json()
         wait_for(http, job, "running")
         checkpoint.save(root / "new" / "1", optimizer=optimizer())
@@ -251,7 +266,10 @@ def test_a_download_that_is_cancelled_is_never_published_later(
     monkeypatch.setattr(Jobs, "_store_result", slow_store)
     monkeypatch.setattr(Jobs, "_end", tell_and_end)
     body = {"format": "adamw", "download": True}
-    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with (
+        serving(create_app(settings)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
         job = http.post("/v1/checkpoints/gpt/9/convert", json=body).json()
         assert storing.wait(60)
         assert http.delete(f"/v1/jobs/{job['id']}").json()["state"] == "cancelled"
@@ -270,11 +288,17 @@ def killed_meanwhile(root: Path, job: dict, **changes: object) -> Path:
 def test_a_server_that_was_killed_leaves_interrupted_jobs(
     root, settings, serving, quick_worker
 ) -> None:
-    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with (
+        serving(create_app(settings)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
         job = http.post("/v1/checkpoints/gpt/9/convert", json=TO_NEW).json()
         wait_for(http, job, "done")
     killed_meanwhile(root, job)
-    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with (
+        serving(create_app(settings)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
         found = http.get(f"/v1/jobs/{job['id']}").json()
         listed = http.get("/v1/jobs").json()["items"]
     assert (found["state"], found["error"]) == ("failed", "interrupted")
@@ -285,7 +309,10 @@ def test_what_a_killed_server_published_is_done(
     root, settings, serving, quick_worker, optimizer
 ) -> None:
     download = {"format": "adamw", "download": True}
-    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with (
+        serving(create_app(settings)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
         jobs = [
             http.post("/v1/checkpoints/gpt/9/convert", json=body).json()
             for body in (TO_NEW, download)
@@ -295,7 +322,10 @@ def test_what_a_killed_server_published_is_done(
     checkpoint.save(root / "new" / "1", optimizer=optimizer())
     killed_meanwhile(root, jobs[0])
     folder = killed_meanwhile(root, jobs[1], error=None)
-    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with (
+        serving(create_app(settings)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
 
         def states() -> list[str]:
             return [http.get(f"/v1/jobs/{job['id']}").json()["state"] for job in jobs]
@@ -327,7 +357,7 @@ def test_the_worker_ends_with_the_server(root, tmp_path) -> None:
 
 def test_old_jobs_are_forgotten(root, settings, serving, quick_worker) -> None:
     app = create_app(replace(settings, job_keep_seconds=1))
-    with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with serving(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
         job = http.post("/v1/checkpoints/gpt/9/convert", json=TO_NEW).json()
         wait_for(http, job, "done")
         time.sleep(1.1)

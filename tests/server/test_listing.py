@@ -34,7 +34,7 @@ def client(request, serving):
     settings = Settings(root=root, allow_anonymous=True, part_bytes=1024, list_cache_seconds=60)
     with (
         serving(create_app(settings)) as url,
-        httpx.Client(base_url=url, trust_env=False, timeout=30) as client,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as client,
     ):
         yield client
 

@@ -208,6 +208,6 @@ def test_one_of_three_processes_computes(tmp_path) -> None:
             return httpx.get(f"{url}{PATH}", trust_env=False, timeout=60).content
 
         assert len(set(pool.map(ask, urls))) == 1
-        counts = [httpx.get(f"{url}/metrics", trust_env=False).text for url in urls]
+        counts = [httpx.get(f"{url}/metrics", trust_env=False, timeout=60).text for url in urls]
     found = [float(re.search(r"^luma_measured_total (\S+)$", text, re.M)[1]) for text in counts]
     assert sorted(found) == [0, 0, 1]

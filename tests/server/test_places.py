@@ -34,7 +34,7 @@ def test_a_server_stays_with_its_root(
     headers = {"Authorization": f"Bearer {secret}"}
     with (
         serving(app) as url,
-        httpx.Client(base_url=url, trust_env=False, headers=headers) as http,
+        httpx.Client(base_url=url, trust_env=False, headers=headers, timeout=60) as http,
     ):
         found = http.get("/v1/checkpoints").json()["items"]
         assert {(one["run"], one["step"]) for one in found} == {

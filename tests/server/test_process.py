@@ -39,6 +39,7 @@ def test_prints_one_line_serves_and_stops_cleanly(root, how) -> None:
             f"{found[1]}/v1/checkpoints/gpt/9/stats",
             headers={"X-Request-ID": "mine"},
             trust_env=False,
+            timeout=60,
         )
         assert answer.status_code == 200
         server.send_signal(how)
@@ -96,7 +97,7 @@ def test_other_addresses_than_loopback_want_tokens(root, tmp_path) -> None:
         line = server.stdout.readline()
         assert line.startswith("LUMA server listening on http://0.0.0.0:")
         url = line.split()[-1].replace("0.0.0.0", "127.0.0.1")
-        with httpx.Client(base_url=url, trust_env=False) as client:
+        with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
             assert client.get("/healthz").status_code == 200
             assert client.get("/v1/checkpoints").status_code == 401
             headers = {"Authorization": f"Bearer {token}"}

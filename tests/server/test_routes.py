@@ -87,7 +87,7 @@ def test_an_empty_root_has_no_checkpoints(tmp_path, serving) -> None:
     import httpx
 
     with serving(create_app(Settings(root=tmp_path, allow_anonymous=True))) as url:
-        response = httpx.get(f"{url}/v1/checkpoints", trust_env=False)
+        response = httpx.get(f"{url}/v1/checkpoints", trust_env=False, timeout=60)
     assert response.json() == {"items": [], "next_cursor": None}
 
 

@@ -48,7 +48,7 @@ def measure(root, serving) -> Callable[[str], str]:
         folder = root / ".luma" / "stats"
         before = set(folder.iterdir()) if folder.exists() else set()
         with serving(create_app(Settings(root=root, allow_anonymous=True))) as url:
-            answer = httpx.get(f"{url}/v1/checkpoints/{place}/stats", trust_env=False)
+            answer = httpx.get(f"{url}/v1/checkpoints/{place}/stats", trust_env=False, timeout=60)
         assert answer.status_code == 200
         (new,) = set(folder.iterdir()) - before
         return new.name

@@ -56,7 +56,10 @@ def test_a_commit_may_be_repeated(uploader, root, source) -> None:
 def test_an_upload_goes_on_after_the_server_was_restarted(
     uploader_of, settings, serving, root, source
 ) -> None:
-    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with (
+        serving(create_app(settings)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
         first = uploader_of(http)
         session = first.begin(source, "new", "1")
         name = session["files"][0]["name"]
@@ -64,7 +67,10 @@ def test_an_upload_goes_on_after_the_server_was_restarted(
         assert len(parts) > 2
         for number, data in parts[1:]:
             first.put(session, name, number, data)
-    with serving(create_app(settings)) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with (
+        serving(create_app(settings)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
         second = uploader_of(http)
         found = http.get(f"/v1/uploads/{session['id']}").json()
         assert found["files"][0]["received"] == [number for number, _ in parts[1:]]
@@ -270,7 +276,7 @@ def test_sessions_expire_and_are_collected(settings, serving, uploader_of, root,
     from luma_server.parts import Parts
 
     app = create_app(replace(settings, session_seconds=1))
-    with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with serving(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
         one = uploader_of(http)
         session = one.begin(source, "new", "1")
         one.send(session, source)
@@ -289,10 +295,10 @@ def test_limits_of_uploads(settings, serving, uploader_of, source, check_problem
     manifest = (source / "luma.json").read_text()
     body = {"run": "new", "step": "1", "manifest": manifest}
     app = create_app(replace(settings, **limits))
-    with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with serving(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
         check_problem(http.post("/v1/uploads", json=body), 413, "too_large")
     app = create_app(replace(settings, **{**limits, "max_upload_bytes": 1 << 20}))
-    with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with serving(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
         one = uploader_of(http)
         session = one.begin(source, "new", "1")
         body = check_problem(http.post("/v1/uploads", json=body), 429, "too_many_sessions")
@@ -303,7 +309,7 @@ def test_limits_of_uploads(settings, serving, uploader_of, source, check_problem
         check_problem(answer, 429, "quota_exceeded")
         assert int(answer.headers["Retry-After"]) > 80_000
     app = create_app(replace(settings, max_manifest_bytes=2048))
-    with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with serving(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
         body = {"run": "new", "step": "1", "manifest": manifest}
         assert len(manifest) > 2048
         check_problem(http.post("/v1/uploads", json=body), 413, "too_large")
@@ -316,7 +322,7 @@ def test_who_may_only_read_writes_nothing(root, source, serving, check_problem, 
     headers = {"Authorization": f"Bearer {token}"}
     with (
         serving(create_app(Settings(root=root, tokens_file=tokens))) as url,
-        httpx.Client(base_url=url, trust_env=False, headers=headers) as http,
+        httpx.Client(base_url=url, trust_env=False, headers=headers, timeout=60) as http,
     ):
         assert http.get("/v1/checkpoints").status_code == 200
         check_problem(http.post("/v1/uploads", json=body), 403, "forbidden")

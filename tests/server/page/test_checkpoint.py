@@ -18,7 +18,9 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 def test_the_heat_map_has_the_updates_of_the_statistics(visit, server: str) -> None:
     page = visit.open("/runs/gpt/30")
     path = f"{server}/v1/checkpoints/gpt/30/stats/modules?depth=32"
-    modules = {one["module"]: one for one in httpx.get(path, trust_env=False).json()["items"]}
+    modules = {
+        one["module"]: one for one in httpx.get(path, trust_env=False, timeout=60).json()["items"]
+    }
     rows = page.get_by_role("group", name="update size (rms)", exact=True).get_by_role("row")
     assert rows.nth(0).locator("th").all_inner_texts() == ["layer", "attn", "mlp.up", "mlp.down"]
     assert rows.count() == 4
@@ -81,7 +83,9 @@ def test_histograms_show_moments_and_scales(visit) -> None:
 
 def test_scales_of_a_module_are_those_of_the_statistics(visit, server) -> None:
     path = f"{server}/v1/checkpoints/gpt/30/stats/modules?depth=2"
-    modules = {one["module"]: one for one in httpx.get(path, trust_env=False).json()["items"]}
+    modules = {
+        one["module"]: one for one in httpx.get(path, trust_env=False, timeout=60).json()["items"]
+    }
     scale = modules["h.1"]["moments"]["exp_avg"]["scale"]
     page = visit.open("/runs/gpt/30?module=h.1")
     figure = page.locator("figure").filter(has_text="First moment: block scales")

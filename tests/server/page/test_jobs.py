@@ -30,7 +30,10 @@ def test_jobs_are_followed_and_results_downloaded(
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         body = {"format": "adamw", "download": True}
         path = f"{url}/v1/checkpoints/bert/1/convert"
-        assert httpx.post(path, json=body, headers=headers, trust_env=False).status_code == 202
+        assert (
+            httpx.post(path, json=body, headers=headers, trust_env=False, timeout=60).status_code
+            == 202
+        )
         save = page.get_by_text("Download")
         save.wait_for(timeout=60_000)
         with page.expect_download() as download:
@@ -41,7 +44,9 @@ def test_jobs_are_followed_and_results_downloaded(
 
 def convert(server: str) -> dict[str, Any]:
     body = {"format": "luma", "codec": "fp32", "to": {"run": "wide", "step": "1"}}
-    answer = httpx.post(f"{server}/v1/checkpoints/bert/1/convert", json=body, trust_env=False)
+    answer = httpx.post(
+        f"{server}/v1/checkpoints/bert/1/convert", json=body, trust_env=False, timeout=60
+    )
     assert answer.status_code == 202
     job: dict[str, Any] = answer.json()
     return job

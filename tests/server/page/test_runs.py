@@ -27,7 +27,9 @@ def test_runs_are_listed_with_size_and_saving(visit) -> None:
 def test_a_run_shows_its_modules_over_steps(visit, server: str) -> None:
     page = visit.open("/runs/gpt?depth=1")
     asked = {"metric": "update.rms", "module": "tokens"}
-    series = httpx.get(f"{server}/v1/runs/gpt/series", params=asked, trust_env=False).json()
+    series = httpx.get(
+        f"{server}/v1/runs/gpt/series", params=asked, trust_env=False, timeout=60
+    ).json()
     plot = page.get_by_label("update size (rms) over steps: arrow keys walk along the steps")
     assert plot.locator("polyline").count() == 3
     plot.focus()

@@ -55,7 +55,7 @@ def test_names_and_labels_are_never_markup(serving, visit_to, tmp_path) -> None:
     with serving(create_app(Settings(root=tmp_path, allow_anonymous=True))) as url:
         body = {"labels": {"note": "<img src=x onerror=alert(1)>"}}
         path = f"{url}/v1/checkpoints/gpt/1/labels"
-        assert httpx.put(path, json=body, trust_env=False).status_code == 200
+        assert httpx.put(path, json=body, trust_env=False, timeout=60).status_code == 200
         page = visit_to(url).open("/runs/gpt/1")
         sync_api.expect(page.locator(".chip")).to_have_text(f"note: {body['labels']['note']}")
         sync_api.expect(page.locator(".tree tbody th").first).to_have_text("<b>h</b>")

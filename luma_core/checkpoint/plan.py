@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from luma_core.checkpoint.consistency import tensor_name
-from luma_core.checkpoint.extra import flatten_extra
+from luma_core.checkpoint.extra import flatten_extra, flatten_plain, restore_extra
 from luma_core.checkpoint.manifest import ParameterEntry
 from luma_core.checkpoint.model import model_tensors
 from luma_core.checkpoint.names import ShardKind
 from luma_core.checkpoint.shard import PlannedTensor, plan_shards
-from luma_core.errors import ConfigurationError
+from luma_core.errors import ConfigurationError, CorruptCheckpointError
 from luma_core.sharding import any_cut
 from luma_core.state import GroupOptions, ParameterState, StateSource, field_key
 
@@ -110,17 +109,32 @@ def plan_save(
 
 
 def plain_options(index: int, group: GroupOptions) -> GroupOptions:
-    """Return a parameter group's options as JSON values.
+    """Return the JSON form of a parameter group's options; `restored_options` undoes it.
 
     Raises:
-        ConfigurationError: they are none.
+        ConfigurationError: one cannot be kept exactly; names group and option.
     """
-    try:
-        return cast(GroupOptions, json.loads(json.dumps(group, allow_nan=False)))
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"the options of parameter group {index} are not plain JSON values: {error}."
-        ) from error
+    found = {}
+    for key, value in group.items():
+        place = f"param_groups[{index}][{key!r}]"
+        if type(key) is not str:
+            raise ConfigurationError(f"{place}: names of options must be strings.")
+        found[key] = flatten_plain(value, place)
+    return found
+
+
+def restored_options(group: GroupOptions, where: str) -> GroupOptions:
+    """Return the options whose JSON form a manifest has.
+
+    Raises:
+        CorruptCheckpointError: there are none.
+        UnsupportedVersionError: one is of a kind that is not known here.
+    """
+    return {key: restore_extra(value, _no_tensor, where) for key, value in group.items()}
+
+
+def _no_tensor(name: str) -> Tensor:
+    raise CorruptCheckpointError(f"a parameter group's option names the tensor {name!r}.")
 
 
 def parameter_entry(state: ParameterState) -> ParameterEntry:

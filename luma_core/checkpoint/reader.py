@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from functools import cached_property, partial
 from typing import Any, Self
 
@@ -33,6 +32,7 @@ from luma_core.checkpoint.lazy import LazyFields
 from luma_core.checkpoint.manifest import FileEntry, FileKind, Manifest, ParameterEntry, TensorEntry
 from luma_core.checkpoint.names import MANIFEST_NAME
 from luma_core.checkpoint.pieces import StoredTensor, stored_tensors
+from luma_core.checkpoint.plan import restored_options
 from luma_core.checkpoint.rows import field_rows, moment_rows
 from luma_core.checkpoint.shard_reader import ShardReader
 from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
@@ -89,7 +89,8 @@ class Checkpoint:
 
     def group_options(self) -> list[GroupOptions]:
         """Return the options of each parameter group."""
-        return [deepcopy(group) for group in self.manifest.groups]
+        where = f"{self.url}/{MANIFEST_NAME}: groups"
+        return [restored_options(group, where) for group in self.manifest.groups]
 
     def parameter_state(self, name: str) -> ParameterState:
         """Return the state of one parameter; its fields are read when they are first used.
@@ -110,7 +111,10 @@ class Checkpoint:
     def extra(self) -> Any:
         """Return the values that were saved as ``extra``; None where there were none."""
         entries = {entry.name: entry for entry in self.manifest.tensors_of("extra")}
-        return restore_extra(self.manifest.extra, lambda name: self.read_tensor(entries[name]))
+        where = f"{self.url}/{MANIFEST_NAME}: extra"
+        return restore_extra(
+            self.manifest.extra, lambda name: self.read_tensor(entries[name]), where
+        )
 
     def model_tensors(self) -> list[TensorEntry]:
         """Return the entries of the stored model weights, for `read_tensor`."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
@@ -25,6 +26,7 @@ from luma_core.optim.offload import (
     chosen_offload,
 )
 from luma_core.optim.options import (
+    KNOWN_OPTIONS,
     check_codecs,
     check_not_flattened,
     check_options,
@@ -324,10 +326,10 @@ class CompressedOptimizer(torch.optim.Optimizer):
         )
 
     def group_options(self) -> list[GroupOptions]:
-        """Return each group's options as plain JSON values, without its parameters."""
+        """Return each group's options, without its parameters; those of ours as JSON values."""
         return [
             {
-                key: _plain(value)
+                key: _plain(key, value)
                 for key, value in group.items()
                 if key not in ("params", "param_names")
             }
@@ -387,7 +389,11 @@ class CompressedOptimizer(torch.optim.Optimizer):
             post_hook(self)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
+def _plain(key: str, value: Any) -> Any:
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         return float(value)
-    return list(value) if isinstance(value, tuple) else value
+    if key in KNOWN_OPTIONS and isinstance(value, np.generic):
+        return value.item()
+    if key in KNOWN_OPTIONS and isinstance(value, tuple | list):
+        return [_plain(key, item) for item in value]
+    return value

@@ -160,12 +160,9 @@ def test_extra_values_and_tensors_come_back(tmp_path, new_run, compression):
 @pytest.mark.parametrize(
     ("extra", "place"),
     [
-        ({"a": [1, {"b": object()}]}, "extra/a/1/b"),
-        ({"a": {1: 2}}, "extra/a"),
-        ({"loss": float("nan")}, "extra/loss"),
-        ({"x": torch.eye(2).to_sparse()}, "extra/x"),
-        ({"x": torch.zeros(2, dtype=torch.complex64)}, "extra/x"),
-        ({1, 2}, "extra is a builtins.set"),
+        ({"a": [1, {"b": object()}]}, "extra['a'][1]['b'] is of type object"),
+        ({"x": torch.eye(2).to_sparse()}, "extra['x']"),
+        ({"x": torch.zeros(2, dtype=torch.complex64)}, "extra['x']"),
     ],
 )
 def test_extra_values_that_cannot_be_saved_are_refused_by_place(tmp_path, new_run, extra, place):

@@ -23,7 +23,7 @@ from luma_core.checkpoint.compression import Compression
 from luma_core.checkpoint.extra import flatten_extra
 from luma_core.checkpoint.loading import LoadedCheckpoint, check_optimizer, matched_states
 from luma_core.checkpoint.manifest import Manifest
-from luma_core.checkpoint.model import check_model
+from luma_core.checkpoint.model_loading import ModelLoad
 from luma_core.checkpoint.names import ShardKind
 from luma_core.checkpoint.parts import loaded_fields, part_count, planned_parts
 from luma_core.checkpoint.plan import Plan, parameter_entry, plain_options
@@ -234,10 +234,12 @@ def load_sharded(
     processes.agreed(lambda: _check_same(checkpoint.url, digests))
     states: list[ParameterState] = []
     blocks: list[Incoming | None] = []
+    weights: list[ModelLoad] = []
 
     def read() -> None:
         if model is not None:
-            check_model(checkpoint.manifest, model)
+            held = [param for _, param, _ in optimizer.parameters_by_name()]
+            weights.append(ModelLoad(checkpoint.manifest, model, held))
         matched = matched_states(checkpoint, optimizer)
         blocks.append(optimizer.incoming_state(matched))
         states.extend(_states(checkpoint, optimizer, matched, blocks[0]))
@@ -245,7 +247,7 @@ def load_sharded(
     processes.agreed(read)
     optimizer.load_parameter_states(checkpoint.group_options(), states, incoming=blocks[0])
     if model is not None:
-        processes.agreed(lambda: load_weights(checkpoint, model))
+        processes.agreed(lambda: load_weights(checkpoint, weights[0]))
     return LoadedCheckpoint(checkpoint.manifest, checkpoint.extra())
 
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from luma_core.errors import ConfigurationError
+from luma_core.sharding import is_sharded
 
 _SAFETENSORS_NAMES = {
     torch.bool: "BOOL",
@@ -54,6 +56,12 @@ def check_storable(name: str, tensor: Tensor) -> None:
             f"{name} is a {tensor.layout} tensor on {tensor.device}; only dense tensors with "
             "values can be saved.",
             hint="Convert it to a dense tensor.",
+        )
+    if is_traceable_wrapper_subclass(tensor) and not is_sharded(tensor):
+        raise ConfigurationError(
+            f"{name} is a {type(tensor).__name__}, which is made of other tensors and cannot be "
+            "saved.",
+            hint="Convert it to a dense tensor, or save the tensors that it is made of.",
         )
     if dtype_name(tensor.dtype) is None:
         raise ConfigurationError(

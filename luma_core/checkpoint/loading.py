@@ -16,7 +16,9 @@ from luma_core.checkpoint.dtypes import tensor_bytes, torch_dtype
 from luma_core.checkpoint.extra import restore_extra
 from luma_core.checkpoint.files import Progress
 from luma_core.checkpoint.manifest import FileKind, Manifest, TensorEntry
-from luma_core.checkpoint.model import check_model, check_names, load_model
+from luma_core.checkpoint.model import check_names
+from luma_core.checkpoint.model_loading import ModelLoad
+from luma_core.checkpoint.names import MANIFEST_NAME
 from luma_core.checkpoint.reader import Checkpoint, open
 from luma_core.checkpoint.store import Place
 from luma_core.checkpoint.whole import Room
@@ -93,6 +95,11 @@ def load(
     State that the optimizer keeps in a file goes straight to a new one, which takes the other's
     place in the end.
 
+    A model gets what its ``load_state_dict`` would restore, extra state included. A module that
+    loads in a way of its own (a hook, a ``_load_from_state_dict``) is handed its part through
+    PyTorch: that part is in memory at once, and whether it fits is known only then. Parameters on
+    the meta device are replaced by what is read, on the CPU.
+
     Args:
         url: folder of the checkpoint.
         optimizer: receives the state, matched by name, or by position where either side has no
@@ -103,7 +110,8 @@ def load(
         progress: called with bytes read and checked, and in total.
 
     Raises:
-        ConfigurationError: the optimizer is not one of LUMA.
+        ConfigurationError: the optimizer is not one of LUMA, or holds parameters on the meta device
+            that loading the model would replace.
         CheckpointNotFoundError: there is no checkpoint.
         CorruptCheckpointError: a file is missing, cut or altered.
         UnsupportedVersionError: a newer version wrote it.
@@ -118,7 +126,7 @@ def load(
     check: list[FileKind] = []
     found = _Found({}, checkpoint.stored_shape, {})
     incoming: Incoming | None = None
-    entries: dict[str, TensorEntry] = {}
+    weights: ModelLoad | None = None
     if optimizer is not None:
         read.append("optimizer")
         matched = matched_states(checkpoint, optimizer)
@@ -127,15 +135,17 @@ def load(
         found = _Found(devices, checkpoint.stored_shape, _rooms(matched, optimizer, incoming))
     if model is not None:
         check += ["model", "index"]
-        entries = check_model(checkpoint.manifest, model)
+        held = [] if optimizer is None else [p for _, p, _ in optimizer.parameters_by_name()]
+        weights = ModelLoad(checkpoint.manifest, model, held)
     checkpoint.read_checked(read, check, put=found.put, room=found.room, progress=progress)
-    extra = restore_extra(checkpoint.manifest.extra, found.extra.__getitem__)
+    where = f"{checkpoint.url}/{MANIFEST_NAME}: extra"
+    extra = restore_extra(checkpoint.manifest.extra, found.extra.__getitem__, where)
     if optimizer is not None:
         states = checkpoint.states(found.state.__getitem__)
         groups = checkpoint.group_options()
         optimizer.load_parameter_states(groups, states, incoming=incoming)
-    if model is not None:
-        load_model(model, entries, checkpoint.read_tensor)
+    if weights is not None:
+        weights.run(checkpoint.read_tensor)
     return LoadedCheckpoint(checkpoint.manifest, extra)
 
 

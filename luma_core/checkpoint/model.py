@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from luma_core.checkpoint.dtypes import check_storable, dtype_name, tensor_bytes, torch_dtype
-from luma_core.checkpoint.manifest import Manifest, TensorEntry
+from luma_core.checkpoint.dtypes import check_storable, tensor_bytes, torch_dtype
+from luma_core.checkpoint.extra import flatten_extra
+from luma_core.checkpoint.manifest import TensorEntry
 from luma_core.errors import ConfigurationError, StateMismatchError, some_names
 from luma_core.sharding import local_tensor
+
+VALUE_MARK = "$value"
+"""Behind the key of a value that is no tensor: the name of its JSON form's bytes, and of tensors in
+it the beginning."""
 
 
 def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors to store, and aliases for those that share another's memory.
 
+    Values that are no tensors, such as a module's extra state, become bytes: see `VALUE_MARK`.
+
     Raises:
-        ConfigurationError: the state dict holds something else than dense tensors.
+        ConfigurationError: the state dict holds something that cannot be kept exactly.
     """
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     owners: dict[tuple[Any, ...], str] = {}
     for name, value in model.state_dict().items():
+        if name == "__metadata__" or VALUE_MARK in name:
+            raise ConfigurationError(f"a model tensor may not be named {name!r}.")
         if not isinstance(value, Tensor):
-            raise ConfigurationError(
-                f"the model's state dict has a {type(value).__name__} under {name!r}; "
-                "only tensors can be saved.",
-                hint="Save such values in extra=.",
-            )
-        if name == "__metadata__":
-            raise ConfigurationError("a model tensor may not be named '__metadata__'.")
+            tensors |= _value_tensors(name, value)
+            continue
         check_storable(f"model tensor {name!r}", value)
-        memory = _memory(value)
+        memory = memory_of(value)
         if value.numel() and memory in owners:
             aliases[name] = owners[memory]
         else:
@@ -43,7 +47,14 @@ def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, aliases
 
 
-def _memory(tensor: Tensor) -> tuple[Any, ...]:
+def _value_tensors(name: str, value: Any) -> dict[str, Tensor]:
+    form, tensors = flatten_extra(value, f"model.state_dict()[{name!r}]")
+    content = bytearray(json.dumps(form, sort_keys=True, allow_nan=False).encode())
+    found = {name + VALUE_MARK: torch.frombuffer(content, dtype=torch.uint8)}
+    return found | {name + VALUE_MARK + pointer: tensor for pointer, tensor in tensors.items()}
+
+
+def memory_of(tensor: Tensor) -> tuple[Any, ...]:
     """Return what two tensors have in common that are the same numbers in the same memory."""
     return (
         tensor.device,
@@ -66,45 +77,6 @@ def _raw_bytes(entry: TensorEntry) -> int:
     dtype = torch_dtype(entry.dtype)
     assert dtype is not None
     return tensor_bytes(dtype, entry.shape)
-
-
-def check_model(manifest: Manifest, model: nn.Module) -> dict[str, TensorEntry]:
-    """Return the entry for each tensor of the model's state dict.
-
-    Raises:
-        StateMismatchError: names, shapes or dtypes differ; says which and what was expected.
-    """
-    stored = {entry.name: entry for entry in manifest.tensors_of("model")}
-    if not stored:
-        raise StateMismatchError(
-            "the checkpoint holds no model weights.", hint="Load it without model=."
-        )
-    stored |= {alias: stored[name] for alias, name in manifest.aliases.items()}
-    own = _own_tensors(model)
-    check_names("model tensors", list(own), list(stored))
-    for name, tensor in own.items():
-        entry = stored[name]
-        found = (entry.dtype, entry.shape)
-        expected = (dtype_name(tensor.dtype), tuple(tensor.shape))
-        if found != expected:
-            raise StateMismatchError(
-                f"model tensor {name!r}: the checkpoint has {found[0]} {list(found[1])}; "
-                f"the model has {expected[0]} {list(expected[1])}."
-            )
-    return {name: stored[name] for name in own}
-
-
-def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-
-
-@torch.no_grad()
-def load_model(
-    model: nn.Module, entries: Mapping[str, TensorEntry], read: Callable[[TensorEntry], Tensor]
-) -> None:
-    """Copy the stored tensors into the model, one at a time."""
-    for name, tensor in _own_tensors(model).items():
-        tensor.copy_(read(entries[name]))
 
 
 def check_names(what: str, expected: Sequence[str], found: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import SWALR
+from torch.testing._internal.two_tensor import TwoTensor
 
 from luma_core import LUMA, checkpoint
 from luma_core.checkpoint.extra import flatten_extra, restore_extra
@@ -196,6 +197,7 @@ REFUSED = [
     (defaultdict(lambda: 1), "default_factory"),
     ({torch.ones(1): 1}, "Keys"),
     (looped(), "holds itself"),
+    (TwoTensor(torch.ones(2), torch.ones(2)), "TwoTensor.*made of other tensors"),
 ]
 
 

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import mmap
 import os
+import stat
 from functools import cache
 from io import FileIO
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from luma_core.errors import StorageError
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -46,6 +49,24 @@ def transfer_memory(size_bytes: int) -> Bytes:
     whole: Bytes = np.frombuffer(memory, np.uint8)
     start = -whole.ctypes.data % _HUGE_BYTES
     return whole[start : start + size_bytes]
+
+
+def opened(path: Path) -> FileIO:
+    """Open a file for reading, and nothing else: a pipe would wait for its writer for good.
+
+    Raises:
+        StorageError: there is something that is no regular file.
+        OSError: it cannot be opened.
+    """
+    file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        told = StorageError(
+            f"{path}: it is no regular file.", hint="Only files are read, no pipes or devices."
+        )
+        told.errno, told.strerror = errno.EINVAL, "it is no regular file"
+        raise told
+    return file
 
 
 def opened_directly(path: Path, mode: Literal["rb", "r+b"]) -> FileIO | None:

@@ -13,6 +13,7 @@
     │   ├── CheckpointNotFoundError (FileNotFoundError)
     │   ├── CheckpointExistsError (FileExistsError)
     │   ├── ConcurrentSaveError                another saver is, or was, at work in the same place
+    │   │   └── CheckpointReplacedError        what was opened is not there any more
     │   ├── StateChangedError                  state changed while a save was reading it
     │   ├── CorruptCheckpointError             a checksum, size, header or manifest is wrong
     │   │   └── BrokenChainError               the base of a checkpoint is missing or changed
@@ -92,6 +93,10 @@ class CheckpointExistsError(CheckpointError, FileExistsError):
 
 class ConcurrentSaveError(CheckpointError):
     """Another saver is at work in the same folder, or committed there in the meantime."""
+
+
+class CheckpointReplacedError(ConcurrentSaveError):
+    """A checkpoint was replaced or removed, by whoever may do that, while it was being read."""
 
 
 class StateChangedError(CheckpointError):

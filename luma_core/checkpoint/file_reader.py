@@ -7,7 +7,15 @@ from io import FileIO
 from pathlib import Path
 
 from luma_core.checkpoint.store import ObjectReader
-from luma_core.direct import PAGE_BYTES, Bytes, is_cached, is_refusal, opened_directly, page_span
+from luma_core.direct import (
+    PAGE_BYTES,
+    Bytes,
+    is_cached,
+    is_refusal,
+    opened,
+    opened_directly,
+    page_span,
+)
 
 _LARGE_BYTES = 1 << 20
 
@@ -28,7 +36,7 @@ class FileReader(ObjectReader):
 
     def __init__(self, path: Path, *, direct: bool) -> None:
         self.path = path
-        self._file = FileIO(path)
+        self._file = opened(path)
         self._direct: FileIO | None = None
         large = os.fstat(self._file.fileno()).st_size >= _LARGE_BYTES
         if direct and large and not is_cached(self._file):

@@ -70,9 +70,12 @@ def content_problem(
     if (problem := size_problem(store, file)) is not None:
         return problem
     digest = hashlib.sha256()
-    for piece in _pieces(store, file, again=again):
-        digest.update(piece)
-        tick(len(piece))
+    try:
+        for piece in _pieces(store, file, again=again):
+            digest.update(piece)
+            tick(len(piece))
+    except FileNotFoundError:
+        return MISSING
     return digest_problem(file, digest.hexdigest())
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from luma_core.checkpoint.local import LocalStore
 from luma_core.checkpoint.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from luma_core.checkpoint.names import INDEX_NAME, MANIFEST_NAME, shard_generation
 from luma_core.checkpoint.shard import written_by_us
-from luma_core.checkpoint.store import ABSENT, Store, changed_meanwhile
+from luma_core.checkpoint.store import ABSENT, Store, changed_meanwhile, storage_errors
 from luma_core.errors import (
     CheckpointError,
     CheckpointExistsError,
     CheckpointNotFoundError,
+    CheckpointReplacedError,
     ConfigurationError,
     CorruptCheckpointError,
     UnknownCodecError,
@@ -23,6 +25,7 @@ GRACE_SECONDS = 24 * 3600.0
 """What is older than this and belongs to no checkpoint is not the work of a saver any more."""
 
 _GENERATION_SPREAD = 1 << 31
+_READ_TRIES = 5
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -34,6 +37,20 @@ def read_manifest(store: Store) -> Manifest:
         UnsupportedVersionError: a newer version wrote it.
         UnknownCodecError: it uses a codec that is not known here.
     """
+    where = f"{store.url}/{MANIFEST_NAME}"
+    data = _manifest_bytes(store)
+    for _ in range(_READ_TRIES):
+        try:
+            return parse_manifest(data, where=where)
+        except CorruptCheckpointError:
+            # Size and content may be those of two manifests, one of which replaced the other.
+            seen, data = data, _manifest_bytes(store)
+            if seen == data:
+                raise
+    return parse_manifest(data, where=where)
+
+
+def _manifest_bytes(store: Store) -> bytes:
     size = store.size(MANIFEST_NAME)
     if size is None:
         raise _not_found(store)
@@ -42,8 +59,46 @@ def read_manifest(store: Store) -> Manifest:
             f"{store.url}/{MANIFEST_NAME}: {size} bytes; a manifest has at most "
             f"{MAX_MANIFEST_BYTES}."
         )
-    data = store.read_range(MANIFEST_NAME, 0, size)
-    return parse_manifest(data, where=f"{store.url}/{MANIFEST_NAME}")
+    try:
+        return store.read_range(MANIFEST_NAME, 0, size)
+    except FileNotFoundError as error:
+        raise _not_found(store) from error
+
+
+@contextlib.contextmanager
+def reading(store: Store, manifest: Manifest, file: str) -> Iterator[None]:
+    """Tell failures of the store as such, and damage as such only where the checkpoint is there.
+
+    Args:
+        store: the folder.
+        manifest: of the checkpoint that was opened there.
+        file: that is read.
+    """
+    with storage_errors(f"{store.url}/{file}"):
+        try:
+            yield
+        except CorruptCheckpointError as error:
+            refuse_replaced(store, manifest, error)
+            raise
+
+
+def refuse_replaced(store: Store, manifest: Manifest, cause: Exception | None = None) -> None:
+    """Refuse to go on where the folder does not hold the checkpoint any more that was opened.
+
+    Raises:
+        CheckpointReplacedError: saying what happened to it.
+    """
+    try:
+        if read_manifest(store).digest == manifest.digest:
+            return
+        what, hint = "replaced", "Open it again; what was read before belongs to the other one."
+    except CheckpointNotFoundError:
+        what, hint = "removed", "Open another one, and pin those that are in use."
+    except (CheckpointError, UnknownCodecError):
+        return
+    raise CheckpointReplacedError(
+        f"{store.url}: the checkpoint was {what} after it was opened.", hint=hint
+    ) from cause
 
 
 def _not_found(store: Store) -> CheckpointNotFoundError:

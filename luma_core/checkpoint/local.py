@@ -30,6 +30,7 @@ from luma_core.checkpoint.store import (
     changed_meanwhile,
     scratch_file,
 )
+from luma_core.direct import opened
 from luma_core.errors import ConcurrentSaveError, StorageError
 from luma_core.paths import resolve_path
 
@@ -89,7 +90,7 @@ class LocalStore(Store):
         )
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        with self._path(name).open("rb", buffering=0) as file:
+        with opened(self._path(name)) as file:
             file.seek(start)
             pieces = []
             while start < stop and (piece := file.read(stop - start)):
@@ -98,7 +99,7 @@ class LocalStore(Store):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def read_into(self, name: str, start: int, out: memoryview) -> int:
-        with self._path(name).open("rb", buffering=0) as file:
+        with opened(self._path(name)) as file:
             return read_cached(file, start, out)
 
     def reader(self, name: str, *, again: bool = False) -> ObjectReader:

@@ -27,7 +27,7 @@ from luma_core.checkpoint.files import (
     in_lanes,
     size_problem,
 )
-from luma_core.checkpoint.folder import read_manifest
+from luma_core.checkpoint.folder import read_manifest, reading, refuse_replaced
 from luma_core.checkpoint.lazy import LazyFields
 from luma_core.checkpoint.manifest import FileEntry, FileKind, Manifest, ParameterEntry, TensorEntry
 from luma_core.checkpoint.names import MANIFEST_NAME
@@ -46,7 +46,9 @@ from luma_core.state import GroupOptions, ParameterState, field_key
 class Checkpoint:
     """A checkpoint opened for reading: a state source that reads each tensor when it is used.
 
-    Chunk checksums are checked on every read; `verify` also checks whole files.
+    Chunk checksums are checked on every read; `verify` also checks whole files. Where the
+    checkpoint was replaced or removed since it was opened, reading what is gone raises
+    `CheckpointReplacedError`.
 
     Attributes:
         url: the folder.
@@ -164,7 +166,7 @@ class Checkpoint:
             CorruptCheckpointError: its shard is missing or not what was written.
             StorageError: the store failed.
         """
-        with storage_errors(f"{self.url}/{entry.file}"):
+        with reading(self.store, self.manifest, entry.file):
             reader = self._reader(entry.file)
             if rows is None:
                 return reader.read(entry)
@@ -217,7 +219,7 @@ class Checkpoint:
         assert dtype is not None
         itemsize = dtype.itemsize
         for entry, first, last in self._fields[name].spans(start, start + out.nbytes // itemsize):
-            with storage_errors(f"{self.url}/{entry.file}"):
+            with reading(self.store, self.manifest, entry.file):
                 size = (last - first) * itemsize
                 self._reader(entry.file).read_into(entry, first, out[:size])
                 out = out[size:]
@@ -229,7 +231,7 @@ class Checkpoint:
     def _elements(self, name: str, start: int, stop: int) -> Tensor:
         found = []
         for entry, first, last in self._fields[name].spans(start, stop):
-            with storage_errors(f"{self.url}/{entry.file}"):
+            with reading(self.store, self.manifest, entry.file):
                 found.append(self._reader(entry.file).read_elements(entry, first, last))
         return found[0] if len(found) == 1 else torch.cat(found)
 
@@ -321,6 +323,7 @@ class Checkpoint:
 
         Raises:
             CorruptCheckpointError: the first file that is missing or not what was written.
+            CheckpointReplacedError: the checkpoint was replaced or removed since it was opened.
             StorageError: the store failed.
         """
         wanted, others = (list(self.manifest.files_of(*kinds)) for kinds in (read, check))
@@ -339,7 +342,7 @@ class Checkpoint:
                 raise corrupt(self.url, file, problem)
 
     def _read_file(self, file: FileEntry, tick: Callable[[int], None], target: Target) -> None:
-        with storage_errors(f"{self.url}/{file.name}"):
+        with reading(self.store, self.manifest, file.name):
             problem = size_problem(self.store, file)
             if problem is None:
                 sha256 = read_shard(
@@ -353,8 +356,8 @@ class Checkpoint:
                     delta=self._delta,
                 )
                 problem = digest_problem(file, sha256)
-        if problem is not None:
-            raise corrupt(self.url, file, problem)
+            if problem is not None:
+                raise corrupt(self.url, file, problem)
 
     def file_problems(
         self, files: Sequence[FileEntry], tick: Callable[[int], None], *, again: bool = False
@@ -368,14 +371,15 @@ class Checkpoint:
     ) -> str | None:
         """Return what is wrong with a file, `MISSING` where it is not there, or None."""
         with storage_errors(f"{self.url}/{file.name}"):
-            if (problem := content_problem(self.store, file, tick, again=again)) is not None:
-                return problem
-        if file.kind != "index":
-            try:
-                self._reader(file.name)
-            except CorruptCheckpointError as error:
-                return error.message.removeprefix(f"{self.url}/{file.name}: ").rstrip(".")
-        return None
+            problem = content_problem(self.store, file, tick, again=again)
+            if problem is None and file.kind != "index":
+                try:
+                    self._reader(file.name)
+                except CorruptCheckpointError as error:
+                    problem = error.message.removeprefix(f"{self.url}/{file.name}: ").rstrip(".")
+            if problem is not None:
+                refuse_replaced(self.store, self.manifest)
+        return problem
 
 
 def open(url: Place, *, max_memory_bytes: int = MAX_MEMORY_BYTES) -> Checkpoint:

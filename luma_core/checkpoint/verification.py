@@ -73,6 +73,7 @@ def verify(
 
     Raises:
         CheckpointNotFoundError: there is no checkpoint.
+        CheckpointReplacedError: it was replaced or removed meanwhile.
         ConfigurationError: ``max_memory_bytes`` is too small.
         StorageError: the store failed.
     """

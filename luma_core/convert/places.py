@@ -6,6 +6,7 @@ ranges where it need not be.
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from abc import ABC, abstractmethod
@@ -19,6 +20,7 @@ from luma_core.checkpoint.local import is_local, local_path
 from luma_core.checkpoint.remote import FsspecStore
 from luma_core.checkpoint.store import open_store, storage_errors
 from luma_core.convert.base import Url
+from luma_core.direct import opened
 from luma_core.errors import CheckpointNotFoundError, ConversionError, StorageError
 
 
@@ -136,7 +138,7 @@ class LocalFolder(Folder):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         path = self.path / name
-        with storage_errors(str(path)), path.open("rb") as file:
+        with storage_errors(str(path)), io.BufferedReader(opened(path)) as file:
             file.seek(start)
             return file.read(-1 if stop is None else max(stop - start, 0))
 
@@ -145,7 +147,11 @@ class LocalFolder(Folder):
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        yield self.path / name
+        path = self.path / name
+        # Libraries open by path whatever is there.
+        with storage_errors(str(path)):
+            opened(path).close()
+        yield path
 
 
 class RemoteFolder(Folder):

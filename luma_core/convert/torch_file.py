@@ -13,6 +13,7 @@ import torch
 from luma_core.checkpoint.store import storage_errors
 from luma_core.convert.layouts import torchao
 from luma_core.convert.places import File
+from luma_core.direct import opened
 from luma_core.errors import ConversionError, LumaError, UnsafePickleError
 
 
@@ -65,7 +66,7 @@ def _load(path: Path, where: str) -> Any:
 
 def _is_zip(path: Path) -> bool:
     """Whether the file is in torch's present format; the one before 2020 cannot be mapped."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         return file.read(2) == b"PK"
 
 

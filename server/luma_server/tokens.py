@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from luma_core.checkpoint.names import is_safe_name
+from luma_core.direct import opened
 from luma_core.errors import ConfigurationError
 from luma_core.paths import resolve_path
 
@@ -149,11 +150,12 @@ def read_tokens(file: Path) -> tuple[Token, ...]:
         ConfigurationError: it is missing or none of ours.
     """
     try:
-        with resolve_path(file).open("rb") as opened:
-            return _adapter.validate_json(opened.read(_MAX_FILE_BYTES)).tokens
+        with opened(resolve_path(file)) as content:
+            return _adapter.validate_json(content.read(_MAX_FILE_BYTES)).tokens
     except OSError as error:
         raise ConfigurationError(
-            f"tokens_file {str(file)!r}: {error.strerror}.", hint="luma token create makes one."
+            f"tokens_file {str(file)!r}: {error.strerror}.",
+            hint="luma token create makes one.",
         ) from error
     except ValidationError as error:
         raise ConfigurationError(f"tokens_file {str(file)!r} is no file of tokens.") from error

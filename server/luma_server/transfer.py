@@ -18,6 +18,8 @@ from starlette.types import Receive, Scope, Send
 from luma_core.checkpoint.local import LocalStore
 from luma_core.checkpoint.names import check_name
 from luma_core.checkpoint.store import Store
+from luma_core.direct import opened
+from luma_core.errors import StorageError
 from luma_server.problems import ApiError
 
 ZERO_COPY = "http.response.zerocopysend"
@@ -168,8 +170,8 @@ class _FileResponse(Response):
 
     async def _send_local(self, path: Path, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            file: BinaryIO = await run_sync(lambda: path.open("rb", buffering=0))
-        except (FileNotFoundError, IsADirectoryError) as error:
+            file: BinaryIO = await run_sync(lambda: opened(path))
+        except (FileNotFoundError, IsADirectoryError, StorageError) as error:
             raise _gone(self._name) from error
         with file:
             if file.seek(0, 2) < self._span.start + self._span.count:

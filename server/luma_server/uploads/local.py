@@ -16,6 +16,7 @@ from pathlib import Path
 from luma_core.checkpoint.local import LocalStore, make_folder, sync_folder
 from luma_core.checkpoint.names import check_name
 from luma_core.checkpoint.store import Store
+from luma_core.direct import opened
 from luma_server.uploads.staging import READ_BYTES, Part, PartWriter, Staging, WrongFileError
 
 _FOLLOWED = 256
@@ -169,7 +170,7 @@ class _Follower:
         """Go on to the end of ``parts``; from the start where one was replaced."""
         if self._parts != parts[: len(self._parts)]:
             self._parts, self._hash = [], hashlib.sha256()
-        with path.open("rb", buffering=0) as file:
+        with opened(path) as file:
             for part in parts[len(self._parts) :]:
                 file.seek((part.number - 1) * part_bytes)
                 left = part.size_bytes

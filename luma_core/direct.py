@@ -59,7 +59,12 @@ def opened(path: Path) -> FileIO:
         OSError: it cannot be opened.
     """
     file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    try:
+        regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except BaseException:
+        file.close()
+        raise
+    if not regular:
         file.close()
         told = StorageError(
             f"{path}: it is no regular file.", hint="Only files are read, no pipes or devices."

@@ -38,10 +38,14 @@ class FileReader(ObjectReader):
         self.path = path
         self._file = opened(path)
         self._direct: FileIO | None = None
-        large = os.fstat(self._file.fileno()).st_size >= _LARGE_BYTES
-        if direct and large and not is_cached(self._file):
-            self._direct = opened_directly(path, "rb")
         self._refused = False
+        try:
+            large = os.fstat(self._file.fileno()).st_size >= _LARGE_BYTES
+            if direct and large and not is_cached(self._file):
+                self._direct = opened_directly(path, "rb")
+        except BaseException:
+            self._file.close()
+            raise
 
     def read(self, start: int, stop: int, memory: Bytes) -> memoryview:
         if self._direct is not None and not self._refused:

@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,10 +176,12 @@ class LocalStore(Store):
             yield locked
         finally:
             self._held = None
-            if locked:
-                # Closing alone would leave the lock with any process that was forked meanwhile.
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
+            try:
+                if locked:
+                    # Closing alone would leave it with any process that was forked meanwhile.
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+            finally:
+                os.close(descriptor)
 
     def _locked_folder(self) -> tuple[int, bool]:
         """Lock the folder that is there; whoever had the lock before may have removed another."""
@@ -266,6 +269,12 @@ class LocalWriter(ObjectWriter):
         """Hand buffered bytes to the system, as writers of files expect to be able to."""
         if self._file is not None:
             self._file.flush()
+
+    def keep_mode(self) -> None:
+        """Give the new file the permissions of the one that it will replace, if there is one."""
+        with contextlib.suppress(FileNotFoundError):
+            mode = stat.S_IMODE(self._path.stat().st_mode)
+            self._temporary.chmod(mode)
 
     def commit(self) -> None:
         file = self._open_file()

@@ -256,10 +256,15 @@ def _is_own(name: str) -> bool:
 
 
 def _save(state_dict: dict[str, Any], folder: Path) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
     with warnings.catch_warnings():
         # It tells that there is no process group, which is meant.
         warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
-        save(state_dict, storage_writer=FileSystemWriter(folder), no_dist=True)
+        try:
+            save(state_dict, storage_writer=FileSystemWriter(folder), no_dist=True)
+        except CheckpointException as error:
+            # What a process ran into, a full disk for example, is inside.
+            raise next(iter(error.failures.values()))[0] from error

@@ -6,8 +6,10 @@ What goes to a remote place is written to a temporary file or folder first and t
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,14 +48,16 @@ def write_torch_file(
         StorageError: the store failed; what was there before is whole.
     """
     file = file_at(destination)
-    _check_free_file(file, options)
     with storage_errors(str(file)):
+        _check_free_file(file, options)
         if isinstance(file.folder, RemoteFolder):
             return _write_remote_file(file, file.folder, make)
-        path = cast(LocalFolder, file.folder).path / file.name
+        # What a link names is replaced, and not the link.
+        path = Path(os.path.realpath(cast(LocalFolder, file.folder).path / file.name))
         make_folder(path.parent)
         with tempfile.TemporaryFile(dir=path.parent) as scratch, LocalWriter(path) as out:
             torch.save(make(scratch), cast(IO[bytes], out))
+            out.keep_mode()
             out.commit()
         return Written(path.stat().st_size)
 
@@ -120,8 +124,9 @@ def write_folder(
         StorageError: the store failed.
     """
     folder = folder_at(destination)
-    if isinstance(folder, LocalFolder) and folder.path.is_file():
-        raise CheckpointExistsError(f"{folder.where}: there is a file already.")
+    with storage_errors(folder.where):
+        if isinstance(folder, LocalFolder) and folder.path.is_file():
+            raise CheckpointExistsError(f"{folder.where}: there is a file already.")
     names = folder.names()
     if names and not options.overwrite:
         raise CheckpointExistsError(f"{folder.where}: something is there already.", hint=_ELSEWHERE)
@@ -137,6 +142,7 @@ def write_folder(
 
 
 def _write_local_folder(path: Path, fill: Callable[[Path, IO[bytes]], None]) -> Written:
+    path = Path(os.path.realpath(path))
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.luma-tmp")
     try:
@@ -144,6 +150,7 @@ def _write_local_folder(path: Path, fill: Callable[[Path, IO[bytes]], None]) -> 
             fill(temporary, scratch)
         stored_bytes = sum(file.stat().st_size for file in _files(temporary))
         if path.exists():
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
             old = temporary.with_suffix(".old")
             path.rename(old)
             temporary.rename(path)

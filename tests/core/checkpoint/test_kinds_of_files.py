@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def made_pipe(path):
 
 
 def made_socket(path):
-    place = os.getcwd()
+    place = Path.cwd()
     os.chdir(path.parent)
     try:
         with socket.socket(socket.AF_UNIX) as bound:

@@ -65,3 +65,37 @@ def test_options_and_steps_are_kept(state, to, codec):
     for moment, error in report.errors.items():
         assert error.relative_max == pytest.approx(worst[moment], rel=1e-3, abs=1e-9)
         assert (error.relative_rms > 0) == (codec != "fp32")
+
+
+@pytest.mark.parametrize("to", ["adamw", "fsdp"])
+def test_a_file_that_is_replaced_keeps_its_permissions_and_links_to_it(state, to):
+    real, link = state / "real/state.pt", state / "latest.pt"
+    real.parent.mkdir()
+    real.write_bytes(b"old")
+    real.chmod(0o640)
+    link.symlink_to("real/state.pt")
+    convert.convert(state / "a.pt", link, to=to, overwrite=True)
+    assert link.is_symlink()
+    assert str(link.readlink()) == "real/state.pt"
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert convert.open_source(link).parameters()
+    assert [path.name for path in real.parent.iterdir()] == ["state.pt"]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
+def test_a_folder_that_is_replaced_keeps_its_permissions_and_links_to_it(state):
+    real, link = state / "real", state / "latest"
+    convert.convert(state / "a.pt", real, to="dcp")
+    real.chmod(0o750)
+    link.symlink_to("real")
+    convert.convert(state / "a.pt", link, to="dcp", overwrite=True)
+    assert link.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o750
+    convert.convert(link, state / "back", to="luma")
+
+
+def test_a_link_to_nothing_yet_is_written_through(state):
+    (state / "link.pt").symlink_to("there.pt")
+    convert.convert(state / "a.pt", state / "link.pt", to="adamw")
+    assert (state / "link.pt").is_symlink()
+    assert (state / "there.pt").is_file()

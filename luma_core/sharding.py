@@ -53,15 +53,17 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return found
 
 
-def gathered(tensor: Tensor) -> Tensor:
-    """Return a DTensor whole, in all processes; collectives know no integers of 16 bits."""
-    home = local_tensor(tensor).device
-    wide: Any = tensor.to(torch.int32) if tensor.dtype == torch.int16 else tensor
-    device = torch.device(wide.device_mesh.device_type)
-    if home.type != device.type:  # state that is offloaded; collectives are those of the mesh
-        wide = type(wide)(local_tensor(wide).to(device), wide._spec, requires_grad=False)
-    found: Tensor = wide.full_tensor()
-    return found.to(home, tensor.dtype)
+def as_dtensor(local: Tensor, shape: Shape, mesh: Any, placements: tuple[Any, ...]) -> Tensor:
+    """Return a DTensor of ``shape`` of which this process has ``local``, wherever that is."""
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+    # DTensor.from_local would bring state that was offloaded to the CPU back to the mesh.
+    stride = torch.empty(shape, device="meta").stride()
+    meta = TensorMeta(torch.Size(shape), stride, local.dtype)
+    spec = DTensorSpec(mesh, placements, tensor_meta=meta)
+    made: Tensor = DTensor(local, spec, requires_grad=False)
+    return made
 
 
 class FieldPlace(NamedTuple):
@@ -184,22 +186,11 @@ class Part:
         """Return this process's part of a field as a DTensor, or as it is where it is whole."""
         if place.placements is None:
             return local
-        return self._dtensor(local, place.spec.shape, place.placements)
+        return as_dtensor(local, place.spec.shape, self.mesh, place.placements)
 
     def like_whole(self, local: Tensor) -> Tensor:
         """Return values with one entry per element of the part as a DTensor of the whole."""
-        return self._dtensor(local, self.shape, self.placements)
-
-    def _dtensor(self, local: Tensor, shape: Shape, placements: tuple[Any, ...]) -> Tensor:
-        from torch.distributed.tensor import DTensor
-        from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
-
-        # DTensor.from_local would bring state that was offloaded to the CPU back to the mesh.
-        stride = torch.empty(shape, device="meta").stride()
-        meta = TensorMeta(torch.Size(shape), stride, local.dtype)
-        spec = DTensorSpec(self.mesh, placements, tensor_meta=meta)
-        made: Tensor = DTensor(local, spec, requires_grad=False)
-        return made
+        return as_dtensor(local, self.shape, self.mesh, self.placements)
 
     def sliced(self, whole: Tensor, place: FieldPlace) -> Tensor:
         """Return this process's part of a whole field that is aligned, as a view."""
@@ -373,17 +364,3 @@ def decoded_part(part: Part, codec: Codec, fields: Fields) -> Tensor:
     if codec.tiled:
         return codec.decode_tensor(used, part.local_shape)
     return codec.decode_tensor(used, part.shape)[part.slices]
-
-
-def whole_fields(part: Part, codec: Codec, fields: Fields) -> Fields:
-    """Return the fields of the whole moment, in all processes, which call it together.
-
-    Where the sharding cuts blocks, the moment is coded anew by rounding to nearest.
-    """
-    if not part.aligned(codec):
-        moment = part.like_whole(decoded_part(part, codec, fields))
-        return codec.encode_tensor(gathered(moment))
-    return {
-        name: gathered(fields[name]) if is_sharded(fields[name]) else fields[name]
-        for name in part.fields(codec)
-    }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from luma_core.carried import gathered
 from luma_core.checkpoint.agreement import Processes
 from luma_core.checkpoint.consistency import tensor_name
 from luma_core.checkpoint.reader import Checkpoint
@@ -19,7 +20,6 @@ from luma_core.sharding import (
     Part,
     decoded_part,
     encoded_part,
-    gathered,
     local_tensor,
     part_of,
 )

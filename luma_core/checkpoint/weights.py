@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from luma_core.carried import gathered
 from luma_core.checkpoint.agreement import Processes
 from luma_core.checkpoint.manifest import TensorEntry
 from luma_core.checkpoint.model import model_tensors
@@ -12,7 +13,7 @@ from luma_core.checkpoint.reader import Checkpoint
 from luma_core.checkpoint.shard import PlannedTensor
 from luma_core.checkpoint.together import shared_out
 from luma_core.errors import StateMismatchError, UnsupportedParameterError
-from luma_core.sharding import gathered, is_flattened, local_tensor, part_of
+from luma_core.sharding import is_flattened, local_tensor, part_of
 
 
 def planned(name: str, tensor: Tensor) -> PlannedTensor:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from luma_core.carried import whole_fields
 from luma_core.codecs import (
     BF16,
     FP8E4M3,
@@ -33,7 +34,7 @@ from luma_core.partition import (
     partition_model,
     partition_names,
 )
-from luma_core.sharding import local_tensor, part_of, whole_fields
+from luma_core.sharding import local_tensor, part_of
 from luma_core.state import field_key
 
 M_CODECS: dict[str, type[Codec]] = {

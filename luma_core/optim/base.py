@@ -17,7 +17,8 @@ from luma_core.codecs import Codec, moment_codecs, parameter_codecs
 from luma_core.errors import ConfigurationError
 from luma_core.optim import loading
 from luma_core.optim.backend import check_backend
-from luma_core.optim.entries import StateDevices
+from luma_core.optim.dry_step import is_dry
+from luma_core.optim.entries import StateDevices, carried_entry
 from luma_core.optim.offload import (
     Incoming,
     Offloader,
@@ -185,6 +186,9 @@ class CompressedOptimizer(torch.optim.Optimizer):
                 "capturable=False, but step() was called while a CUDA graph is captured.",
                 hint="Build the optimizer with capturable=True and an lr tensor on the device.",
             )
+        if not capturing and is_dry(self):
+            self._init_state([item for item in self.parameters_by_name() if item[1].requires_grad])
+            return
         self._stepper.step(
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
@@ -198,7 +202,10 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     def init_state(self) -> None:
         """Create the state of every parameter that has none yet, as the first step would."""
-        for name, param, group in self.parameters_by_name():
+        self._init_state(self.parameters_by_name())
+
+    def _init_state(self, wanted: Iterable[loading.OwnParameter]) -> None:
+        for name, param, group in wanted:
             self.state_of(name, param, group)
         if self.offloader is not None:
             self.offloader.adopt()
@@ -211,9 +218,15 @@ class CompressedOptimizer(torch.optim.Optimizer):
         return StateDevices(self.offloader.counter_device(param), torch.device("cpu"))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as PyTorch's optimizers do: tensors are references, not copies."""
+        """Return the state as PyTorch's optimizers do: tensors are references, not copies.
+
+        Codes of 16 bits are views of their bytes, uint8 ``[..., 2]``, for collectives carry no
+        int16: so the state of a sharded model can be gathered, broadcast and scattered.
+        """
         self._settle()
-        return super().state_dict()
+        state_dict = super().state_dict()
+        entries = state_dict["state"].items()
+        return {**state_dict, "state": {key: carried_entry(entry) for key, entry in entries}}
 
     def state_snapshot(self) -> Snapshot | None:
         """Return what finds stored tensors as they are now, whatever steps follow.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from luma_core.carried import as_bytes, from_bytes, redistributed
 from luma_core.codecs import Codec, FieldSpec, parameter_codecs
 from luma_core.errors import ConfigurationError, StateMismatchError, some_names
 from luma_core.sharding import (
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
     from luma_core.optim.offload import Incoming
 
 _SCALARS = {"step": torch.int64, "noise_key": torch.int64, "nonfinite": torch.int64}
+
+
+def carried_entry(entry: Any) -> Any:
+    """Return a parameter's state with each tensor as every collective carries it."""
+    if not isinstance(entry, dict):
+        return entry
+    return {
+        key: as_bytes(value) if isinstance(value, Tensor) else value for key, value in entry.items()
+    }
 
 
 def check_entry_kind(name: str, entry: object) -> None:
@@ -202,6 +212,8 @@ def _copied(
     share: bool = False,
 ) -> Tensor:
     dtype, shape = place.spec.dtype, place.spec.shape
+    if isinstance(value, Tensor):
+        value = from_bytes(value, dtype)
     if not isinstance(value, Tensor) or value.dtype != dtype or tuple(value.shape) != shape:
         got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value)
         hint = ""
@@ -218,7 +230,7 @@ def _copied(
     if is_sharded(value):
         wanted = place.placements or tuple(_replicate() for _ in part.placements)
         if tuple(value.placements) != tuple(wanted):
-            value = value.redistribute(part.mesh, wanted)
+            value = redistributed(value, part, wanted)
             share = True
         local = local_tensor(value)
     else:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from luma_core.carried import whole_fields
 from luma_core.optim.collective import reduce_parts
 from luma_core.optim.rules.base import Reduction
-from luma_core.sharding import Part, part_of, whole_fields
+from luma_core.sharding import Part, part_of
 from luma_core.state import GroupOptions, ParameterState, field_key
 
 if TYPE_CHECKING:

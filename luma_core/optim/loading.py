@@ -77,6 +77,11 @@ def load_torch_state_dict(
     As in `load_states`, the old and the new state are both there for a moment.
     """
     entries, saved_groups, ids = matched_parts(optimizer, state_dict, "state")
+    # Where PyTorch flattens a state dict, options that are empty mappings are lost.
+    saved_groups = [
+        {**{key: {} for key, value in group.items() if value == {}}, **saved}
+        for saved, group in zip(saved_groups, optimizer.param_groups, strict=True)
+    ]
     for index, (saved, group) in enumerate(zip(saved_groups, optimizer.param_groups, strict=True)):
         _check_group_options(index, saved, optimizer)
         _check_names(index, saved, group)

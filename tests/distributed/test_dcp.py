@@ -18,7 +18,12 @@ KINDS = ["luma", "turbo_5bit", "mini", "lamb"]
     ids=["one", "all"],
 )
 def test_resharding_is_exact(kinds: list[str], worlds: list[int], tmp_path: Path) -> None:
-    saves = [*(f"save:{kind}" for kind in kinds[:-1]), f"save_later:{kinds[-1]}", "save_model"]
+    saves = [
+        *(f"save:{kind}" for kind in kinds[:-1]),
+        f"save_later:{kinds[-1]}",
+        "save_model",
+        "older:luma",
+    ]
     run(4, tmp_path, "dcp_cases", saves)
     for world in worlds:
         run(world, tmp_path, "dcp_cases", [*(f"load:{kind}" for kind in kinds), "load_model"])

@@ -15,6 +15,7 @@ from luma_core.errors import ConfigurationError
 from luma_core.optim.base import CompressedOptimizer
 from luma_core.optim.lookups import lookups_by_row
 from luma_core.optim.offload import Offloader
+from luma_core.optim.passes import Passes
 from luma_core.optim.rules import Rule
 from luma_core.optim.stepping import Stepper
 from luma_core.sharding import is_flattened
@@ -33,8 +34,10 @@ class StepsInBackward:
         if optimizer.offloader is not None:
             # Made one by one, each parameter's state would get a block or file of its own.
             optimizer.init_state()
-        self._handles = lookups_by_row(model, params) + [
-            param.register_post_accumulate_grad_hook(_Hook(optimizer, name, param, group))
+        passes = Passes()
+        self._handles = lookups_by_row(model, params) + passes.follow(model, params)
+        self._handles += [
+            param.register_post_accumulate_grad_hook(_Hook(optimizer, name, param, group, passes))
             for name, param, group in optimizer.parameters_by_name()
         ]
 
@@ -55,6 +58,10 @@ def step_in_backward(model: nn.Module, optimizer: CompressedOptimizer) -> StepsI
     output layer that is the token embedding has one gradient of its size, and briefly its sum with
     the rows.
 
+    Under checkpoints with ``use_reentrant=True``, parameters of what is computed again are stepped
+    at the end of ``backward``, for only then their gradients are whole: prefer
+    ``use_reentrant=False``, where all are stepped as early as elsewhere.
+
     What needs all gradients together, or twice, does not work: clipping by their common norm,
     accumulation over several calls of ``backward``, ``GradScaler``, closures, parameters that are
     used by two models, and ``DistributedDataParallel``, which reduces gradients later.
@@ -66,7 +73,8 @@ def step_in_backward(model: nn.Module, optimizer: CompressedOptimizer) -> StepsI
     Raises:
         ConfigurationError: the optimizer needs all gradients together, has other parameters than
             the model, or the model is under ``DistributedDataParallel`` or
-            ``FullyShardedDataParallel``.
+            ``FullyShardedDataParallel``. Raised in ``backward``: it makes a gradient in several
+            parts, and the first was stepped.
     """
     parallel = sys.modules.get(_DATA_PARALLEL)
     if parallel is not None and isinstance(model, parallel.DistributedDataParallel):
@@ -102,18 +110,29 @@ class _Hook:
     """Steps one parameter, with tables of its own."""
 
     def __init__(
-        self, optimizer: CompressedOptimizer, name: str, param: Tensor, group: dict[str, Any]
+        self,
+        optimizer: CompressedOptimizer,
+        name: str,
+        param: Tensor,
+        group: dict[str, Any],
+        passes: Passes,
     ) -> None:
+        self._name = name
         self._param = param
+        self._passes = passes
         self._stepper = Stepper(_Alone(optimizer, name, param, group))
 
     def __call__(self, param: Tensor) -> None:
         if param.grad is not None and param.grad.is_sparse:
             param.grad = param.grad.to_dense()
-        with torch.no_grad():
-            # With FSDP, what was registered on a parameter is called with its sharded form.
-            self._stepper.step(grad_scale=None, found_inf=None)
-        param.grad = None
+        if self._passes.is_whole(self._name, self._param, self._step):
+            self._step()
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        # With FSDP, what was registered on a parameter is called with its sharded form.
+        self._stepper.step(grad_scale=None, found_inf=None)
+        self._param.grad = None
 
 
 class _Alone:

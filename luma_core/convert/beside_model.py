@@ -6,10 +6,11 @@ import logging
 from collections.abc import Sequence
 
 from luma_core.convert.base import Source, Url
+from luma_core.convert.finding import find_state_dict
 from luma_core.convert.layouts import layout_of
 from luma_core.convert.names import Shape, assign_names, namer_of, read_model_names
 from luma_core.convert.places import Folder, folder_at
-from luma_core.convert.state_dict import Namer, StateDictSource, find_state_dict
+from luma_core.convert.state_dict import Namer, StateDictSource
 from luma_core.convert.torch_file import load_torch_file
 from luma_core.errors import CheckpointNotFoundError, ConversionError
 

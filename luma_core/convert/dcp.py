@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from luma_core.convert.names import namer_of
 from luma_core.convert.places import Folder, folder_at
 from luma_core.convert.state_dict import Entry, StateDictSource, moments_entry
 from luma_core.convert.targets import write_folder
+from luma_core.convert.torch_file import load_torch_bytes
 from luma_core.convert.writing import adamw_state_dict, require_names
 from luma_core.errors import ConversionError
 
@@ -157,14 +157,7 @@ class _Files:
         if not 0 <= info.offset <= info.offset + info.length <= size:
             raise ConversionError(f"{self.where}: {key!r} is not in {file.name}, or damaged.")
         content = file.read(info.offset, info.offset + info.length)
-        try:
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        # What damaged bytes make torch.load raise is not one kind of error.
-        except Exception as error:
-            raise ConversionError(
-                f"{self.where}: {key!r} in {file.name} is damaged, or would run code "
-                f"({type(error).__name__})."
-            ) from error
+        return load_torch_bytes(content, f"{self.where}: {key!r} in {file.name}")
 
 
 def _nested(files: _Files) -> dict[str, Any]:

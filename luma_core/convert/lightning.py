@@ -8,10 +8,11 @@ from typing import IO, Any
 from torch import Tensor
 
 from luma_core.convert.base import Progress, SinkOptions, Source, Url, Written
+from luma_core.convert.finding import find_place, find_state_dict
 from luma_core.convert.layouts import layout_of
 from luma_core.convert.names import ModelNames, Shape, assign_names, namer_of
-from luma_core.convert.places import file_at
-from luma_core.convert.state_dict import StateDictSource, find_state_dict
+from luma_core.convert.places import file_and_choice
+from luma_core.convert.state_dict import StateDictSource
 from luma_core.convert.targets import write_torch_file
 from luma_core.convert.torch_file import load_torch_file
 from luma_core.convert.writing import adamw_state_dict
@@ -20,11 +21,12 @@ from luma_core.errors import ConfigurationError, ConversionError, LumaError
 FORMAT = "lightning"
 
 _MARK = "pytorch-lightning_version"
+_STATES = "optimizer_states"
 
 
 def is_lightning(url: Url) -> bool:
     """Whether it is a ``.ckpt`` file of Lightning's."""
-    file = file_at(url)
+    file, _ = file_and_choice(url)
     if not file.name.endswith(".ckpt") or not file.is_there():
         return False
     try:
@@ -37,14 +39,17 @@ def is_lightning(url: Url) -> bool:
 def open_lightning(url: Url, model: Url | None = None) -> Source:
     """Open the state in a ``.ckpt`` file; its weights name the parameters where they can.
 
+    Behind a ``#`` in the URL may stand which of several optimizers is meant.
+
     Raises:
         CheckpointNotFoundError: there is no such file.
         UnsafePickleError: reading it would run code it contains.
-        ConversionError: it holds no state of a single AdamW; says what is wrong where.
+        ConversionError: it holds no AdamW state, or several and none is chosen; says what is
+            wrong where.
     """
-    file = file_at(url)
+    file, choice = file_and_choice(url)
     content = load_torch_file(file)
-    state_dict = find_state_dict(content, str(file))
+    state_dict = find_state_dict(content, str(file), choice)
     layout = layout_of(state_dict["state"])
     weights = content.get("state_dict") if isinstance(content, dict) else None
 
@@ -80,9 +85,12 @@ def write_lightning(
             "to='lightning' needs model=, the .ckpt file to write a copy of.",
             hint="Give it with --model.",
         )
-    content: Any = load_torch_file(file_at(options.model))
+    file, choice = file_and_choice(options.model)
+    content: Any = load_torch_file(file, whole=True)
     if not isinstance(content, dict) or _MARK not in content:
         raise ConversionError(f"{options.model}: none of Lightning's files: it has no {_MARK!r}.")
+    place, _ = find_place(content.get(_STATES), str(file), choice.removeprefix(f"{_STATES}."))
+    index = int(place)
     original = open_lightning(options.model)
     found, given = (
         [(info.shape, info.group) for info in some.parameters()] for some in (original, source)
@@ -98,6 +106,8 @@ def write_lightning(
         state = adamw_state_dict(source, scratch, progress)
         for group in state["param_groups"]:
             group.pop("param_names", None)
-        return {**content, "optimizer_states": [state]}
+        states = list(content[_STATES])
+        states[index] = state
+        return {**content, _STATES: states}
 
     return write_torch_file(destination, options, made)

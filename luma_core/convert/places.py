@@ -254,6 +254,21 @@ def file_at(url: Url) -> File:
     return File(RemoteFolder(remote, path_above, remote.url.rpartition("/")[0]), name)
 
 
+def file_and_choice(url: Url) -> tuple[File, str]:
+    """Return a file, and what follows ``#`` in the URL: which optimizer in the file is meant.
+
+    A file whose own name has a ``#`` goes by that name.
+
+    Raises:
+        StorageError: as for `file_at`.
+    """
+    file = file_at(url)
+    name, mark, choice = file.name.partition("#")
+    if not mark or not name or file.is_there():
+        return file, ""
+    return File(file.folder, name), choice
+
+
 def _remote(url: Url) -> FsspecStore | None:
     if is_local(url):
         return None

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from luma_core.convert.base import MOMENTS, AdamWState, ParameterInfo
-from luma_core.convert.flat import is_flat, unflattened
 from luma_core.errors import ConfigurationError, ConversionError
 from luma_core.optim.adamw_entry import check_moment_values, checked_entry, checked_parts, scalar
 from luma_core.optim.interchange import shared_options
 from luma_core.state import GroupOptions
 
-_NESTS = ("optimizer", "optimizer_state_dict", "optimizer_states", "optim")
 _REQUIRED_OPTIONS = ("lr", "betas", "eps", "weight_decay")
 _DROPPED_OPTIONS = {
     "params",
@@ -28,6 +26,8 @@ _DROPPED_OPTIONS = {
     "differentiable",
     "fused",
     "decoupled_weight_decay",
+    # apex' FusedAdam counts steps here: see `_with_step`.
+    "step",
 }
 
 
@@ -148,7 +148,8 @@ class StateDictSource:
             for position, key in enumerate(group["params"]):
                 name = names[position] if names else _name_of(key, len(found))
                 known.add(key)
-                found.append((name, index, self._entry(name, state.get(key), decoder)))
+                own = _with_step(state.get(key), group)
+                found.append((name, index, self._entry(name, own, decoder)))
         stray = [key for key in state if key not in known]
         if stray:
             raise ConversionError(
@@ -231,38 +232,13 @@ def check_held(place: str, value: object) -> None:
         )
 
 
-def find_state_dict(content: Any, where: str) -> Mapping[str, Any]:
-    """Return the state dict of the one optimizer in what a training program saved.
-
-    It may lie there as it is or under ``optimizer``, ``optimizer_state_dict``,
-    ``optimizer_states`` (a list of one) or ``optim``.
-
-    Raises:
-        ConversionError: there is none.
-    """
-    found = content
-    if isinstance(content, dict) and "param_groups" not in content:
-        found = next((content[key] for key in _NESTS if key in content), content)
-    if isinstance(found, list) and len(found) == 1:
-        found = found[0]
-    if is_flat(found):
-        found = unflattened(found)
-    if not _has_parts(found):
-        keys = ", ".join(map(repr, list(content)[:8])) if isinstance(content, dict) else "no keys"
-        raise ConversionError(
-            f"{where}: no optimizer state dict ('state' and 'param_groups') in it: {keys}.",
-            hint="Save it with torch.save(optimizer.state_dict(), ...).",
-        )
-    return cast(Mapping[str, Any], found)
-
-
 def check_state_dict(content: Mapping[str, Any], where: str) -> None:
     """Check the parts of a state dict, and its parameter groups.
 
     Raises:
         ConversionError: one is not as PyTorch makes them.
     """
-    if not _has_parts(content):
+    if not has_parts(content):
         raise ConversionError(f"{where}: no dict 'state' and list 'param_groups' in it.")
     for index, group in enumerate(content["param_groups"]):
         params = group.get("params") if isinstance(group, dict) else None
@@ -274,7 +250,8 @@ def check_state_dict(content: Mapping[str, Any], where: str) -> None:
             )
 
 
-def _has_parts(content: Any) -> bool:
+def has_parts(content: Any) -> bool:
+    """Whether it has the parts of an optimizer's state dict."""
     return (
         isinstance(content, dict)
         and isinstance(content.get("state"), dict)
@@ -296,6 +273,13 @@ def _fits(names: Any, params: Any) -> bool:
 
 def _has_names(group: Mapping[str, Any]) -> bool:
     return bool(group.get("param_names")) or all(isinstance(key, str) for key in group["params"])
+
+
+def _with_step(state: Any, group: Mapping[str, Any]) -> Any:
+    """Return a parameter's state with its group's step, where only that has one, as in apex."""
+    if not isinstance(state, dict) or not state or "step" in state or "step" not in group:
+        return state
+    return {**state, "step": group["step"]}
 
 
 def _name_of(key: Any, position: int) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 from luma_core.convert.base import Progress, SinkOptions, Source, Url, Written
+from luma_core.convert.finding import find_state_dict
 from luma_core.convert.layouts import layout_of
 from luma_core.convert.names import namer_of
-from luma_core.convert.places import file_at
-from luma_core.convert.state_dict import StateDictSource, find_state_dict
+from luma_core.convert.places import file_and_choice
+from luma_core.convert.state_dict import StateDictSource
 from luma_core.convert.targets import write_torch_file
 from luma_core.convert.torch_file import load_torch_file
 from luma_core.convert.writing import adamw_state_dict
@@ -18,11 +19,13 @@ FORMAT = "adamw"
 
 def is_torch_file(url: Url) -> bool:
     """Whether there is a file, which only ``torch.load`` can say more about."""
-    return file_at(url).is_there()
+    return file_and_choice(url)[0].is_there()
 
 
 def open_torch_adamw(url: Url, model: Url | None = None) -> Source:
     """Open the state in a ``torch.save`` file, mapped and not read whole.
+
+    Behind a ``#`` in the URL may stand which of several optimizers is meant.
 
     The moments may be those of any optimizer in `luma_core.convert.layouts`.
 
@@ -31,8 +34,8 @@ def open_torch_adamw(url: Url, model: Url | None = None) -> Source:
         UnsafePickleError: reading it would run code it contains.
         ConversionError: it holds no AdamW state; says what is wrong where.
     """
-    file = file_at(url)
-    state_dict = find_state_dict(load_torch_file(file), str(file))
+    file, choice = file_and_choice(url)
+    state_dict = find_state_dict(load_torch_file(file), str(file), choice)
     layout = layout_of(state_dict["state"])
     return StateDictSource(
         state_dict,

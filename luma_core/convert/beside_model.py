@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-
 from luma_core.convert.base import Source, Url
 from luma_core.convert.finding import find_state_dict
 from luma_core.convert.layouts import layout_of
-from luma_core.convert.names import Shape, assign_names, namer_of, read_model_names
+from luma_core.convert.names import ModelNamer, namer_of, read_model_names
 from luma_core.convert.places import Folder, folder_at
-from luma_core.convert.state_dict import Namer, StateDictSource
+from luma_core.convert.state_dict import StateDictSource
 from luma_core.convert.torch_file import load_torch_file
-from luma_core.errors import CheckpointNotFoundError, ConversionError
+from luma_core.errors import ConversionError
 
 TRAINER = "trainer"
 ACCELERATE = "accelerate"
 
 _FILES = {TRAINER: "optimizer.pt", ACCELERATE: "optimizer.bin"}
-_log = logging.getLogger(__name__)
 
 
 def is_trainer_folder(url: Url) -> bool:
@@ -61,18 +57,5 @@ def _open(folder: Folder, format: str, model: Url | None) -> Source:
         stored_bytes=file.required_bytes(),
         format=format,
         decoder=layout.decode if layout else None,
-        namer=_namer_of_folder(folder) if model is None else namer_of(model),
+        namer=namer_of(model) or ModelNamer(lambda: read_model_names(folder.where), asked=False),
     )
-
-
-def _namer_of_folder(folder: Folder) -> Namer:
-    """Return what gives names where the folder's own model allows it, unasked."""
-
-    def names(shapes: Sequence[Sequence[Shape]]) -> list[str] | None:
-        try:
-            return assign_names(read_model_names(folder.where), shapes)
-        except (CheckpointNotFoundError, ConversionError) as error:
-            _log.warning("Parameters are counted and not named: %s", error)
-            return None
-
-    return names

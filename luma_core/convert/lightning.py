@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import IO, Any
 
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from luma_core.convert.base import Progress, SinkOptions, Source, Url, Written
 from luma_core.convert.finding import find_place, find_state_dict
 from luma_core.convert.layouts import layout_of
-from luma_core.convert.names import ModelNames, Shape, assign_names, namer_of
+from luma_core.convert.names import ModelNamer, ModelNames, namer_of
 from luma_core.convert.places import file_and_choice
 from luma_core.convert.state_dict import StateDictSource
 from luma_core.convert.targets import write_torch_file
@@ -53,13 +52,10 @@ def open_lightning(url: Url, model: Url | None = None) -> Source:
     layout = layout_of(state_dict["state"])
     weights = content.get("state_dict") if isinstance(content, dict) else None
 
-    def names(shapes: Sequence[Sequence[Shape]]) -> list[str] | None:
+    def model_names() -> ModelNames:
         items = weights.items() if isinstance(weights, dict) else ()
-        known = {name: tuple(x.shape) for name, x in items if isinstance(x, Tensor)}
-        try:
-            return assign_names(ModelNames(str(file), known, ordered=True), shapes)
-        except ConversionError:
-            return None
+        tensors = {name: x for name, x in items if isinstance(x, Tensor)}
+        return ModelNames.of_tensors(str(file), tensors)
 
     return StateDictSource(
         state_dict,
@@ -67,7 +63,7 @@ def open_lightning(url: Url, model: Url | None = None) -> Source:
         stored_bytes=file.required_bytes(),
         format=FORMAT,
         decoder=layout.decode if layout else None,
-        namer=namer_of(model) or names,
+        namer=namer_of(model) or ModelNamer(model_names, asked=False),
     )
 
 

@@ -111,7 +111,7 @@ class NamedSource:
         self.format = source.format
         self.stored_bytes = source.stored_bytes
         counted = source.parameters()
-        names = namer(
+        names = namer.names(
             [
                 [info.shape for info in counted if info.group == index]
                 for index in range(len(source.groups()))

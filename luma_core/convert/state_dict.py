@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from luma_core.convert.alignment import Shape, Wanted
 from luma_core.convert.base import MOMENTS, AdamWState, ParameterInfo
 from luma_core.errors import ConfigurationError, ConversionError
 from luma_core.optim.adamw_entry import check_moment_values, checked_entry, checked_parts, scalar
@@ -54,8 +55,17 @@ Decoder = Callable[[str, Any], Entry | None]
 Takes the words that errors begin with, and the state.
 """
 
-Namer = Callable[[Sequence[Sequence[tuple[int, ...]]]], Sequence[str] | None]
-"""Gives the names of parameters by the shapes of each group's; None where they are not known."""
+
+class Namer(Protocol):
+    """Knows the model that a state belongs to."""
+
+    def names(self, groups: Sequence[Sequence[Wanted]], /) -> Sequence[str] | None:
+        """Return the names of parameters by the shapes of each group's; None if not known."""
+        ...
+
+    def shape(self, name: str, /) -> Shape | None:
+        """Return the shape of the parameter of a name; None if not known."""
+        ...
 
 
 class StateDictSource:
@@ -70,7 +80,7 @@ class StateDictSource:
         stored_bytes: size of the state where it is stored.
         format: name of the format.
         decoder: reads one parameter's state.
-        namer: gives names where ``content`` has none.
+        namer: gives names where ``content`` has none, and shapes of parameters without state.
 
     Raises:
         ConversionError: it holds no plain AdamW state; says what is wrong where.
@@ -95,7 +105,7 @@ class StateDictSource:
         groups = content["param_groups"]
         self._groups = [self._group_options(index, group) for index, group in enumerate(groups)]
         self.named = all(map(_has_names, groups))
-        self._collect(content, decoder or adamw_entry, None if self.named else namer)
+        self._collect(content, decoder or adamw_entry, namer)
 
     def groups(self) -> Sequence[GroupOptions]:
         return self._groups
@@ -142,7 +152,7 @@ class StateDictSource:
 
     def _collect(self, content: Mapping[str, Any], decoder: Decoder, namer: Namer | None) -> None:
         state, known = content["state"], set()
-        found: list[tuple[str, int, Entry]] = []
+        found: list[tuple[str, int, Entry | None]] = []
         for index, group in enumerate(content["param_groups"]):
             names = group.get("param_names")
             for position, key in enumerate(group["params"]):
@@ -150,36 +160,45 @@ class StateDictSource:
                 known.add(key)
                 own = _with_step(state.get(key), group)
                 found.append((name, index, self._entry(name, own, decoder)))
+        given = None
+        if namer is not None and not self.named:
+            shapes: list[list[Wanted]] = [[] for _ in content["param_groups"]]
+            for _, index, entry in found:
+                shapes[index].append(entry and entry.shape)
+            given = namer.names(shapes)
+        self.named = self.named or given is not None
+        for position, (own_name, index, entry) in enumerate(found):
+            name = own_name if given is None else given[position]
+            if name in self._parameters:
+                raise ConversionError(f"{self._where}: the name {name!r} is used twice.")
+            self._parameters[name] = self._info(name, index, entry, namer)
+            if entry is not None:
+                self._entries[name] = entry
         stray = [key for key in state if key not in known]
         if stray:
             raise ConversionError(
                 f"{self._where}: there is state for {stray[0]!r}, which no parameter group lists."
             )
-        given = None
-        if namer is not None:
-            shapes: list[list[tuple[int, ...]]] = [[] for _ in content["param_groups"]]
-            for _, index, entry in found:
-                shapes[index].append(entry.shape)
-            given = namer(shapes)
-        self.named = self.named or given is not None
-        for position, (own, index, entry) in enumerate(found):
-            name = own if given is None else given[position]
-            if name in self._parameters:
-                raise ConversionError(f"{self._where}: the name {name!r} is used twice.")
-            self._entries[name] = entry
-            self._parameters[name] = ParameterInfo(
-                name, entry.shape, entry.dtype, index, entry.step, has_state=True
-            )
 
-    def _entry(self, name: str, state: Any, decoder: Decoder) -> Entry:
+    def _info(
+        self, name: str, group: int, entry: Entry | None, namer: Namer | None
+    ) -> ParameterInfo:
+        if entry is not None:
+            return ParameterInfo(name, entry.shape, entry.dtype, group, entry.step, has_state=True)
+        shape = namer.shape(name) if namer is not None else None
+        if shape is None:
+            raise ConversionError(
+                f"{self._where}: {name!r} has no state, so its shape is not known.",
+                hint="Give the model with --model (model= in Python): its weights tell the shape.",
+            )
+        return ParameterInfo(name, shape, "float32", group, 0, has_state=False)
+
+    def _entry(self, name: str, state: Any, decoder: Decoder) -> Entry | None:
         place = f"{self._where}: {name!r}"
         if state is not None and not isinstance(state, dict):
             raise ConversionError(f"{place}: the state is a {type(state).__name__}, not a dict.")
         if not state:
-            raise ConversionError(
-                f"{place} has no state, so its shape is not known.",
-                hint="Give the optimizer only parameters that get gradients, and take a step.",
-            )
+            return None
         for value in state.values():
             for part in value.values() if isinstance(value, dict) else (value,):
                 check_held(place, part)

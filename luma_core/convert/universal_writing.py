@@ -23,7 +23,13 @@ from luma_core.convert.base import (
     total_elements,
 )
 from luma_core.convert.deepspeed import MODEL_STATES
-from luma_core.convert.names import nested_weights, safetensors_parts, weights_file
+from luma_core.convert.names import (
+    nested_weights,
+    plain_name,
+    safetensors_parts,
+    weights_file,
+    with_plain_names,
+)
 from luma_core.convert.places import Folder
 from luma_core.convert.targets import write_folder
 from luma_core.convert.torch_file import load_torch_file
@@ -136,10 +142,13 @@ def _weights(model: Url, opened: ExitStack) -> Weights:
         tensors = nested_weights(load_torch_file(file), str(file))
         found = {key: _constant(x) for key, x in tensors.items()}
 
+    known = with_plain_names(found)
+
     def weight(info: ParameterInfo) -> Tensor:
-        if info.name not in found:
+        read = known.get(info.name, known.get(plain_name(info.name)))
+        if read is None:
             raise ConversionError(f"{file} has no {info.name!r}.")
-        x = found[info.name]()
+        x = read()
         if tuple(x.shape) != info.shape:
             raise ConversionError(
                 f"{file}: {info.name!r} has shape {list(x.shape)}; its state has "

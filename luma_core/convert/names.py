@@ -275,8 +275,8 @@ def _is_dict(value: Any) -> bool:
 def assign_names(model: ModelNames, groups: Sequence[Sequence[Wanted]]) -> list[str]:
     """Give each parameter its name, where only one assignment is possible.
 
-    In a model whose order is known, each group must lie in that order: see
-    `luma_core.convert.alignment`. Else the model and the state must have equally many parameters of
+    In a model whose order is known, a shape must be of one group only, and each group must lie in
+    that order: see `luma_core.convert.alignment`. Else the model and the state must have equally many parameters of
     each shape; if there is more than one, they must be of one group, and their names differ in
     numbers only. Where that leaves a choice, what is named as buffers are is left out.
 
@@ -335,6 +335,13 @@ def _by_order(
     flat = [wanted for group in groups for wanted in group]
     for wanted in dict.fromkeys(flat):
         _check_count(where, shapes, flat, wanted, least=flat.count(wanted))
+        if wanted is not None and sum(wanted in group for group in groups) > 1:
+            same = [name for name, shape in shapes.items() if shape == wanted]
+            raise ConversionError(
+                f"{where}: {some_names(same)} have one shape, {list(wanted)}, and the state has it "
+                "in several groups, so their names cannot be told from shapes.",
+                hint=_NAMES_HINT,
+            )
     found = align(shapes, groups)
     if found.misfit is not None:
         raise ConversionError(

@@ -116,16 +116,24 @@ class SinkOptions:
 
 @dataclass(frozen=True)
 class MomentError:
-    """What coding changed in one moment, over all parameters.
+    """What coding changed in one moment, or in the update, over all parameters.
+
+    Large values outweigh small ones in the first two, so the counts tell what those hide.
 
     Attributes:
         relative_rms: root mean square of the errors over that of the values.
         relative_max: the largest, over all parameters, of a parameter's largest error over its
             largest magnitude.
+        elements: elements compared.
+        zeroed: those that were not 0 and are.
+        changed: those that changed by more than a tenth of their value, with those that became 0.
     """
 
     relative_rms: float = 0.0
     relative_max: float = 0.0
+    elements: int = 0
+    zeroed: int = 0
+    changed: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,12 +143,14 @@ class Written:
     Attributes:
         stored_bytes: size of what was written.
         errors: what coding changed, by moment; nothing where float32 is written.
+        update: what it changed in AdamW's update ``m_hat / (sqrt(v_hat) + eps)``; likewise.
     """
 
     stored_bytes: int
     errors: Mapping[str, MomentError] = field(
         default_factory=lambda: dict.fromkeys(MOMENTS, MomentError())
     )
+    update: MomentError = field(default_factory=MomentError)
 
 
 class Sink(Protocol):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from luma_core import checkpoint
@@ -19,7 +16,6 @@ from luma_core.codecs import MIN_COMPRESS_ELEMENTS, moment_codecs
 from luma_core.convert.base import (
     MOMENTS,
     AdamWState,
-    MomentError,
     ParameterInfo,
     Progress,
     SinkOptions,
@@ -28,6 +24,7 @@ from luma_core.convert.base import (
     Written,
 )
 from luma_core.convert.codecs import target_codecs
+from luma_core.convert.coding_errors import CodingErrors
 from luma_core.convert.names import namer_of
 from luma_core.convert.state_dict import Namer
 from luma_core.errors import ConversionError
@@ -204,88 +201,8 @@ class _Encoded:
         for moment, value in moments.items():
             check_moment_values(repr(self._head.name), moment, value)
         state = encode_state(self._head, self._options, step=found.info.step, moments=moments)
-        self._errors.measure(state, moments)
+        self._errors.measure(state, moments, self._options)
         return state.fields
-
-
-_PIECE_ELEMENTS = 1 << 17
-
-ErrorParts = dict[tuple[str, str], tuple[float, float, float]]
-"""By parameter and moment: squares of errors and of values, and the largest error's share."""
-
-
-class CodingErrors:
-    """Adds up what coding changed; a parameter that is coded twice counts once.
-
-    A parameter is compared in the background while it is written, and never two at a time.
-    """
-
-    def __init__(self) -> None:
-        self._parts: ErrorParts = {}
-        self._thread = ThreadPoolExecutor(1, "luma-coding-errors")
-        self._running: Future[None] | None = None
-
-    def measure(self, state: ParameterState, moments: Mapping[str, Tensor]) -> None:
-        """Compare a coded parameter with the float32 ``moments`` it was made of."""
-        self._wait()
-        self._running = self._thread.submit(self._measure, state, moments)
-
-    def _wait(self) -> None:
-        if self._running is not None:
-            self._running.result()
-            self._running = None
-
-    def _measure(self, state: ParameterState, moments: Mapping[str, Tensor]) -> None:
-        for moment, want in moments.items():
-            if want.numel():
-                self._parts[state.name, moment] = _compared(state.decode(moment), want)
-
-    def parts(self) -> ErrorParts:
-        """Return the sums of each parameter measured so far."""
-        self._wait()
-        return dict(self._parts)
-
-    def add(self, parts: ErrorParts) -> None:
-        """Count what another process measured."""
-        self._parts |= parts
-
-    def by_moment(self) -> dict[str, MomentError]:
-        """Return the errors of all parameters measured so far."""
-        self._wait()
-        found = {}
-        for moment in MOMENTS:
-            parts = [part for (_, key), part in self._parts.items() if key == moment]
-            errors, squares = (math.fsum(part[i] for part in parts) for i in (0, 1))
-            found[moment] = MomentError(
-                math.sqrt(errors / squares) if squares else 0.0,
-                max((part[2] for part in parts), default=0.0),
-            )
-        return found
-
-
-def _compared(got: Tensor, want: Tensor) -> tuple[float, float, float]:
-    """Return the squares of the error and of ``want``, and the largest error over the largest.
-
-    Values are taken relative to the largest, since squares of second moments can be too small for
-    float32; sums in float32 over pieces that fit into a cache, and in float64 over the pieces.
-    """
-    largest = _magnitude(want)
-    if not largest:
-        return float(got.double().square().sum()), 0.0, 0.0
-    errors = squares = largest_error = 0.0
-    pieces = (x.reshape(-1).split(_PIECE_ELEMENTS) for x in (got, want))
-    for decoded, values in zip(*pieces, strict=True):
-        error = (decoded - values).div_(largest)
-        share = values / largest
-        errors += float(torch.dot(error, error))
-        squares += float(torch.dot(share, share))
-        largest_error = max(largest_error, _magnitude(error))
-    return errors * largest**2, squares * largest**2, largest_error
-
-
-def _magnitude(x: Tensor) -> float:
-    low, high = x.aminmax()
-    return max(-float(low), float(high))
 
 
 def write_luma(
@@ -306,4 +223,4 @@ def write_luma(
         overwrite=options.overwrite,
         progress=progress,
     )
-    return Written(manifest.summary.stored_bytes, state.errors.by_moment())
+    return Written(manifest.summary.stored_bytes, state.errors.by_moment(), state.errors.update())

@@ -276,7 +276,7 @@ def assign_names(model: ModelNames, groups: Sequence[Sequence[Wanted]]) -> list[
     """Give each parameter its name, where only one assignment is possible.
 
     In a model whose order is known, a shape must be of one group only, and each group must lie in
-    that order: see `luma_core.convert.alignment`. Else the model and the state must have equally many parameters of
+    that order: see `luma_core.convert.alignment`. Else model and state must have equally many of
     each shape; if there is more than one, they must be of one group, and their names differ in
     numbers only. Where that leaves a choice, what is named as buffers are is left out.
 

@@ -27,6 +27,7 @@ from luma_core.convert.base import (
     Url,
     total_elements,
 )
+from luma_core.convert.coding_errors import warn_of_errors
 from luma_core.convert.places import resolved
 from luma_core.errors import CheckpointNotFoundError, ConfigurationError
 
@@ -156,6 +157,8 @@ class ConversionReport:
         target_format: format it is in now.
         destination: where it went.
         errors: what coding changed, by moment; zeros where float32 was written.
+        update: what it changed in AdamW's update ``m_hat / (sqrt(v_hat) + eps)``, which tells how
+            wrong the next step is; likewise.
     """
 
     parameters: int
@@ -166,6 +169,7 @@ class ConversionReport:
     target_format: str
     destination: str
     errors: Mapping[str, MomentError]
+    update: MomentError
 
 
 def convert(
@@ -223,6 +227,7 @@ def convert(
         model=model,
     )
     written = sink(source, place, options, progress)
+    warn_of_errors(written.errors["exp_avg_sq"], written.update)
     parameters = source.parameters()
     return ConversionReport(
         parameters=len(parameters),
@@ -233,4 +238,5 @@ def convert(
         target_format=to,
         destination=os.fspath(dst),
         errors=written.errors,
+        update=written.update,
     )

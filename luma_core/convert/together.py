@@ -17,6 +17,7 @@ from luma_core.checkpoint.together import Share, SharedSave, shared_out
 from luma_core.checkpoint.writer import check_options
 from luma_core.convert import luma
 from luma_core.convert.base import Progress, Url, total_elements
+from luma_core.convert.coding_errors import warn_of_errors
 from luma_core.convert.registry import ConversionReport, open_source, target_names
 from luma_core.errors import ConfigurationError
 
@@ -94,6 +95,9 @@ def convert_together(
     manifest = save.run()
     for parts in processes.told(state.errors.parts()):
         state.errors.add(parts)
+    errors, update = state.errors.by_moment(), state.errors.update()
+    if processes.rank == 0:
+        warn_of_errors(errors["exp_avg_sq"], update)
     return ConversionReport(
         parameters=len(manifest.parameters),
         elements=elements,
@@ -102,7 +106,8 @@ def convert_together(
         source_format=source_format,
         target_format=to,
         destination=os.fspath(dst),
-        errors=state.errors.by_moment(),
+        errors=errors,
+        update=update,
     )
 
 

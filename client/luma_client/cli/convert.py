@@ -17,7 +17,7 @@ from luma_client.cli.output import JsonOption, Output, QuietOption
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from luma_core.convert import ConversionReport
+    from luma_core.convert import ConversionReport, MomentError
 
 HELP = (
     "Convert optimizer state: AdamW state of PyTorch, Trainer, Accelerate, Lightning, FSDP, DCP, "
@@ -30,7 +30,7 @@ EPILOG = (
     "Examples: luma convert runs/gpt2/1000 adamw.pt --to adamw; luma convert adamw.pt "
     "runs/gpt2/1000 --to luma; luma convert checkpoint-1000 small --to luma --codec turbo\n\n"
     "JSON keys: source, destination, source_format, target_format, parameters, elements, "
-    "source_bytes, result_bytes, errors"
+    "source_bytes, result_bytes, errors, update"
 )
 
 
@@ -164,12 +164,17 @@ def _table(source: str, report: ConversionReport) -> Table:
             ),
             ("parameters", f"{report.parameters:,} with {report.elements:,} elements"),
             *(
-                (
-                    f"error of {moment}",
-                    f"{percent(error.relative_rms)} rms, {percent(error.relative_max)} largest",
-                )
-                for moment, error in report.errors.items()
+                (f"error of {what}", _error_text(error))
+                for what, error in (*report.errors.items(), ("the update", report.update))
                 if report.target_format == "luma"
             ),
         ]
     )
+
+
+def _error_text(error: MomentError) -> str:
+    text = f"{percent(error.relative_rms)} rms, {percent(error.relative_max)} largest"
+    if error.changed:
+        share = percent(error.changed / error.elements)
+        text += f"; {error.changed:,} ({share}) changed by more than a tenth"
+    return f"{text}, {error.zeroed:,} of them became 0" if error.zeroed else text

@@ -1,0 +1,190 @@
+"""What coding changed: in each moment, and in the update that AdamW makes of both."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from luma_core.convert.base import MOMENTS, MomentError
+from luma_core.state import GroupOptions, ParameterState
+
+UPDATE = "update"
+
+_PIECE_ELEMENTS = 1 << 16
+
+_CHANGED = 0.1
+"""Share of its value by which an element must change to be counted."""
+
+_WRONG = 1.0
+"""Relative error of the update from which on it is more wrong than right."""
+
+_HUGE = 1e37
+_SAFE = (1e-15, 1e15)
+"""Largest values between which squares of errors worth telling fit into float32."""
+
+_log = logging.getLogger(__name__)
+
+
+class Part(NamedTuple):
+    """What is added up of one moment, or the update: of a piece of a parameter, or all of it."""
+
+    errors: float = 0.0
+    squares: float = 0.0
+    largest_error: float = 0.0
+    largest: float = 0.0
+    elements: int = 0
+    zeroed: int = 0
+    changed: int = 0
+
+
+ErrorParts = dict[tuple[str, str], Part]
+"""By parameter, and moment or update."""
+
+
+class CodingErrors:
+    """Adds up what coding changed; a parameter that is coded twice counts once.
+
+    A parameter is compared in the background while it is written, and never two at a time.
+    """
+
+    def __init__(self) -> None:
+        self._parts: ErrorParts = {}
+        self._thread = ThreadPoolExecutor(1, "luma-coding-errors")
+        self._running: Future[None] | None = None
+
+    def measure(
+        self, state: ParameterState, moments: Mapping[str, Tensor], options: GroupOptions
+    ) -> None:
+        """Compare a coded parameter with the float32 ``moments`` it was made of.
+
+        Args:
+            state: the parameter.
+            moments: what it was made of.
+            options: its group's, with ``betas`` and ``eps``.
+        """
+        self._wait()
+        # AdamW's update is this with eps, but for a factor that is the same for all elements.
+        correction = 1 - options["betas"][1] ** state.step
+        eps = max(options["eps"] * math.sqrt(correction), 1e-30)
+        self._running = self._thread.submit(self._measure, state, moments, eps)
+
+    def _wait(self) -> None:
+        if self._running is not None:
+            self._running.result()
+            self._running = None
+
+    def _measure(self, state: ParameterState, moments: Mapping[str, Tensor], eps: float) -> None:
+        got = [state.decode(moment) for moment in MOMENTS]
+        want = [moments[moment] for moment in MOMENTS]
+        pieces: dict[str, list[Part]] = {kind: [] for kind in (*MOMENTS, UPDATE)}
+        flat = [x.reshape(-1).split(_PIECE_ELEMENTS) for x in (*got, *want)]
+        for first, second, true_first, true_second in zip(*flat, strict=True):
+            if first.numel():
+                pieces[MOMENTS[0]].append(_compared(first, true_first))
+                pieces[MOMENTS[1]].append(_compared(second, true_second))
+                updates = _update(first, second, eps), _update(true_first, true_second, eps)
+                pieces[UPDATE].append(_compared(*updates))
+        for kind, parts in pieces.items():
+            self._parts[state.name, kind] = _sum(parts)
+
+    def parts(self) -> ErrorParts:
+        """Return the sums of each parameter measured so far."""
+        self._wait()
+        return dict(self._parts)
+
+    def add(self, parts: ErrorParts) -> None:
+        """Count what another process measured."""
+        self._parts |= parts
+
+    def by_moment(self) -> dict[str, MomentError]:
+        """Return the errors of all parameters measured so far."""
+        return {moment: self._total(moment) for moment in MOMENTS}
+
+    def update(self) -> MomentError:
+        """Return the errors of all updates measured so far."""
+        return self._total(UPDATE)
+
+    def _total(self, kind: str) -> MomentError:
+        self._wait()
+        parts = [part for (_, key), part in self._parts.items() if key == kind]
+        total = _sum(parts)
+        return MomentError(
+            math.sqrt(total.errors / total.squares) if total.squares else 0.0,
+            max((p.largest_error / p.largest for p in parts if p.largest), default=0.0),
+            elements=total.elements,
+            zeroed=total.zeroed,
+            changed=total.changed,
+        )
+
+
+def _update(first: Tensor, second: Tensor, eps: float) -> Tensor:
+    return first / second.sqrt().add_(eps)
+
+
+def _compared(got: Tensor, want: Tensor) -> Part:
+    """Compare a piece of decoded values with what they were; changes both if not finite."""
+    largest = _magnitude(want)
+    error = got - want
+    largest_error = _magnitude(error)
+    if not (math.isfinite(largest) and math.isfinite(largest_error)):
+        return _compared(got.nan_to_num(), want.nan_to_num().clamp_(-_HUGE, _HUGE))
+    errors, squares = _squares(error, largest_error), _squares(want, largest)
+    zeroed = changed = 0
+    low, high = (float(end) for end in (got / want).aminmax())
+    # Not so where a value is 0, whose ratio is NaN.
+    if not 1 - _CHANGED < low <= high < 1 + _CHANGED:
+        moved = error.abs_() > want.abs().mul_(_CHANGED)
+        changed = int(moved.count_nonzero())
+        zeroed = int(moved.logical_and_(got == 0).count_nonzero()) if changed else 0
+    return Part(errors, squares, largest_error, largest, want.numel(), zeroed, changed)
+
+
+def _squares(x: Tensor, largest: float) -> float:
+    """Return the sum of squares, in units of the largest where those do not fit into float32."""
+    if not largest or _SAFE[0] < largest < _SAFE[1]:
+        return float(torch.dot(x, x))
+    share = x / largest
+    return float(torch.dot(share, share)) * largest**2
+
+
+def _magnitude(x: Tensor) -> float:
+    low, high = x.aminmax()
+    return max(-float(low), float(high))
+
+
+def _sum(parts: Sequence[Part]) -> Part:
+    if not parts:
+        return Part()
+    columns = list(zip(*parts, strict=True))
+    return Part(
+        math.fsum(columns[0]),
+        math.fsum(columns[1]),
+        max(columns[2]),
+        max(columns[3]),
+        *(sum(column) for column in columns[4:]),
+    )
+
+
+def warn_of_errors(second: MomentError, update: MomentError) -> None:
+    """Warn where the next step would be far from the one that was coded."""
+    if second.zeroed:
+        _log.warning(
+            "%s of %s second moments became 0 that were not: their next steps can be far too "
+            "large. Use a finer codec: fp32 changes nothing.",
+            f"{second.zeroed:,}",
+            f"{second.elements:,}",
+        )
+    if update.relative_rms > _WRONG:
+        _log.warning(
+            "The error of the next update is %.3g times the update: %s of %s elements change by "
+            "more than a tenth. Use a finer codec: fp32 changes nothing.",
+            update.relative_rms,
+            f"{update.changed:,}",
+            f"{update.elements:,}",
+        )

@@ -27,11 +27,14 @@ def test_a_codec_is_asked_for_and_its_errors_are_told(luma, state):
     code, out, _ = luma(*arguments)
     assert code == 0
     assert "error of exp_avg_sq" in out
+    assert "error of the update" in out
+    assert "changed by more than a tenth" in out
     code, out, _ = luma(*arguments, "--overwrite", "--json")
     found = json.loads(out)
     assert checkpoint.open(state / "c").algorithm == "turbo_adam"
     assert found["result_bytes"] < 0.2 * found["source_bytes"]
     assert 0 < found["errors"]["exp_avg"]["relative_rms"] < 1
+    assert 0 < found["update"]["changed"] < found["update"]["elements"] == found["elements"]
     _, _, err = luma(*arguments)
     assert "--to luma --codec turbo --overwrite" in err
 

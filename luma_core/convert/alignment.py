@@ -56,7 +56,8 @@ def align(shapes: Mapping[str, Shape], groups: Sequence[Sequence[Wanted]]) -> Al
     found: dict[int, str] = {}
     taken: set[str] = set()
     while True:
-        before, choices = len(found), ()
+        before = len(found)
+        choices: tuple[str, ...] = ()
         for run, items in runs:
             own = {found[place] for place, _ in run if place in found}
             free = [item for item in items if item[0] in own or item[0] not in taken]

@@ -100,7 +100,7 @@ _KNOWN = {
 def _placeholder(full_name: str, container: type | None) -> type:
     """Return a class to stand for one that is not known; its instances are of ``container``."""
     module, _, name = full_name.rpartition(".")
-    made = {"full_name": full_name, "__module__": module, "__qualname__": name}
+    made: dict[str, Any] = {"full_name": full_name, "__module__": module, "__qualname__": name}
     if container is not None:
         made["__new__"] = lambda _cls, *_: container()
     return type(name, (Foreign,), made)

@@ -68,6 +68,12 @@ class Codec(ABC):
     rounds: ClassVar[bool] = True
     """Whether `encode` uses its random bits."""
 
+    coarse: ClassVar[bool] = False
+    """Whether rounding may change a value by an eighth or more, so that updates are bounded."""
+
+    positive: ClassVar[bool] = False
+    """Whether a value above 0 never decodes to 0, so that second moments may be stored."""
+
     native: ClassVar[bool] = True
     """Whether whole tensors on the CPU may be coded by the native library, where it can."""
 

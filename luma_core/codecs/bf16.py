@@ -11,12 +11,19 @@ from torch import Tensor
 from luma_core.codecs.base import Codec, Fields, FieldSpec
 from luma_core.rounding import to_bfloat16
 
+SMALLEST = 2.0**-133
+"""The smallest bfloat16 above 0."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BF16(Codec):
-    """Field ``value``: bfloat16 of the moment's shape, stochastically rounded."""
+    """Field ``value``: bfloat16 of the moment's shape, stochastically rounded.
+
+    What is above 0 is not rounded to 0: a second moment is divided by.
+    """
 
     name: ClassVar[str] = "bf16"
+    positive: ClassVar[bool] = True
 
     def layout(self, shape: tuple[int, ...] | torch.Size) -> dict[str, FieldSpec]:
         """Return the one field, ``value``."""
@@ -28,7 +35,8 @@ class BF16(Codec):
 
     def encode(self, x: Tensor, fitted: Fields, draw: Tensor | None) -> Fields:
         """Round ``x`` to bfloat16."""
-        return {"value": to_bfloat16(x, draw)}
+        value = to_bfloat16(x, draw)
+        return {"value": torch.where((x > 0) & (value == 0), SMALLEST, value)}
 
     def decode(self, fields: Fields) -> Tensor:
         """Return the stored values as float32."""

@@ -16,6 +16,7 @@ class FP32(Codec):
     """Field ``value``: float32 of the moment's shape. Blocks only bound a non-finite gradient."""
 
     name: ClassVar[str] = "fp32"
+    positive: ClassVar[bool] = True
     rounds: ClassVar[bool] = False
     native: ClassVar[bool] = False
 

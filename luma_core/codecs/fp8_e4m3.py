@@ -30,6 +30,7 @@ class FP8E4M3(Codec):
     """
 
     name: ClassVar[str] = "fp8_e4m3"
+    coarse: ClassVar[bool] = True
     top_code: ClassVar[int | None] = 15 << 3
     log_grid: ClassVar[LogGrid] = LogGrid(octaves=14, mantissa_bits=3)
     """The grid of magnitudes."""

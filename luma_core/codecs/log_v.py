@@ -23,6 +23,9 @@ from luma_core.codecs.packed import PackedCodec, pack, unpack
 _BIAS = 80
 """Added to ``E``. Roots of float32 numbers lie from 2**-75 to 2**64; 0 marks a block of zeros."""
 
+_SMALLEST = -74
+"""The exponent of `SMALLEST_ROOT`, below which no level lies."""
+
 _NONFINITE = 255
 _INFINITY = 255 << 23
 """The bits of infinity; those of NaN are above."""
@@ -51,10 +54,12 @@ class LogV(PackedCodec):
 
     Fields: ``codes``; ``exponent``, uint8 per block, ``E + 80`` (0 for a block of zeros, 255 where
     an element is not finite); ``mantissa``, uint8 per block. Elements below the lowest level are
-    taken for it. Stochastic rounding is unbiased in ``sqrt(v)`` between levels.
+    taken for it; `fit` keeps that at `SMALLEST_ROOT` or above. Stochastic rounding is unbiased in
+    ``sqrt(v)`` between levels.
     """
 
     name: ClassVar[str] = "log_v"
+    positive: ClassVar[bool] = True
     signed: ClassVar[bool] = False
 
     def layout(self, shape: tuple[int, ...] | torch.Size) -> dict[str, FieldSpec]:
@@ -103,7 +108,8 @@ class LogV(PackedCodec):
                 torch.maximum(previous["mantissa"].to(torch.int32), finest), coarsest
             )
             mantissa = torch.where(previous["exponent"] > 0, held, mantissa)
-        mantissa = mantissa.clamp_(0, self.bits - 1)
+        least = self.bits + 127 - ((exponent - _SMALLEST).float().view(torch.int32) >> 23)
+        mantissa = torch.maximum(mantissa, least.clamp_(min=0)).clamp_(max=self.bits - 1)
         stored = torch.where(largest > 0, exponent + _BIAS, 0)
         return {
             "exponent": torch.where(largest < _INFINITY, stored, _NONFINITE).to(torch.uint8),
@@ -139,7 +145,8 @@ class LogV(PackedCodec):
     def _lowest(self, fields: Fields) -> Tensor:
         """Return the bits of the lowest level of each block, int32.
 
-        They are negative where a wide window reaches below all floats; such levels stand for 0.
+        They are negative where a window of older versions reaches below all floats; such levels
+        stand for 0.
         """
         top = (fields["exponent"].to(torch.int32) - _BIAS + 127) << 23
         return top - (self.top << (23 - fields["mantissa"].to(torch.int32)))

@@ -95,6 +95,8 @@ class PackedCodec(Codec):
 
     bit_choices: ClassVar[tuple[int, ...]] = BITS
 
+    coarse: ClassVar[bool] = True
+
     bits: int = 4
     min_elements: int = 0
 

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from luma_core.codecs.base import Fields, FieldSpec, is_number_in
-from luma_core.codecs.luma16_v import correct_root
+from luma_core.codecs.luma16_v import SMALLEST_ROOT, correct_root
 from luma_core.codecs.packed import PackedCodec, pack, unpack
 from luma_core.errors import ConfigurationError
 
 SMALLEST_FLOOR = 2.0**-10
 """Elements at a level of zero would take steps without bound."""
+
+SMALLEST_SCALE = SMALLEST_ROOT / SMALLEST_FLOOR
+"""Of a block that is not all zeros."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class RootV(PackedCodec):
     """
 
     name: ClassVar[str] = "root_v"
+    positive: ClassVar[bool] = True
     signed: ClassVar[bool] = False
 
     bits: int = 2
@@ -57,8 +61,12 @@ class RootV(PackedCodec):
         }
 
     def fit(self, x: Tensor) -> Fields:
-        """Return the root of each block's largest element, rounded upwards to bfloat16."""
+        """Return the root of each block's largest element, rounded upwards to bfloat16.
+
+        Where that is above 0 it is `SMALLEST_SCALE` at least, so that no level's square is 0.
+        """
         root = correct_root(x.amax(dim=-1, keepdim=True)).abs_()
+        root = torch.where(root > 0, root.clamp(min=SMALLEST_SCALE), root)
         bits = root.contiguous().view(torch.int32)
         upward = ((bits + 0xFFFF) & -65536).view(torch.float32)
         return {"scale": torch.where(torch.isfinite(root), upward, torch.inf).to(torch.bfloat16)}

@@ -114,6 +114,12 @@ def check_codecs(configs: object, moments: Sequence[str]) -> None:
         raise ConfigurationError(
             f"codecs[{moments[0]!r}] is {codecs[moments[0]].name!r}, which stores no signs."
         )
+    if not codecs[moments[1]].positive:
+        raise ConfigurationError(
+            f"codecs[{moments[1]!r}] is {codecs[moments[1]].name!r}, which takes small values for "
+            "0, and updates are divided by this moment.",
+            hint="Use a codec of second moments: luma16_v, log_v, root_v, bf16 or fp32.",
+        )
 
 
 def check_parameter_codecs(configs: object, moments: Sequence[str]) -> None:

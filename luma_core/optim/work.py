@@ -94,6 +94,11 @@ class Work(NamedTuple):
         """Whether blocks bound the scales, so that an element's step needs no others'."""
         return all(c.block_size is not None and c.tiled for c in self.codecs.values())
 
+    @property
+    def coarse(self) -> bool:
+        """Whether a moment is stored by a coarse codec."""
+        return any(codec.coarse for codec in self.codecs.values())
+
     def independent(self, rule: Rule) -> bool:
         """Return whether the step needs nothing of other processes."""
         if self.part is None or not self.part.groups:

@@ -180,6 +180,7 @@ def _scalars(hyper: AdamWHyper | LAMBHyper) -> dict[str, float]:
         return scalars | {
             "decay": float(1.0 - hyper.lr * hyper.weight_decay),
             "rate": float(hyper.lr / hyper.bias_correction1),
+            "limit": hyper.limit * hyper.bias_correction1,
         }
     return scalars | {
         "inverse_correction1": 1.0 / hyper.bias_correction1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import Structure, c_double, c_float, c_int32, c_int64, c_uint32, c_void_p
 from typing import ClassVar
 
-INTERFACE_VERSION = 4
+INTERFACE_VERSION = 5
 """``kInterfaceVersion`` of the sources that these layouts were written for."""
 
 PLAIN, LOG_SIGNED, LOG_ROOT, TABLE, ROOT, LOG, BFLOAT, FP8 = range(8)
@@ -63,6 +63,7 @@ class Step(Structure):
         ("eps", c_float),
         ("decay", c_float),
         ("rate", c_float),
+        ("limit", c_float),
         ("grad_factor", c_float),
         ("inverse_correction1", c_float),
         ("weight_decay", c_float),

@@ -37,8 +37,11 @@ from luma_kernels.triton.tables import (
     SECOND,
     SECOND_EXPONENT,
     WIDTH,
+    LIMIT,
     ZERO,
+    bounded,
     pointer_of,
+    row_float,
     row_numbers,
 )
 
@@ -98,6 +101,7 @@ def lane_numbers(row, BLOCK: tl.constexpr, TILE_BLOCKS: tl.constexpr, LANE: tl.c
 def _step_tile(
     pointers,
     numbers,
+    limit,
     maximum,
     start,
     element,
@@ -119,8 +123,8 @@ def _step_tile(
 ):
     """Update one tile.
 
-    ``pointers`` are a tensor's base pointers and ``numbers`` its row. ``element`` [blocks, lanes,
-    LANE] are offsets from ``start`` elements; ``block`` and ``group`` [blocks, lanes] the numbers
+    ``pointers`` are a tensor's base pointers and ``numbers`` its row; ``limit`` bounds updates where
+    codes are packed. ``element`` [blocks, lanes, LANE] are offsets from ``start`` elements; ``block`` and ``group`` [blocks, lanes] the numbers
     of blocks and lanes within the tensor; ``low`` and ``high`` the words of the global element
     index.
     """
@@ -160,6 +164,8 @@ def _step_tile(
         # What fills up a block is coded like the rest, without noise.
         bits = tl.where(mask, bits, 0)
     update = m * reciprocal(tl.fma(root, numbers[4], numbers[5]), FAST)
+    if packed(M) or packed(V):
+        update = bounded(update, limit, SKIP)
     param = tl.fma(update, numbers[7], old_param.to(tl.float32) * numbers[6])
     coded_m = encode(m, root, scale_m[:, :, None], window_m[:, :, None], bits, FAST, M)
     coded_v = encode(v, root, scale_v[:, :, None], window_v[:, :, None], bits, FAST, V)
@@ -230,6 +236,7 @@ def step_kernel(
     numel = tl.load(entry + NUMEL)
     pointers = moment_pointers(entry, P, G, ALIGNED, M, V)
     numbers = row_numbers(row)
+    limit = row_float(row, LIMIT)
     TILE: tl.constexpr = BLOCK * TILE_BLOCKS
     LANES: tl.constexpr = BLOCK // LANE
     first_tile = (pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM)) * TILES
@@ -248,7 +255,7 @@ def step_kernel(
         for tile in range(first_tile, last_tile):
             start = tl.multiple_of(tile * TILE, TILE)
             _step_tile(
-                pointers, numbers, maximum, start, element,
+                pointers, numbers, limit, maximum, start, element,
                 tl.zeros_like(block) if WHOLE else tile * TILE_BLOCKS + block,
                 tile * (TILE_BLOCKS * LANES) + group, leader, None,
                 start.to(tl.uint32) + element.to(tl.uint32), (start >> 32).to(tl.uint32),
@@ -263,7 +270,7 @@ def step_kernel(
         inside = (index % per_row) * BLOCK
         start = index // per_row * cols + inside
         _step_tile(
-            pointers, numbers, maximum, start, element,
+            pointers, numbers, limit, maximum, start, element,
             tl.zeros_like(block) if WHOLE else index + block,
             index * LANES + group, leader, inside + element < cols,
             (start + element).to(tl.uint32), ((start + element) >> 32).to(tl.uint32),

@@ -28,6 +28,7 @@ from luma_kernels.triton.moments import (
     load_codes,
     load_scales,
     moment_pointers,
+    packed,
     store,
     store_codes,
     store_scales,
@@ -39,11 +40,13 @@ from luma_kernels.triton.tables import (
     EXTRA_OPTION,
     FIRST_PROGRAM,
     INVERSE_CORRECTION,
+    LIMIT,
     LR,
     NUMEL,
     ROW,
     WEIGHT_DECAY,
     WIDTH,
+    bounded,
     row_float,
     row_numbers,
     store_float,
@@ -56,9 +59,14 @@ RATE = EXTRA_OPTION
 
 
 @triton.jit
-def _update(param, m, v, numbers, own, FAST: tl.constexpr):
+def _update(
+    param, m, v, numbers, own, COARSE: tl.constexpr, SKIP: tl.constexpr, FAST: tl.constexpr
+):
     """Return the update before the ratio: `LAMBRule.update`."""
     denominator = tl.fma(sqrt(v, FAST), numbers[4], numbers[5])
+    if COARSE:
+        update = bounded(m * reciprocal(denominator, FAST), own[3], SKIP)
+        return tl.fma(update, own[0], own[1] * param)
     return tl.fma(m, own[0] * reciprocal(denominator, FAST), own[1] * param)
 
 
@@ -140,7 +148,7 @@ def store_moments(
     param = load(pointers[0] + start + element, mask, MASKED).to(tl.float32)
     m = decode(coded_m, scale_m[:, :, None], window_m[:, :, None], M)
     v = decode(coded_v, scale_v[:, :, None], window_v[:, :, None], V)
-    update = _update(param, m, v, numbers, own, FAST)
+    update = _update(param, m, v, numbers, own, packed(M) or packed(V), SKIP, FAST)
     return finite_squares(param, keep, SKIP, FLAT), finite_squares(update, keep, SKIP, FLAT)
 
 
@@ -179,7 +187,8 @@ def step_parameter(
     raw_v = load_codes(pointers[3], start + element, group, mask, MASKED, V)
     m = decode(raw_m, scale_m[:, :, None], window_m[:, :, None], M)
     v = decode(raw_v, scale_v[:, :, None], window_v[:, :, None], V)
-    param = tl.fma(_update(param, m, v, numbers, own, FAST), own[2], param)
+    update = _update(param, m, v, numbers, own, packed(M) or packed(V), SKIP, FAST)
+    param = tl.fma(update, own[2], param)
     if tl.bfloat16 == P:
         draw = 0x7FFF + ((param.to(tl.uint32, bitcast=True) >> 16) & 1)
         if ROUND:
@@ -245,7 +254,12 @@ def lamb_kernel(
     numel = tl.load(entry + NUMEL)
     pointers = moment_pointers(entry, P, G, ALIGNED, M, V)
     numbers = row_numbers(row)
-    own = (row_float(row, INVERSE_CORRECTION), row_float(row, WEIGHT_DECAY), row_float(row, RATE))
+    own = (
+        row_float(row, INVERSE_CORRECTION),
+        row_float(row, WEIGHT_DECAY),
+        row_float(row, RATE),
+        row_float(row, LIMIT),
+    )
     TILE: tl.constexpr = BLOCK * TILE_BLOCKS
     LANES: tl.constexpr = BLOCK // LANE
     first_tile = (pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM)) * TILES

@@ -16,9 +16,11 @@ GROUP = tl.constexpr(8)
 
 INFINITY = tl.constexpr(0x7F800000)
 LARGEST_BFLOAT16 = tl.constexpr(0x7F7F0000)
+SMALLEST_SCALE = tl.constexpr((127 - 64) << 23)
 LARGEST_FLOAT = tl.constexpr(0x7F7FFFFF)
 
 LOG_BIAS = tl.constexpr(80)
+LOG_SMALLEST = tl.constexpr(-74)
 LOG_NONFINITE = tl.constexpr(255)
 LOG_CUT = tl.constexpr(19)
 LOG_UNITS = tl.constexpr(16)
@@ -125,6 +127,7 @@ def root_v_fit(largest, FAST: tl.constexpr):
     ``largest`` are the bits of the blocks' largest second moments.
     """
     root = correct_sqrt(largest.to(tl.float32, bitcast=True), FAST).to(tl.uint32, bitcast=True)
+    root = tl.where(largest > 0, tl.maximum(root, SMALLEST_SCALE), root)
     return tl.where(largest > LARGEST_FLOAT, INFINITY, (root + 0xFFFF) & 0xFFFF0000)
 
 
@@ -185,7 +188,9 @@ def log_v_fit(x, largest, old_exponent, old_mantissa, C: tl.constexpr):
     held = tl.maximum(old_mantissa, _log_mantissa(need, window, C[4]))
     held = tl.minimum(held, _log_mantissa(need, window, C[3]))
     mantissa = tl.where(old_exponent > 0, held, _log_mantissa(need, window, C[2]))
-    mantissa = tl.minimum(tl.maximum(mantissa, 0), C[1] - 1)
+    octaves = (exponent - LOG_SMALLEST).to(tl.float32).to(tl.int32, bitcast=True) >> 23
+    mantissa = tl.maximum(mantissa, tl.maximum(C[1] + 127 - octaves, 0))
+    mantissa = tl.minimum(mantissa, C[1] - 1)
     exponent = tl.where(largest_bits > 0, exponent + LOG_BIAS, 0)
     exponent = tl.where(largest > LARGEST_FLOAT, LOG_NONFINITE, exponent)
     return exponent, tl.where(largest_bits > 0, mantissa, 0)

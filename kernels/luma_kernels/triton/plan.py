@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 WIDTH = 16
 """Columns of the pointer table; `tables.py` names them."""
 
+ROW = 17
+"""Numbers of a tensor in a step; `tables.py` names them."""
+
 GRAD = 1
 """The column of the gradients' addresses."""
 
@@ -270,7 +273,7 @@ class Plan:
         self._host_table = torch.tensor(rows, dtype=torch.int64).view(-1, WIDTH)
         self.table = self.upload(self._host_table)
         count = len(self.tensors)
-        self.rows = torch.zeros(count, 16, dtype=torch.int32, device=device)
+        self.rows = torch.zeros(count, ROW, dtype=torch.int32, device=device)
         self.maxima = torch.zeros(count, 2, dtype=torch.int32, device=device)
 
     def follow_gradients(self) -> bool:

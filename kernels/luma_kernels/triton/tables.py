@@ -28,13 +28,14 @@ SECOND_WINDOW = tl.constexpr(14)
 FIRST_INDEX = tl.constexpr(15)
 WIDTH = tl.constexpr(16)
 
-ROW = tl.constexpr(16)
+ROW = tl.constexpr(17)
 OPTIONS = tl.constexpr(9)
 ZERO = tl.constexpr(11)
 INVERSE_CORRECTION = tl.constexpr(12)
 WEIGHT_DECAY = tl.constexpr(13)
 LR = tl.constexpr(14)
 EXTRA_OPTION = tl.constexpr(15)
+LIMIT = tl.constexpr(16)
 
 
 @triton.jit
@@ -108,6 +109,9 @@ def prepare_kernel(
     store_float(row + INVERSE_CORRECTION, 1.0 / correction1, mask)
     store_float(row + WEIGHT_DECAY, tl.load(option + 6, mask=mask, other=0.0), mask)
     store_float(row + LR, lr, mask)
+    # Of the first moment over the divisor: `luma_core.optim.rules.adamw.update_limit`.
+    limit = 2.0 * tl.maximum((1.0 - beta1) / tl.sqrt(1.0 - beta2), 1.0)
+    store_float(row + LIMIT, limit * correction1, mask)
     store_float(row + EXTRA_OPTION, tl.load(option + 8, mask=mask, other=0.0), mask)
 
     key = tl.load(entry + NOISE_KEY, mask=mask, other=0)
@@ -129,6 +133,13 @@ def prepare_kernel(
 def row_float(row, INDEX: tl.constexpr):
     """Return a number of a row."""
     return tl.load(row + INDEX).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def bounded(update, limit, SKIP: tl.constexpr):
+    """Return ``update`` within ``limit`` of 0; NaN, which is not stored with ``SKIP``, passes."""
+    within = tl.minimum(tl.maximum(update, -limit), limit)
+    return within if SKIP else tl.where(update == update, within, update)
 
 
 @triton.jit

@@ -11,7 +11,9 @@ whose every element is a segment are AdamW's: their second moment is stored by a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,9 +39,9 @@ class AdamMiniRule(Rule):
 
     moments = MOMENTS
 
-    def hyper(self, group: Mapping[str, Any], step: int) -> AdamWHyper:
+    def hyper(self, group: Mapping[str, Any], step: int, *, coarse: bool = False) -> AdamWHyper:
         """Return the numbers of step ``step`` (1 for the first) under a group's options."""
-        return _ADAMW.hyper(group, step)
+        return _ADAMW.hyper(group, step, coarse=coarse)
 
     def stages(self, item: ParameterStep) -> Stages:
         """Take one parameter's step: the segments' sums first, then tile by tile.
@@ -78,7 +80,8 @@ class _SegmentStep:
         stored = item.moments["exp_avg_sq"]
         assert isinstance(stored.codec, SegmentMean)
         self._item = item
-        self._hyper: AdamWHyper = item.hyper
+        # An element may move further than its segment's mean: AdamW's bound is not for it.
+        self._hyper: AdamWHyper = replace(item.hyper, limit=math.inf)
         self._stored = stored.fields["value"]
         self._partition = stored.codec.partition
         self._first = item.moments["exp_avg"]

@@ -107,8 +107,11 @@ class Rule(ABC):
     """Whether an element's step needs other elements, beyond those that share its scale."""
 
     @abstractmethod
-    def hyper(self, group: Mapping[str, Any], step: int) -> Any:
-        """Return the numbers of step ``step`` (1 for the first) under a group's options."""
+    def hyper(self, group: Mapping[str, Any], step: int, *, coarse: bool = False) -> Any:
+        """Return the numbers of step ``step`` (1 for the first) under a group's options.
+
+        ``coarse`` says whether a moment is stored by a codec that is `Codec.coarse`.
+        """
 
     @abstractmethod
     def stages(self, item: ParameterStep) -> Stages:

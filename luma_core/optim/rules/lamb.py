@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luma_core.optim.rules.adamw import MOMENTS, running_averages
+from luma_core.optim.rules.adamw import MOMENTS, running_averages, update_limit
 from luma_core.optim.rules.base import ParameterStep, Reduction, Rule, Stages
 from luma_core.optim.rules.moments import MomentPass, param_draw, write_parameter
 from luma_core.optim.rules.norms import DIGITS, square_digits, total
@@ -41,6 +41,7 @@ class LAMBHyper:
         maximize: whether to ascend the objective.
         adapt: whether the trust ratio is used; it is 1 otherwise.
         trust_clip: whether the trust ratio is at most 1.
+        limit: bound on the magnitude of Adam's update, before weight decay and the trust ratio.
     """
 
     lr: float | Tensor
@@ -53,6 +54,7 @@ class LAMBHyper:
     maximize: bool
     adapt: bool
     trust_clip: bool
+    limit: float = math.inf
 
 
 class LAMBRule(Rule):
@@ -61,7 +63,7 @@ class LAMBRule(Rule):
     moments = MOMENTS
     reduces = True
 
-    def hyper(self, group: Mapping[str, Any], step: int) -> LAMBHyper:
+    def hyper(self, group: Mapping[str, Any], step: int, *, coarse: bool = False) -> LAMBHyper:
         """Return the numbers of step ``step`` (1 for the first) under a group's options."""
         beta1, beta2 = group["betas"]
         corrected = group["bias_correction"]
@@ -76,6 +78,7 @@ class LAMBRule(Rule):
             maximize=group["maximize"],
             adapt=adapts(group),
             trust_clip=group["trust_clip"],
+            limit=update_limit(group["betas"], coarse=coarse),
         )
 
     def update_moments(
@@ -90,6 +93,9 @@ class LAMBRule(Rule):
         denominator = moments["exp_avg_sq"].sqrt()
         denominator.mul_(1.0 / math.sqrt(hyper.bias_correction2)).add_(hyper.eps)
         update = moments["exp_avg"] / denominator
+        if hyper.limit < math.inf:
+            bound = hyper.limit * hyper.bias_correction1
+            update.clamp_(-bound, bound)
         return update.mul_(1.0 / hyper.bias_correction1).add_(param, alpha=hyper.weight_decay)
 
     def stages(self, item: ParameterStep) -> Stages:

@@ -27,6 +27,7 @@ SHAPES = [(16, 256), (12, 300), (3000,), (3, 5, 70), (1, 32), (40, 3)]
 
 def test_host_and_kernels_agree_on_the_width_of_the_tables() -> None:
     assert tables.WIDTH.value == plan.WIDTH == tables.FIRST_INDEX.value + 1
+    assert tables.ROW.value == plan.ROW == tables.LIMIT.value + 1
 
 
 class Pair:

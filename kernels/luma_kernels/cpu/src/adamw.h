@@ -18,7 +18,7 @@ struct Work {
 
 // The scalars of AdamWRule, copied out of the step: stores then cannot seem to change them.
 struct Rule {
-  float lerp, beta2, one_minus_beta2, inverse_root_correction2, eps, decay, rate;
+  float lerp, beta2, one_minus_beta2, inverse_root_correction2, eps, decay, rate, limit;
   bool from_grad;
   int32_t flip;
 
@@ -30,6 +30,7 @@ struct Rule {
         eps(s.eps),
         decay(s.decay),
         rate(s.rate),
+        limit(s.limit),
         from_grad(s.lerp_from_grad != 0),
         flip(s.maximize ? ~kMagnitude : 0) {}
 
@@ -40,8 +41,11 @@ struct Rule {
   inline float second(float old, float grad) const {
     return old * beta2 + (one_minus_beta2 * grad) * grad;
   }
+  // With Bounded, the limit holds; NaN passes it.
+  template <bool Bounded>
   inline float param(float old, float first, float root) const {
-    const float update = first / (root * inverse_root_correction2 + eps);
+    float update = first / (root * inverse_root_correction2 + eps);
+    if (Bounded) update = update < -limit ? -limit : update > limit ? limit : update;
     return old * decay - update * rate;
   }
 };
@@ -159,17 +163,19 @@ void log_finish(const Rule rule, const LogTarget target, int64_t length) {
     const uint32_t bits = random[i];
     const float m = new_first[i];
     const float root = new_root[i];
-    if (Param) param[i] = rule.param(param[i], m, root);
+    if (Param) param[i] = rule.param<false>(param[i], m, root);
     first[i] = grid1.encode_signed<Clamp>(m, static_cast<int32_t>((bits & 0xffff) >> shift1));
     second[i] = grid2.encode_root<Clamp>(root, static_cast<int32_t>(bits >> shift2));
   }
 }
 
-template <int N>
+template <int N, bool Bounded>
 void update_param(const Rule rule, const float* __restrict first, const float* __restrict root,
                   int64_t length, float* __restrict param) {
   const int64_t n = N ? N : length;
-  for (int64_t i = 0; i < n; ++i) param[i] = rule.param(param[i], first[i], root[i]);
+  for (int64_t i = 0; i < n; ++i) {
+    param[i] = rule.param<Bounded>(param[i], first[i], root[i]);
+  }
 }
 
 }  // namespace

@@ -12,6 +12,8 @@ constexpr int32_t kOne = 127 << 23;
 constexpr int32_t kMagnitude = 0x7fffffff;
 constexpr float kLargest = 0x1.ff8p127f;     // luma16_m.LARGEST
 constexpr float kLargestRoot = 0x1.ff8p63f;  // luma16_v.LARGEST_ROOT
+constexpr float kSmallestRoot = 0x1p-74f;    // luma16_v.SMALLEST_ROOT
+constexpr int32_t kSmallestCode = 512;       // luma16_v.SMALLEST_CODE
 constexpr float kLargestFp8 = 0x1.ep127f;    // fp8_e4m3._LARGEST
 constexpr int kBlock = 128;                  // the usual block size gets loops of fixed length
 
@@ -29,6 +31,7 @@ inline int32_t as_bits(float value) {
 
 inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 inline uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
+inline int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 
 // ---- 16-bit floats, by integer operations: not every instruction set converts them ----
 
@@ -118,6 +121,8 @@ struct Grid {
   float per_unit;
   int32_t cut;
   int32_t top;
+  // The lowest code of a root above 0: Luma16V.lowest_code.
+  int32_t lowest;
   // Whether codes can neither pass the top nor come from values that are not finite.
   bool fits;
 
@@ -126,6 +131,7 @@ struct Grid {
         per_unit(as_float(exponent < 253 ? (253 - exponent) << 23 : 0)),
         cut(23 - moment.mantissa_bits),
         top((moment.octaves + 1) << moment.mantissa_bits),
+        lowest(larger(encode<true>(kSmallestRoot, 0), kSmallestCode)),
         fits(exponent + moment.octaves - 126 < (moment.kind == kLogRoot ? 64 : 128)) {}
 
   // y and max(y / 2, 1), both assembled from their bits.
@@ -160,7 +166,9 @@ struct Grid {
   template <bool Clamp>
   inline int16_t encode_root(float root, int32_t below) const {
     const float x = Clamp && root > kLargestRoot ? kLargestRoot : root;
-    return static_cast<int16_t>(encode<Clamp>(x, below));
+    // As a number, the bits of a root above 0 are larger than any code; those of 0 are 0.
+    const int32_t floor = smaller(as_bits(root), lowest);
+    return static_cast<int16_t>(larger(encode<Clamp>(x, below), floor));
   }
 };
 

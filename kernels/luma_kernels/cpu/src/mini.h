@@ -230,7 +230,7 @@ class MiniStepper : public StepTensors {
     const float* __restrict first = work_.first;
     const float* __restrict root = work_.root;
     for (int64_t i = 0; i < run.length; ++i) {
-      const float value = rule.param(to[i], first[i], root[i]);
+      const float value = rule.param<false>(to[i], first[i], root[i]);
       to[i] = root[i] == kLeftRoot ? to[i] : value;
     }
     store_param(run, 0);

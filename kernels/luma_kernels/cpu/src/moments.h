@@ -12,6 +12,7 @@ class PlainMoment {
  public:
   static constexpr bool kPadded = false;
   static constexpr bool kRounds = false;
+  static constexpr bool kCoarse = false;
   struct Scale {};
   struct Seen {
     int32_t largest = 0;
@@ -54,6 +55,7 @@ class BFloatMoment {
  public:
   static constexpr bool kPadded = false;
   static constexpr bool kRounds = true;
+  static constexpr bool kCoarse = false;
   using Scale = PlainMoment::Scale;
   using Seen = PlainMoment::Seen;
 
@@ -77,7 +79,8 @@ class BFloatMoment {
              const uint32_t* __restrict draws, Scale) const {
     uint16_t* __restrict to = values_ + run.start;
     for (int64_t i = 0; i < run.length; ++i) {
-      to[i] = to_bfloat16(x[i], draws[i] >> Shift & 0xffff);
+      const uint16_t rounded = to_bfloat16(x[i], draws[i] >> Shift & 0xffff);
+      to[i] = rounded == 0 && x[i] > 0.0f ? 1 : rounded;
     }
   }
 
@@ -92,6 +95,7 @@ class GridMoment {
  public:
   static constexpr bool kPadded = false;
   static constexpr bool kRounds = true;
+  static constexpr bool kCoarse = sizeof(Code) == 1;
   using Scale = uint8_t;
   using Seen = PlainMoment::Seen;
 
@@ -224,6 +228,7 @@ class PackedMoment {
 class TableMoment : public PackedMoment<TableMoment> {
  public:
   static constexpr bool kRounds = false;
+  static constexpr bool kCoarse = true;
   using Scale = uint16_t;
   using Seen = Extremes;
   using PackedMoment::PackedMoment;
@@ -250,6 +255,7 @@ class TableMoment : public PackedMoment<TableMoment> {
 class RootMoment : public PackedMoment<RootMoment> {
  public:
   static constexpr bool kRounds = true;
+  static constexpr bool kCoarse = true;
   using Scale = uint16_t;
   using Seen = PlainMoment::Seen;
   using PackedMoment::PackedMoment;
@@ -278,6 +284,7 @@ class RootMoment : public PackedMoment<RootMoment> {
 class LogMoment : public PackedMoment<LogMoment> {
  public:
   static constexpr bool kRounds = true;
+  static constexpr bool kCoarse = true;
   using Scale = Window;
   using Seen = Spread;
   using PackedMoment::PackedMoment;

@@ -6,7 +6,7 @@
 namespace luma {
 
 // Raised whenever a struct or a function changes, so that an old build is refused, not misread.
-constexpr int32_t kInterfaceVersion = 4;
+constexpr int32_t kInterfaceVersion = 5;
 
 enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum Kind : int32_t {
@@ -69,6 +69,8 @@ struct Step {
   float eps;
   float decay;
   float rate;
+  // Bound on the first moment over the divisor, where a moment is stored coarsely.
+  float limit;
   float grad_factor;
   // LAMB's own.
   float inverse_correction1;

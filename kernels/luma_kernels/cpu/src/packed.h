@@ -215,10 +215,12 @@ void encode_table(const float* thresholds, uint16_t stored, const float* __restr
 
 // ---- luma_core/codecs/root_v.py ----
 
+constexpr int32_t kSmallestScaleBits = (127 - 64) << 23;
+
 inline uint16_t fit_root(int32_t largest) {
   if (largest >= kInfinityBits) return kInfiniteScale;
-  const int32_t root = as_bits(__builtin_sqrtf(as_float(largest)));
-  return static_cast<uint16_t>((root + 0xffff) >> 16);
+  const int32_t root = larger(as_bits(__builtin_sqrtf(as_float(largest))), kSmallestScaleBits);
+  return largest == 0 ? 0 : static_cast<uint16_t>((root + 0xffff) >> 16);
 }
 
 template <int N>
@@ -257,6 +259,7 @@ void encode_root(const Moment& moment, uint16_t stored, const float* __restrict 
 // ---- luma_core/codecs/log_v.py ----
 
 constexpr int32_t kLogBias = 80;
+constexpr int32_t kLogSmallest = -74;
 constexpr int32_t kLogCut = 19;
 constexpr int32_t kLogUnits = 1 << (23 - kLogCut);
 constexpr int32_t kReachQuarters = 7;
@@ -331,7 +334,8 @@ Window fit_window(int32_t bits, const Spread& seen, const Window* old) {
     const int32_t held = larger(static_cast<int32_t>(old->mantissa), finest);
     mantissa = held < coarsest ? held : coarsest;
   }
-  mantissa = clamp(mantissa, 0, bits - 1);
+  const int32_t octaves = as_bits(static_cast<float>(exponent - kLogSmallest)) >> 23;
+  mantissa = clamp(larger(mantissa, bits + 127 - octaves), 0, bits - 1);
   const bool some = seen.largest > 0;
   const uint8_t stored = static_cast<uint8_t>(some ? exponent + kLogBias : 0);
   return {seen.nonfinite() ? kLogNonfinite : stored, static_cast<uint8_t>(some ? mantissa : 0)};

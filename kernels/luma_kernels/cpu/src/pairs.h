@@ -77,7 +77,7 @@ class SeparatePair {
     second_.write(run, from.second, from.root, draws, scales.second);
     if (!Param) return;
     with_length(run.length, [&](auto fixed) {
-      update_param<fixed.value>(rule, from.first, from.root, run.length, param);
+      update_param<fixed.value, First::kCoarse || Second::kCoarse>(rule, from.first, from.root, run.length, param);
     });
   }
 

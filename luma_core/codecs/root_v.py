@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,12 @@ SMALLEST_FLOOR = 2.0**-10
 SMALLEST_SCALE = SMALLEST_ROOT / SMALLEST_FLOOR
 """Of a block that is not all zeros."""
 
+LARGEST_RISE = 127
+"""Less than an octave."""
+
+_INFINITE = 0x7F80
+"""The bits of infinity, bfloat16."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RootV(PackedCodec):
@@ -31,6 +37,10 @@ class RootV(PackedCodec):
 
     Attributes:
         floor: the lowest level, as a share of the block's largest root, from 2**-10 to below 1.
+        rise: how far the scale may rise in one step, in units of the last place of bfloat16, of
+            which an octave has 128; ``None`` for any distance. What is above is taken for the
+            scale. So one huge gradient of one element does not raise the floor of all others until
+            it has decayed, and gradients that stay large raise it in a few steps.
     """
 
     name: ClassVar[str] = "root_v"
@@ -39,6 +49,7 @@ class RootV(PackedCodec):
 
     bits: int = 2
     floor: float = 0.25
+    rise: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +58,18 @@ class RootV(PackedCodec):
                 f"floor={self.floor!r} of codec {self.name} must be from 2**-10 to below 1.",
                 hint="A level at zero would be divided by; LogV keeps small elements apart.",
             )
+        if self.rise is not None and not is_number_in(self.rise, 1, LARGEST_RISE, kind=int):
+            raise ConfigurationError(
+                f"rise={self.rise!r} of codec {self.name} must be an integer from 1 to "
+                f"{LARGEST_RISE}, or None."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return name and configuration as plain JSON values: no ``rise`` where there is none."""
+        config = super().to_dict()
+        if self.rise is None:
+            del config["rise"]
+        return config
 
     @property
     def step(self) -> float:
@@ -71,14 +94,27 @@ class RootV(PackedCodec):
         upward = ((bits + 0xFFFF) & -65536).view(torch.float32)
         return {"scale": torch.where(torch.isfinite(root), upward, torch.inf).to(torch.bfloat16)}
 
+    def refit(self, x: Tensor, previous: Fields) -> Fields:
+        """Return the scale of each block, at most `rise` above the one that it has."""
+        fitted = self.fit(x)
+        if self.rise is None:
+            return fitted
+        # As integers, bfloat16 numbers above 0 are their own logarithms.
+        old = previous["scale"].view(torch.int16)
+        new = fitted["scale"].view(torch.int16)
+        risen = torch.minimum(new, old + self.rise)
+        held = torch.where((old > 0) & (new < _INFINITE), risen, new)
+        return {"scale": held.view(torch.bfloat16)}
+
     def encode(self, x: Tensor, fitted: Fields, draw: Tensor | None) -> Fields:
         """Return the packed codes of non-negative ``x``."""
         scale = fitted["scale"].float()
         per_scale = torch.where(scale > 0, 1.0 / scale, 0.0)
         place = (correct_root(x) * per_scale - self.floor) * (1.0 / self.step)
         noise = 0.5 if draw is None else draw.float() * 2.0**-16
-        codes = place.clamp_(min=0.0).add_(noise).to(torch.int32)
-        return {"codes": pack(codes.clamp_(0, (1 << self.bits) - 1), self.bits)}
+        top = (1 << self.bits) - 1
+        codes = place.clamp_(0.0, top).add_(noise).to(torch.int32)
+        return {"codes": pack(codes.clamp_(0, top), self.bits)}
 
     def decode(self, fields: Fields) -> Tensor:
         """Return the values of codes, float32."""

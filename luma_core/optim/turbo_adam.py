@@ -22,6 +22,10 @@ TURBO_PRESETS: dict[str, dict[str, Any]] = {
 }
 """What the presets stand for; see docs/turbo-adam.md for what was measured with each."""
 
+SCALE_RISE = 64
+"""How far the scale of `RootV` may rise in a step: half an octave. ``benchmarks/stall.py`` measures
+what it is for."""
+
 
 def turbo_codecs(
     *,
@@ -85,7 +89,9 @@ def turbo_codecs(
     if compress_v and chosen["v_floor"] is None:
         v = LogV(block_size=block_size, bits=chosen["v_bits"])
     elif compress_v:
-        v = RootV(block_size=block_size, bits=chosen["v_bits"], floor=chosen["v_floor"])
+        v = RootV(
+            block_size=block_size, bits=chosen["v_bits"], floor=chosen["v_floor"], rise=SCALE_RISE
+        )
     return {"exp_avg": m.to_dict(), "exp_avg_sq": v.to_dict()}
 
 
@@ -109,7 +115,8 @@ class TurboAdam(AdamWStateOptimizer):
 
     The first moment is kept as the nearest of a few levels relative to its block (`TableM`), the
     second with stochastic rounding, on a grid with a floor (`RootV`) or on a logarithmic one that
-    keeps its spread (`LogV`).
+    keeps its spread (`LogV`). Where a moment is kept so coarsely, an element moves by at most twice
+    what Adam would move it after a single large gradient.
 
     Options that are not listed here, and the errors, are those of `LUMA`.
 

@@ -88,6 +88,7 @@ def describe_moment(codec: Codec, fields: Mapping[str, Tensor]) -> Moment:
         moment.bits = codec.bits
     if isinstance(codec, RootV):
         moment.floor, moment.step, moment.per_step = codec.floor, codec.step, 1.0 / codec.step
+        moment.rise = codec.rise or 0
     if isinstance(codec, TableM):
         levels, thresholds = _tables(codec)
         moment.levels, moment.thresholds = levels.data_ptr(), thresholds.data_ptr()

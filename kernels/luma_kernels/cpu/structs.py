@@ -35,6 +35,7 @@ class Moment(Structure):
         ("floor", c_float),
         ("step", c_float),
         ("per_step", c_float),
+        ("rise", c_int32),
     ]
 
 

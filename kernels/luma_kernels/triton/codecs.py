@@ -14,7 +14,6 @@ a shift and multiplications by powers of two; coding is the reverse with noise a
 import triton
 import triton.language as tl
 
-
 SMALLEST_ROOT = tl.constexpr(2.0**-74)
 SMALLEST_CODE = tl.constexpr(512)
 

@@ -27,7 +27,7 @@ def first_moment(codec: Codec) -> Configuration | None:
 def second_moment(codec: Codec) -> Configuration | None:
     """Return the tuple of a second moment's codec, or ``None`` where kernels have none."""
     if isinstance(codec, RootV):
-        return codec.name, codec.bits, float(codec.floor)
+        return codec.name, codec.bits, float(codec.floor), codec.rise or 0
     if isinstance(codec, LogV) and (codec.block_size or 0) <= _LARGEST_SUM:
         return (codec.name, codec.bits, *map(codec.limit, _SLACKS))
     if isinstance(codec, Luma16V):

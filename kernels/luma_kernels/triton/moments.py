@@ -5,7 +5,7 @@ The codec ``C`` is a compile-time tuple that begins with the codec's name:
 - ``("fp32",)`` and ``("bf16",)``;
 - ``("luma16_m", mantissa bits, octaves)`` and ``("luma16_v", mantissa bits, octaves)``;
 - ``("table_m", bits, thresholds..., levels...)``;
-- ``("root_v", bits, floor)``;
+- ``("root_v", bits, floor, rise or 0)``;
 - ``("log_v", bits, limit, wider limit, narrower limit)``.
 
 Stored values are ``[blocks, lanes, LANE]``, or ``[blocks, lanes]`` words where ``packed``. Two
@@ -222,7 +222,7 @@ def fit(
     elif C[0] == "table_m":
         scale = table_m_fit(x)
     elif C[0] == "root_v":
-        scale = root_v_fit(largest, FAST)
+        scale = root_v_fit(largest, scale, FAST, C)
     elif C[0] == "log_v":
         scale, window = log_v_fit(x, largest, scale, window, C)
     return scale, window

@@ -121,14 +121,17 @@ def table_m_encode(x, scale, FAST: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def root_v_fit(largest, FAST: tl.constexpr):
-    """Return the bits of the scales, uint32 with the lower half 0: `RootV.fit`.
+def root_v_fit(largest, old, FAST: tl.constexpr, C: tl.constexpr):
+    """Return the bits of the scales, uint32 with the lower half 0: `RootV.refit`.
 
-    ``largest`` are the bits of the blocks' largest second moments.
+    ``largest`` are the bits of the blocks' largest second moments, ``old`` those of their scales.
     """
     root = correct_sqrt(largest.to(tl.float32, bitcast=True), FAST).to(tl.uint32, bitcast=True)
     root = tl.where(largest > 0, tl.maximum(root, SMALLEST_SCALE), root)
-    return tl.where(largest > LARGEST_FLOAT, INFINITY, (root + 0xFFFF) & 0xFFFF0000)
+    scale = (root + 0xFFFF) & 0xFFFF0000
+    if C[3] > 0:
+        scale = tl.where(old > 0, tl.minimum(scale, old + (C[3] << 16)), scale)
+    return tl.where(largest > LARGEST_FLOAT, INFINITY, scale)
 
 
 @triton.jit

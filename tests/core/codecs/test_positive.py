@@ -22,7 +22,7 @@ CODECS: list[Codec] = [
 
 
 def moments() -> Tensor:
-    """All float32 can hold above 0: blocks of like elements, and of the smallest with the largest."""
+    """What float32 holds above 0: in blocks of like elements, of random ones, beside others."""
     exponents = torch.arange(-149, 128).double()
     alike = torch.exp2(exponents)[:, None].expand(-1, 128)
     mixed = torch.exp2(torch.rand(100, 128, generator=torch.Generator().manual_seed(0)) * 276 - 149)

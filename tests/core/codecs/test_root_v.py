@@ -5,6 +5,7 @@ import torch
 
 from luma_core.codecs import RootV
 from luma_core.codecs.packed import BITS, unpack
+from luma_core.errors import ConfigurationError
 
 DRAWS = torch.arange(65536, dtype=torch.int32)[torch.randperm(65536)].view(512, 128)
 
@@ -80,3 +81,29 @@ def test_codes_of_the_default_are_quarters_of_the_largest_root() -> None:
     assert unpack(fields["codes"], 2).tolist() == [3, 2, 1, 0, 0, 0, 3, 2]
     decoded = codec.decode_tensor(fields, (8,)).sqrt().tolist()
     assert decoded == [1.0, 0.75, 0.5, 0.25, 0.25, 0.25, 1.0, 0.75]
+
+
+def test_the_scale_rises_by_a_bounded_step_and_falls_at_once() -> None:
+    codec, x = RootV(rise=64), torch.ones(5, 1, 128)
+    x[1, 0, 3], x[3], x[4, 0, 3] = 1e6, 0.01, torch.inf
+    before = codec.fit(torch.ones(5, 1, 128))
+    before["scale"][2] = 0.0
+    scale = codec.refit(x, before)["scale"].flatten().tolist()
+    assert scale == [1.0, 1.5, 1.0, pytest.approx(0.1, rel=2**-7), torch.inf]
+    assert RootV().refit(x, before)["scale"].flatten()[1] == 1000.0
+
+
+def test_what_lies_above_the_scale_is_taken_for_it() -> None:
+    codec, x = RootV(rise=64), torch.full((1, 1, 128), 1e38)
+    scale = codec.refit(x, codec.fit(torch.full((1, 1, 128), 1e-30)))
+    for draw in (None, torch.full((1, 1, 128), 65535, dtype=torch.int32)):
+        decoded = codec.decode({**scale, **codec.encode(x, scale, draw)}).sqrt()
+        torch.testing.assert_close(decoded, scale["scale"].float().expand(1, 1, 128))
+
+
+def test_a_scale_that_follows_at_once_is_configured_as_it_always_was() -> None:
+    assert "rise" not in RootV().to_dict()
+    assert RootV.from_dict(RootV().to_dict()).rise is None
+    assert RootV.from_dict(RootV(rise=3).to_dict()) == RootV(rise=3)
+    with pytest.raises(ConfigurationError, match="rise=0"):
+        RootV(rise=0)

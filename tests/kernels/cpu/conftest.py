@@ -75,7 +75,7 @@ def packed_codecs(
     if v_bits is not None:
         v = LogV(bits=v_bits, block_size=block_size)
         if floor is not None:
-            v = RootV(bits=v_bits, floor=floor, block_size=block_size)
+            v = RootV(bits=v_bits, floor=floor, block_size=block_size, rise=64)
     return {"exp_avg": m, "exp_avg_sq": v}
 
 
@@ -115,7 +115,7 @@ def make_step(
             name: StoredMoment(codec, codec.encode_tensor(values[name]))
             for name, codec in codecs.items()
         },
-        hyper=AdamWRule().hyper(group, step),
+        hyper=AdamWRule().hyper(group, step, coarse=any(c.coarse for c in codecs.values())),
         keys=rounding.step_keys(seed * 7919 - 5, step),
         skip_nonfinite=skip_nonfinite,
         stochastic_rounding=stochastic_rounding,

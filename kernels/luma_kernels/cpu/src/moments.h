@@ -264,7 +264,9 @@ class RootMoment : public PackedMoment<RootMoment> {
   void store(int64_t block, Scale scale) const { moment_.scale[block] = scale; }
 
   Seen see(const float* x, int64_t n) const { return PlainMoment(moment_).see(x, n); }
-  Scale fit(Seen seen, const Scale*) const { return fit_root(seen.largest); }
+  Scale fit(Seen seen, const Scale* old) const {
+    return fit_root(moment_.rise, seen.largest, old);
+  }
 
   template <int, int N>
   void decode(Scale scale, const uint8_t* codes, int64_t n, float* to) const {

@@ -44,6 +44,8 @@ struct Moment {
   float floor;
   float step;
   float per_step;
+  // Of kRoot: how far a scale may rise in a step, in units of its last place; 0 for any distance.
+  int32_t rise;
 };
 
 struct Step {

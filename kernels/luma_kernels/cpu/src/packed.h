@@ -217,10 +217,12 @@ void encode_table(const float* thresholds, uint16_t stored, const float* __restr
 
 constexpr int32_t kSmallestScaleBits = (127 - 64) << 23;
 
-inline uint16_t fit_root(int32_t largest) {
+inline uint16_t fit_root(int32_t rise, int32_t largest, const uint16_t* old) {
   if (largest >= kInfinityBits) return kInfiniteScale;
   const int32_t root = larger(as_bits(__builtin_sqrtf(as_float(largest))), kSmallestScaleBits);
-  return largest == 0 ? 0 : static_cast<uint16_t>((root + 0xffff) >> 16);
+  const int32_t scale = largest == 0 ? 0 : (root + 0xffff) >> 16;
+  const bool held = rise && old && *old > 0;
+  return static_cast<uint16_t>(held ? smaller(scale, *old + rise) : scale);
 }
 
 template <int N>
@@ -246,12 +248,14 @@ void encode_root(const Moment& moment, uint16_t stored, const float* __restrict 
   const float per_step = moment.per_step;
   const float floor = moment.floor;
   const int32_t top = (1 << moment.bits) - 1;
+  const float last = static_cast<float>(top);
   for (int64_t i = 0; i < n; ++i) {
     const float place = (roots[i] * per_scale - floor) * per_step;
     const float noise = Draws ? static_cast<float>(static_cast<int32_t>(bits[i] >> 16)) * 0x1p-16f
                               : 0.5f;
     // NaN, of elements of a block that is not finite, is not above zero.
-    const int32_t code = static_cast<int32_t>((place > 0.0f ? place : 0.0f) + noise);
+    const float above = place > 0.0f ? place : 0.0f;
+    const int32_t code = static_cast<int32_t>((above < last ? above : last) + noise);
     codes[i] = static_cast<uint8_t>(code > top ? top : code);
   }
 }

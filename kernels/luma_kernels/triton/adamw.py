@@ -123,10 +123,10 @@ def _step_tile(
 ):
     """Update one tile.
 
-    ``pointers`` are a tensor's base pointers, ``numbers`` its row and ``limit`` the bound on updates
+    ``pointers`` are a tensor's base pointers, ``numbers`` its row and ``limit`` bounds updates
     where codes are packed. ``element`` [blocks, lanes, LANE] are offsets from ``start`` elements;
-    ``block`` and ``group`` [blocks, lanes] the numbers of blocks and lanes within the tensor; ``low``
-    and ``high`` the words of the global element index.
+    ``block`` and ``group`` [blocks, lanes] the numbers of blocks and lanes within the tensor;
+    ``low`` and ``high`` the words of the global element index.
     """
     CACHE: tl.constexpr = _cache(M, V, WHOLE)
     param_at = pointers[0] + start + element

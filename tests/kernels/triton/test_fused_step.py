@@ -101,6 +101,21 @@ SIZES = [
 ]
 
 
+@pytest.mark.parametrize("block_size", [128, None])
+def test_magnitudes_of_one_block_may_lie_far_apart(block_size: int | None) -> None:
+    """Second moments far below the largest are not stored as 0."""
+    pair = Pair([(2, 128)], block_size=block_size)
+    grad = torch.logspace(-18, 15, 256).view(2, 128).to(DEVICE)
+    grad[:, ::16] = 0.0
+    for a, b in zip(pair.eager, pair.fused, strict=True):
+        a.grad, b.grad = grad.clone(), grad.clone()
+    pair.eager_optimizer.step()
+    pair.fuse()
+    pair.assert_equal()
+    codes = pair.fused_optimizer.state[pair.fused[0]]["exp_avg_sq.codes"]
+    assert torch.equal(codes == 0, grad == 0)
+
+
 @pytest.mark.parametrize(("dtype", "block_size"), SIZES, ids=str)
 def test_one_step_of_every_shape(dtype: torch.dtype, block_size: int | None) -> None:
     pair = Pair(SHAPES, dtype, block_size=block_size)

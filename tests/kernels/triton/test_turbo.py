@@ -155,6 +155,24 @@ def test_codecs_pair_freely(codecs: tuple[Any, Any]) -> None:
     pair.assert_equal()
 
 
+@pytest.mark.parametrize("kind", [TurboAdam, LAMB])
+def test_updates_are_bounded(kind: Callable[..., Any]) -> None:
+    """A first moment that rounding left a million times larger than the second allows for."""
+    storage = {"codec": turbo_codecs(preset="8bit")} if kind is LAMB else {"preset": "8bit"}
+    pair = Pair([(2, 128)], kind=kind, weight_decay=0.0, **storage)
+    pair.step()
+    for optimizer, params in (
+        (pair.eager_optimizer, pair.eager),
+        (pair.fused_optimizer, pair.fused),
+    ):
+        state = optimizer.state[params[0]]
+        state["exp_avg.scale"].fill_(1e6)
+        params[0].data.zero_()
+    pair.step()
+    pair.assert_equal()
+    assert float(pair.fused[0].detach().abs().max()) == pytest.approx(0.01 * 6.3246, rel=1e-4)
+
+
 @pytest.mark.parametrize("preset", ["5bit", "8bit"])
 def test_lamb_with_these_codecs(preset: str) -> None:
     pair = Pair([(4, 256), (2, 150)], kind=LAMB, codec=turbo_codecs(preset=preset))

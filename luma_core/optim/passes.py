@@ -129,7 +129,7 @@ class Passes:
         self._waiting.clear()
         self._whole.clear()
         end = _End(self)
-        Variable._execution_engine.queue_callback(end)  # type: ignore[attr-defined]
+        Variable._execution_engine.queue_callback(end)
         self._task, self._end = task, weakref.ref(end)
 
     def end(self) -> None:

@@ -64,7 +64,7 @@ USES = {
     "outside and inside": outside_and_inside,
     "tied inside": tied_inside,
     "functional": lambda m, x: again(
-        lambda y: functional.linear(y, m.block[2].weight @ m.block[2].weight.T), again(m.block, x)
+        m.block, again(lambda y: functional.linear(y, m.block[2].weight @ m.block[2].weight.T), x)
     ),
     "attention": lambda m, x: again(m.attend, again(m.attend, x)) + m.attend(x),
     "scaled": lambda m, x: again(m.scaled, again(m.scaled, x)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from itertools import groupby
@@ -27,6 +28,7 @@ from luma_core.state import field_key
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _PARAMETER_DTYPES = ("float32", "bfloat16", "float16", "float64")
 _MIN_CHUNK_BYTES = 64
+_MAX_ELEMENTS = 1 << 59
 
 
 def tensor_name(parameter: str, key: str) -> str:
@@ -100,8 +102,7 @@ def _check_parameters(manifest: Manifest, where: str) -> None:
         if entry.name in seen:
             raise _wrong(where, f"{place}.name", entry.name, "there once")
         seen.add(entry.name)
-        if any(size < 0 for size in entry.shape):
-            raise _wrong(where, f"{place}.shape", list(entry.shape), "sizes of 0 or more")
+        _check_shape(entry.shape, place, where)
         if entry.dtype not in _PARAMETER_DTYPES:
             raise _wrong(where, f"{place}.dtype", entry.dtype, " or ".join(_PARAMETER_DTYPES))
         if not 0 <= entry.group < len(manifest.groups):
@@ -114,6 +115,13 @@ def _check_parameters(manifest: Manifest, where: str) -> None:
             value = getattr(entry, name)
             if not 0 <= value < 1 << 63:
                 raise _wrong(where, f"{place}.{name}", value, "from 0 to 2**63 - 1")
+
+
+def _check_shape(shape: tuple[int, ...], place: str, where: str) -> None:
+    """Check that a tensor may have a shape, were there the memory."""
+    # Sizes and strides are counted in 64 bits, also where another size is 0.
+    if any(size < 0 for size in shape) or math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
+        raise _wrong(where, f"{place}.shape", list(shape), "sizes of 0 or more, 2**59 in all")
 
 
 def _check_tensors(manifest: Manifest, where: str) -> None:
@@ -146,8 +154,7 @@ def _check_tensor(entry: TensorEntry, chunk_bytes: int, place: str, where: str) 
     dtype = torch_dtype(entry.dtype)
     if dtype is None:
         raise _wrong(where, f"{place}.dtype", entry.dtype, "a known dtype")
-    if any(size < 0 for size in entry.shape):
-        raise _wrong(where, f"{place}.shape", list(entry.shape), "sizes of 0 or more")
+    _check_shape(entry.shape, place, where)
     total = tensor_bytes(dtype, entry.shape)
     count = -(-total // chunk_bytes)
     if len(entry.chunks) != count:
@@ -250,6 +257,8 @@ def _check_aliases(manifest: Manifest, where: str) -> None:
 
 def _check_extra(manifest: Manifest, where: str) -> None:
     named = list(tensor_names(manifest.extra))
+    if not all(isinstance(name, str) for name in named):
+        raise _wrong(where, "extra", "a tensor", "named by a string")
     stored = [entry.name for entry in manifest.tensors_of("extra")]
-    if len(set(named)) != len(named) or sorted(stored) != sorted(map(str, named)):
+    if len(set(named)) != len(named) or sorted(stored) != sorted(named):
         raise _wrong(where, "extra", named[:3], f"values with the tensors {stored[:3]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 from luma_core.codecs.blocks import TILE_ELEMENTS, BlockGrid, Tile
 from luma_core.errors import ConfigurationError
 from luma_core.native import native_cpu
+
+MAX_BLOCK_SIZE = (1 << 31) - 1
+"""Blocks are counted in 32 bits by what steps them."""
 
 Fields = dict[str, Tensor]
 """The tensors that store a moment, or a tile's part of them, by field name."""
@@ -27,9 +30,10 @@ def is_number_in(
     kind: type | tuple[type, ...] = (int, float),
 ) -> bool:
     """Return whether ``value`` is a number of ``kind`` (never a bool) from ``low`` to ``high``."""
-    return (
-        isinstance(value, kind) and not isinstance(value, bool) and low <= float(value) <= high  # type: ignore[arg-type]
-    )
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return False
+    # Integers are compared as they are: a huge one is no float.
+    return bool(low <= value <= high)  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,11 @@ class Codec(ABC):
     block_size: int | None = 128
 
     def __post_init__(self) -> None:
-        if self.block_size is not None and not is_number_in(self.block_size, 1, kind=int):
+        if self.block_size is not None and not is_number_in(
+            self.block_size, 1, MAX_BLOCK_SIZE, kind=int
+        ):
             raise ConfigurationError(
-                f"block_size={self.block_size!r} must be a positive integer or None.",
+                f"block_size={self.block_size!r} must be a positive integer below 2**31, or None.",
                 hint="Use 128, or None for one scale per tensor.",
             )
 
@@ -144,8 +150,11 @@ class Codec(ABC):
         }
 
     def grid(self, shape: tuple[int, ...] | torch.Size) -> BlockGrid:
-        """Return the blocks of a tensor of ``shape``."""
-        return BlockGrid.of(tuple(shape), self.block_size)
+        """Return the blocks of a tensor of ``shape``, none of them longer than its rows."""
+        grid = BlockGrid.of(tuple(shape), self.block_size)
+        if self.block_size is None:
+            return grid
+        return replace(grid, block_size=min(self.block_size, max(grid.cols, 1)))
 
     def read_tile(self, fields: Mapping[str, Tensor], tile: Tile) -> Fields:
         """Return the tile's part of every field."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from luma_core.codecs.base import Codec, FieldSpec
+from luma_core.codecs.blocks import BlockGrid
 from luma_core.errors import ConfigurationError
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -18,6 +19,9 @@ BITS = (2, 3, 4, 5, 6, 8)
 
 LARGEST_BFLOAT16 = 3.3895313892515355e38
 """The largest finite bfloat16."""
+
+MAX_PACKED_BLOCK = 1 << 16
+"""Every row of a tensor takes at least a block."""
 
 _ALIGNMENT = 8
 """This many codes fill a whole number of bytes, whatever their size."""
@@ -102,10 +106,11 @@ class PackedCodec(Codec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.block_size is None or self.block_size % _ALIGNMENT:
+        size = self.block_size
+        if size is None or size % _ALIGNMENT or size > MAX_PACKED_BLOCK:
             raise ConfigurationError(
-                f"block_size={self.block_size!r} of codec {self.name} must be a multiple of "
-                f"{_ALIGNMENT}.",
+                f"block_size={size!r} of codec {self.name} must be a multiple of {_ALIGNMENT} up "
+                f"to {MAX_PACKED_BLOCK}.",
                 hint="Use 128: packed codes have no form with one scale per tensor.",
             )
         check_choice(self.name, "bits", self.bits, self.bit_choices)
@@ -118,6 +123,10 @@ class PackedCodec(Codec):
                 f"min_elements={self.min_elements!r} of codec {self.name} must be an integer of 0 "
                 "or more."
             )
+
+    def grid(self, shape: tuple[int, ...] | torch.Size) -> BlockGrid:
+        """Return the blocks of a tensor of ``shape``; short ones are stored at full length."""
+        return BlockGrid.of(tuple(shape), self.block_size)
 
     def takes(self, shape: tuple[int, ...] | torch.Size) -> bool:
         """Return whether ``shape`` has as many elements as ``min_elements``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from luma_core.codecs import codec_from_dict
+from luma_core.codecs.base import is_number_in
 from luma_core.errors import ConfigurationError, UnsupportedParameterError
 from luma_core.sharding import is_flattened
 
@@ -17,8 +18,11 @@ NONFINITE_POLICIES = ("skip", "raise", "propagate")
 PARAMETER_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+_LARGEST = sys.float_info.max
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number_in(value, -_LARGEST, _LARGEST)
 
 
 def _is_rate(value: object) -> bool:

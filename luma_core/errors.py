@@ -5,6 +5,7 @@
     │   ├── UnknownCodecError                  no codec is registered under that name
     │   └── BackendUnavailableError            an explicitly requested backend cannot run here
     ├── UnsupportedParameterError (TypeError)  a parameter's or gradient's kind is not supported
+    │   └── UnsupportedGradientError (RuntimeError)  a gradient's, as PyTorch's optimizers raise it
     ├── NonFiniteGradientError (ArithmeticError)  raised by ``nonfinite="raise"`` before any update
     ├── StateMismatchError (ValueError)        state does not fit the parameters it is loaded into
     ├── ConversionError (ValueError)           a foreign file cannot be turned into state, or back
@@ -61,6 +62,10 @@ class BackendUnavailableError(ConfigurationError):
 
 class UnsupportedParameterError(LumaError, TypeError):
     """A parameter or gradient is of a kind (dtype, layout) that is not supported."""
+
+
+class UnsupportedGradientError(UnsupportedParameterError, RuntimeError):
+    """A gradient is sparse or complex, or of a parameter that cannot be stepped."""
 
 
 class NonFiniteGradientError(LumaError, ArithmeticError):

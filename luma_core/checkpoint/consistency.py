@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from itertools import groupby
 
+import torch
+
 from luma_core.checkpoint.compression import MAX_CHUNK_BYTES
 from luma_core.checkpoint.dtypes import dtype_name, tensor_bytes, torch_dtype
 from luma_core.checkpoint.extra import tensor_names
@@ -27,6 +29,13 @@ from luma_core.state import field_key
 
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _PARAMETER_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_TORCH_DTYPES = frozenset(
+    str(value).removeprefix("torch.")
+    for value in vars(torch).values()
+    if isinstance(value, torch.dtype)
+)
+"""What parameters without state may be of: frozen ones."""
+
 _MIN_CHUNK_BYTES = 64
 _MAX_ELEMENTS = 1 << 59
 
@@ -103,7 +112,8 @@ def _check_parameters(manifest: Manifest, where: str) -> None:
             raise _wrong(where, f"{place}.name", entry.name, "there once")
         seen.add(entry.name)
         _check_shape(entry.shape, place, where)
-        if entry.dtype not in _PARAMETER_DTYPES:
+        frozen = not entry.codecs and entry.dtype in _TORCH_DTYPES
+        if entry.dtype not in _PARAMETER_DTYPES and not frozen:
             raise _wrong(where, f"{place}.dtype", entry.dtype, " or ".join(_PARAMETER_DTYPES))
         if not 0 <= entry.group < len(manifest.groups):
             raise _wrong(

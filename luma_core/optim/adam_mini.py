@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
 from luma_core.carried import whole_fields
@@ -24,6 +25,7 @@ from luma_core.codecs import (
 from luma_core.errors import ConfigurationError, UnknownCodecError
 from luma_core.optim.adamw_state import AdamWStateOptimizer
 from luma_core.optim.offload import DEFAULT_BUFFER_BYTES, offload_options
+from luma_core.optim.options import group_of, is_steppable
 from luma_core.optim.rules import AdamMiniRule, Rule
 from luma_core.optim.telemetry import ParameterTelemetry, measure
 from luma_core.partition import (
@@ -91,7 +93,7 @@ class AdamMini(AdamWStateOptimizer):
     Args:
         params: ``model.named_parameters()``, or parameters or groups of them where ``model`` is
             given. A group may set any option but ``backend`` and those of the partition.
-        lr: learning rate, a float or a floating-point tensor of one element.
+        lr: learning rate, a number or a tensor of one element.
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay.
@@ -113,7 +115,7 @@ class AdamMini(AdamWStateOptimizer):
     Raises:
         ConfigurationError: an option cannot work, or a parameter holds heads and their number is
             not known: the message names the parameter and the missing option.
-        UnsupportedParameterError: a parameter is not a dense float32, bfloat16 or float16 tensor.
+        UnsupportedParameterError: as in `LUMA`.
     """
 
     algorithm: ClassVar[str] = "adam_mini"
@@ -142,7 +144,11 @@ class AdamMini(AdamWStateOptimizer):
         nonfinite: str = "skip",
         maximize: bool = False,
         capturable: bool = False,
-        seed: int | None = None,
+        amsgrad: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: bool = False,
+        seed: int | str | None = None,
         offload: str | None = None,
         offload_directory: str | PathLike[str] | None = None,
         offload_buffer_bytes: int = DEFAULT_BUFFER_BYTES,
@@ -165,6 +171,10 @@ class AdamMini(AdamWStateOptimizer):
             "nonfinite": nonfinite,
             "maximize": maximize,
             "capturable": capturable,
+            "amsgrad": amsgrad,
+            "foreach": foreach,
+            "fused": fused,
+            "differentiable": differentiable,
         }
         super().__init__(groups, defaults, backend=backend, seed=seed, offload=kept)
 
@@ -193,11 +203,20 @@ class AdamMini(AdamWStateOptimizer):
             )
         if model is not None:
             partition = partition_model(model, **self._geometry, overrides=self._overrides)
-            self._rows_of = {param: partition[name] for name, param in model.named_parameters()}
+            self._rows_of = {
+                param: partition[name]
+                for name, param in model.named_parameters()
+                if name in partition.by_name
+            }
         if partition is not None:
             self._rows = dict(partition.by_name)
             return
-        named = [item for group in groups for item in group["params"] if isinstance(item, tuple)]
+        named = [
+            item
+            for group in groups
+            for item in group["params"]
+            if isinstance(item, tuple) and _is_cut(item[1])
+        ]
         self._rows = dict(self._by_names(named, self._overrides).by_name)
 
     def _by_names(self, named: NamedParameters, overrides: Overrides) -> PartitionTable:
@@ -213,10 +232,7 @@ class AdamMini(AdamWStateOptimizer):
                 optimizer is unchanged.
             UnsupportedParameterError: a parameter's dtype or layout is not supported.
         """
-        group = dict(param_group)
-        if isinstance(group["params"], Tensor):
-            group["params"] = [group["params"]]
-        group["params"] = list(group["params"])
+        group = group_of(param_group)
         group.setdefault("codecs", self.group_codecs(group))
         group.pop("m_dtype", None)
         rows = self._rows_for(group["params"])
@@ -235,6 +251,8 @@ class AdamMini(AdamWStateOptimizer):
         unknown: list[tuple[str, Tensor]] = []
         for index, item in enumerate(params, start=start):
             name, param = item if isinstance(item, tuple) else (f"param.{index}", item)
+            if not _is_cut(param):
+                continue
             row = self._rows_of.get(param) or self._rows.get(name)
             if row is not None:
                 rows[name] = row
@@ -275,7 +293,9 @@ class AdamMini(AdamWStateOptimizer):
     @property
     def partition(self) -> PartitionTable:
         """How the optimizer's parameters are cut, in their order; state that was loaded decides."""
-        return PartitionTable(tuple(self._row(*item) for item in self.parameters_by_name()))
+        return PartitionTable(
+            tuple(self._row(*item) for item in self.parameters_by_name() if _is_cut(item[1]))
+        )
 
     def _row(self, name: str, param: Tensor, group: dict[str, Any]) -> PartitionRow:
         row = self._rows.get(name)
@@ -315,15 +335,14 @@ class AdamMini(AdamWStateOptimizer):
         return found
 
 
+def _is_cut(param: Tensor) -> bool:
+    """Return whether a parameter has Hessian blocks: those frozen in other dtypes have none."""
+    return not is_lazy(param) and is_steppable(param)
+
+
 def _groups(params: ParamsT) -> list[dict[str, Any]]:
     """Return parameters as groups whose ``params`` are lists, so that they can be read twice."""
     items: list[Any] = [params] if isinstance(params, Tensor) else list(params)
     if items and not isinstance(items[0], dict):
         return [{"params": items}]
-    return [
-        {
-            **group,
-            "params": [found] if isinstance(found := group["params"], Tensor) else list(found),
-        }
-        for group in items
-    ]
+    return [group_of(group) for group in items]

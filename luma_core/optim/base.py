@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, overload
@@ -27,6 +28,7 @@ from luma_core.optim.offload import (
     chosen_offload,
 )
 from luma_core.optim.options import (
+    ADAMW_KEYWORDS,
     KNOWN_OPTIONS,
     check_codecs,
     check_not_flattened,
@@ -34,14 +36,15 @@ from luma_core.optim.options import (
     check_parameter,
     check_parameter_codecs,
     flattened_error,
+    given_options,
+    group_of,
+    is_steppable,
 )
 from luma_core.optim.rules import Rule
 from luma_core.optim.stepping import Stepper
 from luma_core.sharding import local_tensor, part_of, state_of_part
 from luma_core.state import GroupOptions, ParameterState, field_key
-
-_SEED_BITS = 53
-"""Seeds are plain JSON numbers, so they stay exact in every reader."""
+from luma_core.values import has_values, mode_of
 
 
 class CompressedOptimizer(torch.optim.Optimizer):
@@ -74,7 +77,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         defaults: dict[str, Any],
         *,
         backend: str,
-        seed: int | None,
+        seed: int | str | None,
         offload: OffloadOptions | None = None,
     ) -> None:
         self.backend = check_backend(backend)
@@ -82,11 +85,9 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._by_name: dict[str, tuple[str, Tensor, dict[str, Any]]] = {}
         self._names: dict[Tensor, str] = {}
         self._shapes: set[tuple[int, ...]] = set()
-        if seed is None:
-            seed = int(torch.randint(1 << _SEED_BITS, (), dtype=torch.int64).item())
-        defaults = {**defaults, "seed": seed}
+        defaults = given_options({**defaults, "seed": seed})
         check_options(defaults)
-        super().__init__(params, defaults)
+        super().__init__(params, _kept(defaults))
         if offload is not None and offload.mode == "auto":
             self._set_offload(chosen_offload(self, offload))
 
@@ -94,7 +95,8 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._offload = options
         fixed = options is not None and options.mode != "auto"
         self.offloader = Offloader(self, options) if fixed and options is not None else None
-        self._stepper = Stepper(self)
+        # Not this itself: whoever drops an optimizer has its memory back at once.
+        self._stepper = Stepper(weakref.proxy(self))
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
@@ -119,13 +121,10 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
         Raises:
             ConfigurationError: an option cannot work; the optimizer is unchanged.
-            UnsupportedParameterError: a parameter's dtype or layout is not supported.
+            UnsupportedParameterError: a parameter that needs gradients is of a dtype or layout that
+                is not supported, or ``param_group`` is no group.
         """
-        group = dict(param_group)
-        if isinstance(group["params"], Tensor):
-            group["params"] = [group["params"]]
-        elif not isinstance(group["params"], set):
-            group["params"] = list(group["params"])
+        group = given_options(group_of(param_group))
         options = {**self.defaults, **group}
         check_options(options)
         codecs = options.get("codecs") or self.group_codecs(options)
@@ -145,11 +144,12 @@ class CompressedOptimizer(torch.optim.Optimizer):
                 if not self.elementwise:
                     check_not_flattened(name, param, type(self).__name__)
                 self._shapes.add(tuple(param.shape))
-                moment_codecs(codecs, param.shape, options["min_compress_elements"])
+                if is_steppable(param):
+                    moment_codecs(codecs, param.shape, options["min_compress_elements"])
         group["codecs"] = codecs
         for choice in self.codec_options:
             group.pop(choice, None)
-        super().add_param_group(group)
+        super().add_param_group(_kept(group))
         self._by_name = {}
         self._names = {}
         self.forget_steps()
@@ -168,7 +168,8 @@ class CompressedOptimizer(torch.optim.Optimizer):
             closure: re-evaluates the model with gradients enabled and returns the loss.
 
         Raises:
-            UnsupportedParameterError: a gradient is sparse or complex; nothing was changed.
+            UnsupportedGradientError: a gradient is sparse or complex, or of a parameter of another
+                dtype than float32, bfloat16 and float16; nothing was changed.
             NonFiniteGradientError: under ``nonfinite="raise"``; nothing was changed.
         """
         loss = None
@@ -201,19 +202,23 @@ class CompressedOptimizer(torch.optim.Optimizer):
         return not raising and self._stepper.all_fused
 
     def init_state(self) -> None:
-        """Create the state of every parameter that has none yet, as the first step would."""
+        """Create the state of every parameter that has none yet, as the first step would.
+
+        Frozen parameters of dtypes that cannot be stepped get none.
+        """
         self._init_state(self.parameters_by_name())
 
     def _init_state(self, wanted: Iterable[loading.OwnParameter]) -> None:
         for name, param, group in wanted:
-            self.state_of(name, param, group)
+            if is_steppable(param):
+                self.state_of(name, param, group)
         if self.offloader is not None:
             self.offloader.adopt()
 
     def state_devices(self, param: Tensor) -> StateDevices:
         """Return where the state of a parameter is kept."""
         here = local_tensor(param).device
-        if self.offloader is None or not self.offloader.takes(param):
+        if self.offloader is None or here.type == "meta" or not self.offloader.takes(param):
             return StateDevices(here, here)
         return StateDevices(self.offloader.counter_device(param), torch.device("cpu"))
 
@@ -264,21 +269,27 @@ class CompressedOptimizer(torch.optim.Optimizer):
             return state
         if not self.elementwise and tuple(param.shape) not in self._shapes:
             raise flattened_error(name, type(self).__name__)
+        with mode_of(param):
+            state.update(self._new_state(name, param, group))
+        return state
+
+    def _new_state(
+        self, name: str, param: Tensor, group: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Tensor]]:
         key = rounding.parameter_key(group["seed"], name)
         part, devices = part_of(param), self.state_devices(param)
-        state["step"] = torch.zeros((), dtype=torch.int64, device=devices.counters)
-        state["noise_key"] = torch.tensor(key, dtype=torch.int64)
-        state["nonfinite"] = torch.zeros((), dtype=torch.int64, device=devices.counters)
+        yield "step", torch.zeros((), dtype=torch.int64, device=devices.counters)
+        yield "noise_key", torch.tensor(key, dtype=torch.int64, device="cpu")
+        yield "nonfinite", torch.zeros((), dtype=torch.int64, device=devices.counters)
         for moment, codec in self.codecs(param, group).items():
             if part is not None:
                 fields = state_of_part(part, codec, devices.stored)
-            elif self.offloader is not None and self.offloader.takes(param):
+            elif self.offloader is not None and self.offloader.takes(param) and has_values(param):
                 fields = self.offloader.new_fields(codec, param.shape)
             else:
                 fields = codec.init(param.shape, devices.stored)
             for field, tensor in fields.items():
-                state[field_key(moment, field)] = tensor
-        return state
+                yield field_key(moment, field), tensor
 
     @property
     def named(self) -> bool:
@@ -323,6 +334,11 @@ class CompressedOptimizer(torch.optim.Optimizer):
         state = self.state.get(param)
         if not state:
             return head
+        if not has_values(state["step"]):
+            raise ConfigurationError(
+                f"the state of {name!r} has no values: the parameter is on 'meta' or fake.",
+                hint="optimizer.state[p] and state_dict() have its shapes and dtypes.",
+            )
         self._settle()
         codecs = self.codecs(param, group)
         return replace(
@@ -400,6 +416,11 @@ class CompressedOptimizer(torch.optim.Optimizer):
         loading.load_torch_state_dict(self, list(self.parameters_by_name()), state_dict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+
+
+def _kept(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options without those of AdamW that have no effect here."""
+    return {key: value for key, value in options.items() if key not in ADAMW_KEYWORDS}
 
 
 def _plain(key: str, value: Any) -> Any:

@@ -43,29 +43,32 @@ class Batch:
         self._by_device: dict[torch.device, FusedStep] = {}
         self._fused: dict[torch.device, FusedStep] = {}
         self._single: list[Work] = []
+        self._without_values: list[Work] = []
         self.keeps = False
         """Whether what `build` found holds for the next step, if no tensor changes."""
 
     @property
     def all_fused(self) -> bool:
         """Whether every parameter goes to a fused step."""
-        return bool(self._fused) and not self._single
+        return bool(self._fused) and not self._single and not self._without_values
 
     def clear(self) -> None:
         """Forget the parameters."""
-        self._fused, self._single = {}, []
+        self._fused, self._single, self._without_values = {}, [], []
 
     def build(self, work: Sequence[Work]) -> None:
         """Take other parameters, and decide where each goes."""
         optimizer = self._optimizer
         fused_class = fused_step_class(optimizer.backend, optimizer.rule)
         self._fused, self.keeps = {}, False
+        self._without_values = [item for item in work if not item.has_values]
+        work = [item for item in work if item.has_values]
         if fused_class is None:
             self._single = list(work)
             return
         devices = {item.param.device for item in work if item.param.is_cuda}
         self._single = [item for item in work if not item.param.is_cuda]
-        self.keeps = bool(devices)
+        self.keeps = bool(devices) and not self._without_values
         for device in sorted(devices, key=str):
             here = [item for item in work if item.param.device == device]
             if device not in self._by_device:
@@ -109,7 +112,7 @@ class Batch:
     def launch(
         self, *, grad_scale: Tensor | None, found_inf: Tensor | None, clip: GradientClip | None
     ) -> None:
-        """Take the step.
+        """Take the step; of parameters without values, count it.
 
         Args:
             grad_scale: what gradients were multiplied by, given by a GradScaler.
@@ -121,6 +124,8 @@ class Batch:
             norm = None if clip is None else clip.norm
             fused.launch(groups, grad_scale=grad_scale, found_inf=found_inf, grad_norm=norm)
         self._step_single(clip)
+        for work in self._without_values:
+            work.state["step"] += 1
 
     def _refuse_or_log(self, left: list[Work]) -> None:
         """Fail where the kernels were asked for by name and cannot take a parameter."""

@@ -27,7 +27,7 @@ class LAMB(AdamWStateOptimizer):
     Args:
         params: parameters, parameter groups, or ``model.named_parameters()``. A group may set any
             option below but ``backend`` for itself.
-        lr: learning rate, a float or a floating-point tensor of one element.
+        lr: learning rate, a number or a tensor of one element.
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
         weight_decay: of the parameter that is added to the update, before the ratio is taken.
@@ -65,7 +65,11 @@ class LAMB(AdamWStateOptimizer):
         nonfinite: str = "skip",
         maximize: bool = False,
         capturable: bool = False,
-        seed: int | None = None,
+        amsgrad: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: bool = False,
+        seed: int | str | None = None,
         offload: str | None = None,
         offload_directory: str | PathLike[str] | None = None,
         offload_buffer_bytes: int = DEFAULT_BUFFER_BYTES,
@@ -86,6 +90,10 @@ class LAMB(AdamWStateOptimizer):
             "nonfinite": nonfinite,
             "maximize": maximize,
             "capturable": capturable,
+            "amsgrad": amsgrad,
+            "foreach": foreach,
+            "fused": fused,
+            "differentiable": differentiable,
         }
         super().__init__(params, defaults, backend=backend, seed=seed, offload=kept)
 

@@ -20,6 +20,7 @@ from luma_core.optim.entries import (
 )
 from luma_core.optim.offload.incoming import Awaited, Incoming
 from luma_core.optim.options import (
+    ADAMW_KEYWORDS,
     KNOWN_OPTIONS,
     check_codecs,
     check_options,
@@ -336,7 +337,7 @@ def _check_names(index: int, saved: Mapping[str, Any], group: Mapping[str, Any])
 
 def _adopt(group: dict[str, Any], options: Mapping[str, Any]) -> None:
     for key, value in options.items():
-        if key in _GROUP_IDENTITY:
+        if key in _GROUP_IDENTITY or key in ADAMW_KEYWORDS:
             continue
         current = group.get(key)
         if isinstance(current, Tensor) and not isinstance(value, Tensor):

@@ -38,8 +38,9 @@ class LUMA(AdamWStateOptimizer):
         params: parameters, parameter groups, or ``model.named_parameters()``. With names,
             checkpoints are matched by name, in any order. A group may set any option below but
             ``backend`` for itself.
-        lr: learning rate, a float or a floating-point tensor of one element.
-        betas: decay rates of the two moments.
+        lr: learning rate, a number or a tensor of one element.
+        betas: decay rates of the two moments, numbers or tensors of one element, which are read on
+            the host at each step; ``eps`` and ``weight_decay`` too may be such tensors.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay.
         backend: ``"auto"`` picks the fastest that runs here; ``"pytorch"``,
@@ -57,8 +58,13 @@ class LUMA(AdamWStateOptimizer):
         maximize: ascend instead of descend.
         capturable: allow `step` inside a captured CUDA graph. ``lr`` must then be a float32 tensor
             on the parameters' device for changes of it to be seen by the graph's replays.
-        seed: of the rounding noise; drawn from torch's global generator by default. Replicas that
-            must stay bit-identical need equal seeds.
+        amsgrad: as ``torch.optim.AdamW`` has it; must be ``False`` here.
+        foreach: as ``torch.optim.AdamW`` has it, without effect: ``backend`` says how to step.
+        fused: likewise.
+        differentiable: as ``torch.optim.AdamW`` has it; must be ``False`` here.
+        seed: of the rounding noise, an integer of 0 or more. ``None`` is 0, so that replicas stay
+            bit-identical whatever ``torch.manual_seed`` was given; another one gives other noise.
+            ``"torch"`` draws it from torch's global generator, which nothing else does here.
         offload: where state lives if not beside its parameter; see docs/offload.md. ``"host"``:
             in pinned memory of the host, from where it comes to the GPU's step in chunks.
             ``"disk"``: in a file, likewise, also of parameters on the CPU. Both give the bits of
@@ -73,7 +79,8 @@ class LUMA(AdamWStateOptimizer):
     Raises:
         ConfigurationError: an option cannot work.
         StorageError: ``offload_directory`` cannot be used, or another optimizer uses it.
-        UnsupportedParameterError: a parameter is not a dense float32, bfloat16 or float16 tensor.
+        UnsupportedParameterError: a parameter that needs gradients is not a dense float32, bfloat16
+            or float16 tensor, or has no shape yet. Frozen ones may be of any dtype.
     """
 
     algorithm: ClassVar[str] = "luma"
@@ -94,7 +101,11 @@ class LUMA(AdamWStateOptimizer):
         nonfinite: str = "skip",
         maximize: bool = False,
         capturable: bool = False,
-        seed: int | None = None,
+        amsgrad: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: bool = False,
+        seed: int | str | None = None,
         offload: str | None = None,
         offload_directory: str | PathLike[str] | None = None,
         offload_buffer_bytes: int = DEFAULT_BUFFER_BYTES,
@@ -111,6 +122,10 @@ class LUMA(AdamWStateOptimizer):
             "nonfinite": nonfinite,
             "maximize": maximize,
             "capturable": capturable,
+            "amsgrad": amsgrad,
+            "foreach": foreach,
+            "fused": fused,
+            "differentiable": differentiable,
         }
         super().__init__(params, defaults, backend=backend, seed=seed, offload=kept)
 

@@ -6,13 +6,25 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from luma_core.codecs import codec_from_dict
 from luma_core.codecs.base import is_number_in
-from luma_core.errors import ConfigurationError, UnsupportedParameterError
+from luma_core.errors import (
+    ConfigurationError,
+    UnsupportedGradientError,
+    UnsupportedParameterError,
+)
 from luma_core.sharding import is_flattened
+
+DEFAULT_SEED = 0
+"""One for all, so that replicas round alike whatever their generators are seeded with."""
+
+_SEED_BITS = 53
+"""Seeds are plain JSON numbers, so they stay exact in every reader."""
 
 NONFINITE_POLICIES = ("skip", "raise", "propagate")
 PARAMETER_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -25,17 +37,20 @@ def _is_number(value: object) -> bool:
     return is_number_in(value, -_LARGEST, _LARGEST)
 
 
+def _is_real_scalar(value: Tensor) -> bool:
+    return value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
+
+
 def _is_rate(value: object) -> bool:
-    if isinstance(value, Tensor):
-        if value.numel() != 1 or not value.is_floating_point():
-            return False
-        if value.device.type != "cpu":  # kernels read it as it is; its value may change any time
-            return value.dtype == torch.float32
-        value = float(value)
-    return _is_number(value) and float(value) >= 0.0  # type: ignore[arg-type]
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        # Kernels read it as it is; its value may change any time.
+        return _is_real_scalar(value)
+    return _is_non_negative(value)
 
 
 def _is_non_negative(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return _is_real_scalar(value) and _is_non_negative(float(value))
     return _is_number(value) and float(value) >= 0.0  # type: ignore[arg-type]
 
 
@@ -43,7 +58,7 @@ def _is_betas(value: object) -> bool:
     return (
         isinstance(value, tuple | list)
         and len(value) == 2
-        and all(_is_number(beta) and 0.0 <= beta < 1.0 for beta in value)
+        and all(_is_non_negative(beta) and float(beta) < 1.0 for beta in value)
     )
 
 
@@ -58,11 +73,14 @@ def _is_bound(value: object) -> bool:
 _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "lr": (
         _is_rate,
-        "a finite number of 0 or more, or a tensor of one such element (float32 on a GPU)",
+        "a finite number of 0 or more, or a tensor of one such element",
     ),
-    "betas": (_is_betas, "two numbers from 0 to below 1"),
-    "eps": (_is_non_negative, "a finite number of 0 or more"),
-    "weight_decay": (_is_non_negative, "a finite number of 0 or more"),
+    "betas": (_is_betas, "two numbers from 0 to below 1, or tensors of one such element"),
+    "eps": (_is_non_negative, "a finite number of 0 or more, or a tensor of one such element"),
+    "weight_decay": (
+        _is_non_negative,
+        "a finite number of 0 or more, or a tensor of one such element",
+    ),
     "max_grad_norm": (_is_bound, "a finite number above 0, or None"),
     "trust_clip": (lambda value: isinstance(value, bool), "True or False"),
     "always_adapt": (lambda value: isinstance(value, bool), "True or False"),
@@ -75,8 +93,39 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
         lambda value: value in NONFINITE_POLICIES,
         "one of " + ", ".join(map(repr, NONFINITE_POLICIES)),
     ),
-    "seed": (_is_count, "an integer of 0 or more"),
+    "seed": (_is_count, "an integer of 0 or more, 'torch' or None"),
 }
+
+_SWITCH = "True, False or None"
+ADAMW_KEYWORDS: dict[str, tuple[Callable[[object], bool], str, str]] = {
+    "foreach": (
+        lambda value: value is None or isinstance(value, bool),
+        _SWITCH,
+        "It has no effect here; backend= says how to step.",
+    ),
+    "fused": (
+        lambda value: value is None or isinstance(value, bool),
+        _SWITCH,
+        "It has no effect here; backend= says how to step.",
+    ),
+    "amsgrad": (
+        lambda value: value is None or value is False,
+        "False: the largest second moment so far is not kept",
+        "Leave it out, or use torch.optim.AdamW.",
+    ),
+    "differentiable": (
+        lambda value: value is None or value is False,
+        "False: autograd cannot record a step of compressed state",
+        "Leave it out, or use torch.optim.AdamW.",
+    ),
+    "decoupled_weight_decay": (
+        lambda value: value is None or value is True,
+        "True: weight decay is never added to the gradient",
+        "Leave it out, or use torch.optim.Adam.",
+    ),
+}
+"""Options of AdamW's groups that have no effect here: the values that may be given, what they must
+be, and what to do otherwise. They are checked wherever they are given, and never kept."""
 
 
 KNOWN_OPTIONS = frozenset(_CHECKS)
@@ -92,6 +141,63 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name, (check, requirement) in _CHECKS.items():
         if name in options and not check(options[name]):
             raise ConfigurationError(f"{name}={options[name]!r} must be {requirement}.")
+    for name, (check, requirement, hint) in ADAMW_KEYWORDS.items():
+        if name in options and not check(options[name]):
+            raise ConfigurationError(f"{name}={options[name]!r} must be {requirement}.", hint=hint)
+
+
+def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of a new group as they are kept: NumPy's numbers and seeds as Python's.
+
+    ``betas`` may be one tensor or array of both. Tensors stay, so that whoever gave them may change
+    them in place.
+    """
+    found = {key: _python_number(value) for key, value in options.items()}
+    if isinstance(betas := found.get("betas"), tuple | list) or getattr(betas, "ndim", 0):
+        found["betas"] = tuple(_python_number(beta) for beta in betas)
+    if "seed" in found:
+        found["seed"] = _chosen_seed(found["seed"])
+    return found
+
+
+def _python_number(value: Any) -> Any:
+    one = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size == 1)
+    return value.item() if one else value
+
+
+def _chosen_seed(seed: Any) -> Any:
+    """Return the seed that is meant: ``"torch"`` draws one from torch's global generator."""
+    if seed is None:
+        return DEFAULT_SEED
+    if isinstance(seed, str) and seed == "torch":
+        return int(torch.randint(1 << _SEED_BITS, (), dtype=torch.int64, device="cpu").item())
+    return seed
+
+
+def group_of(param_group: Any) -> dict[str, Any]:
+    """Return a copy of a new parameter group whose parameters are a list.
+
+    Raises:
+        UnsupportedParameterError: it is no mapping, or its parameters have no order.
+        ConfigurationError: it has no parameters.
+    """
+    if not isinstance(param_group, dict):
+        raise UnsupportedParameterError(
+            f"a parameter group is a {type(param_group).__name__}; it must be a dict.",
+            hint="Give {'params': [...]}, with options beside them.",
+        )
+    if "params" not in param_group:
+        raise ConfigurationError(
+            "a parameter group has no 'params'.",
+            hint="Give {'params': [...]}, with options beside them.",
+        )
+    params = param_group["params"]
+    if isinstance(params, set | frozenset):
+        raise UnsupportedParameterError(
+            "the 'params' of a group are a set, whose order changes from run to run.",
+            hint="Give a list.",
+        )
+    return {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
 
 
 def check_codecs(configs: object, moments: Sequence[str]) -> None:
@@ -152,20 +258,35 @@ def check_parameter_codecs(configs: object, moments: Sequence[str]) -> None:
 
 
 def check_parameter(name: str, param: Tensor) -> None:
-    """Check that a parameter can be optimized.
+    """Check that a parameter can be optimized, or needs no gradients.
 
     Raises:
-        UnsupportedParameterError: its dtype or layout is not supported.
+        UnsupportedParameterError: its dtype or layout is not supported, or it has no shape yet.
     """
+    if is_lazy(param):
+        raise UnsupportedParameterError(
+            f"parameter {name!r} has no shape yet: its module has seen no input.",
+            hint="Run the model once before the optimizer is built.",
+        )
+    if not param.requires_grad or is_steppable(param):
+        return
     if param.layout != torch.strided:
         raise UnsupportedParameterError(
-            f"parameter {name!r} has layout {param.layout}; it must be dense (torch.strided)."
+            f"parameter {name!r} has layout {param.layout}; it must be dense (torch.strided).",
+            hint=_FROZEN,
         )
-    if param.dtype not in PARAMETER_DTYPES:
-        raise UnsupportedParameterError(
-            f"parameter {name!r} is {param.dtype}; it must be float32, bfloat16 or float16.",
-            hint="Convert the model, for example with model.float().",
-        )
+    raise UnsupportedParameterError(
+        f"parameter {name!r} is {param.dtype}; it must be float32, bfloat16 or float16.",
+        hint=f"Convert the model, for example with model.float(). {_FROZEN}",
+    )
+
+
+_FROZEN = "Parameters that need no gradients (requires_grad=False) may be of any kind."
+
+
+def is_steppable(param: Tensor) -> bool:
+    """Return whether a parameter is of a kind that can be stepped; others are frozen."""
+    return param.layout == torch.strided and param.dtype in PARAMETER_DTYPES
 
 
 def check_not_flattened(name: str, param: Tensor, optimizer: str) -> None:
@@ -187,18 +308,25 @@ def flattened_error(name: str, optimizer: str) -> UnsupportedParameterError:
     )
 
 
-def check_gradient(name: str, grad: Tensor) -> None:
-    """Check that a gradient can be used.
+def check_gradient(name: str, param: Tensor, grad: Tensor) -> None:
+    """Check that a parameter's gradient can be used.
 
     Raises:
-        UnsupportedParameterError: it is sparse or not a real floating-point tensor.
+        UnsupportedGradientError: it is sparse or not a real floating-point tensor, or the parameter
+            is of a kind that cannot be stepped.
     """
+    if not is_steppable(param):
+        raise UnsupportedGradientError(
+            f"{name!r} is {param.dtype} ({param.layout}) and has a gradient; only dense float32, "
+            "bfloat16 and float16 parameters are stepped.",
+            hint="Convert it, or freeze it with requires_grad_(False) and drop its gradient.",
+        )
     if grad.layout != torch.strided:
-        raise UnsupportedParameterError(
+        raise UnsupportedGradientError(
             f"the gradient of {name!r} is sparse ({grad.layout}); it must be dense.",
             hint="Build the layer without sparse=True.",
         )
     if not grad.is_floating_point():
-        raise UnsupportedParameterError(
+        raise UnsupportedGradientError(
             f"the gradient of {name!r} is {grad.dtype}; it must be a real floating-point tensor."
         )

@@ -11,9 +11,11 @@ from luma_core import changes
 from luma_core.optim.batch import Batch
 from luma_core.optim.clipping import GradientClip
 from luma_core.optim.nonfinite import raise_if_nonfinite
+from luma_core.optim.options import check_gradient
 from luma_core.optim.watch import Change, Watch
 from luma_core.optim.work import LocalTensors, Steppable, collect
-from luma_core.sharding import is_sharded, part_of
+from luma_core.sharding import Part, is_sharded, part_of
+from luma_core.values import has_values
 
 if TYPE_CHECKING:
     from luma_core.optim.offload import OffloadedBatch
@@ -63,13 +65,7 @@ class Stepper:
         grad_scale, found_inf = _whole(grad_scale), _whole(found_inf)
         groups = self._optimizer.param_groups
         if any(group["nonfinite"] == "raise" for group in groups):
-            raise_if_nonfinite(
-                [
-                    (name, param.grad, part_of(param))
-                    for name, param, group in self._optimizer.parameters_by_name()
-                    if group["nonfinite"] == "raise" and param.grad is not None
-                ]
-            )
+            raise_if_nonfinite(list(self._must_be_finite()))
         self._prepare()
         clip = None
         if any(group.get("max_grad_norm") is not None for group in groups):
@@ -78,6 +74,14 @@ class Stepper:
             changes.before_change(self._changing())
         self._batch.launch(grad_scale=grad_scale, found_inf=found_inf, clip=clip)
         self._tensors.release()
+
+    def _must_be_finite(self) -> Iterator[tuple[str, Tensor, Part | None]]:
+        """Yield the gradients under ``nonfinite="raise"`` that have values."""
+        for name, param, group in self._optimizer.parameters_by_name():
+            if group["nonfinite"] == "raise" and param.grad is not None:
+                check_gradient(name, param, param.grad)
+                if has_values(param.grad):
+                    yield name, param.grad, part_of(param)
 
     def _changing(self) -> Iterator[Tensor]:
         """Yield the state that the step changes, but for what it brings from elsewhere."""

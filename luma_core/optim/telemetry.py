@@ -60,10 +60,10 @@ def measure(
     decoded = first.decode_tensor(stored, tuple(param.shape))
     partition = second.partition if isinstance(second, SegmentMean) else None
     largest = decoded.abs().view(-1) if partition is None else partition.largest(decoded).float()
-    beta1, beta2 = group["betas"]
+    beta1, beta2 = map(float, group["betas"])
     step = state["step"].double()
     root = (value.view(-1).double() / (1.0 - beta2**step)).sqrt()
-    update = group["lr"] * (largest / (1.0 - beta1**step)) / (root + group["eps"])
+    update = group["lr"] * (largest / (1.0 - beta1**step)) / (root + float(group["eps"]))
     return ParameterTelemetry(
         name=name,
         dtype=first.name,

@@ -123,7 +123,7 @@ class TurboAdam(AdamWStateOptimizer):
     Args:
         params: parameters, parameter groups, or ``model.named_parameters()``. A group may set any
             option below but ``backend`` for itself.
-        lr: learning rate, a float or a floating-point tensor of one element.
+        lr: learning rate, a number or a tensor of one element.
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay.
@@ -189,7 +189,11 @@ class TurboAdam(AdamWStateOptimizer):
         nonfinite: str = "skip",
         maximize: bool = False,
         capturable: bool = False,
-        seed: int | None = None,
+        amsgrad: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: bool = False,
+        seed: int | str | None = None,
         offload: str | None = None,
         offload_directory: str | PathLike[str] | None = None,
         offload_buffer_bytes: int = DEFAULT_BUFFER_BYTES,
@@ -222,6 +226,10 @@ class TurboAdam(AdamWStateOptimizer):
             "nonfinite": nonfinite,
             "maximize": maximize,
             "capturable": capturable,
+            "amsgrad": amsgrad,
+            "foreach": foreach,
+            "fused": fused,
+            "differentiable": differentiable,
         }
         super().__init__(params, defaults, backend=backend, seed=seed, offload=kept)
 
@@ -237,4 +245,4 @@ class TurboAdam(AdamWStateOptimizer):
         feedback = options.pop("error_feedback")
         if not isinstance(feedback, bool):
             raise ConfigurationError(f"error_feedback={feedback!r} must be True or False.")
-        return turbo_codecs(**options, feedback=group["betas"][0] if feedback else 0.0)
+        return turbo_codecs(**options, feedback=float(group["betas"][0]) if feedback else 0.0)

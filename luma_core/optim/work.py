@@ -21,6 +21,7 @@ from luma_core.optim.options import check_gradient
 from luma_core.optim.rules import ParameterStep, Rule, StoredMoment
 from luma_core.sharding import Part, is_sharded, local_tensor, part_of, used_fields
 from luma_core.state import field_key
+from luma_core.values import has_values
 
 if TYPE_CHECKING:
     from luma_core.optim.offload import Offloader
@@ -88,6 +89,13 @@ class Work(NamedTuple):
     codecs: Mapping[str, Codec]
     part: Part | None
     start: int = 0
+
+    @property
+    def has_values(self) -> bool:
+        """Whether there is anything to step: not on ``meta``, nor with fake tensors."""
+        return (
+            has_values(self.param) and self.param.grad is not None and has_values(self.param.grad)
+        )
 
     @property
     def blocked(self) -> bool:
@@ -224,7 +232,9 @@ class LocalTensors:
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
     return (
-        a.data_ptr() == b.data_ptr()
+        has_values(a)
+        and has_values(b)
+        and a.data_ptr() == b.data_ptr()
         and a.shape == b.shape
         and a.stride() == b.stride()
         and a.dtype == b.dtype
@@ -235,15 +245,17 @@ def collect(optimizer: Steppable, tensors: LocalTensors) -> list[Work]:
     """Return all parameters that have gradients, checked, with state.
 
     Raises:
-        UnsupportedParameterError: a gradient is sparse or complex, or a parameter whose second
-            moment is a mean over segments is cut along another dimension than 0 and 1.
+        UnsupportedGradientError: a gradient is sparse or complex, or of a parameter of a kind that
+            cannot be stepped.
+        UnsupportedParameterError: a parameter whose second moment is a mean over segments is cut
+            along another dimension than 0 and 1.
         BackendUnavailableError: the backend was asked for by name and cannot step a parameter.
         StateMismatchError: a parameter's state is for another shape.
     """
     found = [item for item in optimizer.parameters_by_name() if item[1].grad is not None]
     for name, param, _ in found:
         assert param.grad is not None
-        check_gradient(name, param.grad)
+        check_gradient(name, param, param.grad)
         check_device(optimizer.backend, name, _step_device(optimizer, param))
     indices = {id(group): index for index, group in enumerate(optimizer.param_groups)}
     work = []

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from luma_core.codecs.segments import Partition
 from luma_core.errors import ConfigurationError
@@ -35,6 +36,7 @@ def partition_model(
 
     Args:
         model: any module; parameters shared by several modules count once, by their first name.
+            Frozen integers, as quantized layers have them, are left out.
         n_heads: query heads. Give this and the next two only to correct what modules say.
         n_kv_heads: key and value heads.
         head_dim: rows of one head.
@@ -50,6 +52,7 @@ def partition_model(
     layers = [
         _layer_of_module(name, tuple(param.shape), modules)
         for name, param in model.named_parameters()
+        if not is_lazy(param) and (param.requires_grad or param.is_floating_point())
     ]
     given = Heads(n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim)
     return _table(layers, given, overrides or {})

@@ -15,7 +15,9 @@ from luma_core.errors import ConfigurationError
 from luma_core.optim.offload.arena import HostArena
 from luma_core.optim.offload.host_memory import available_host_bytes
 from luma_core.optim.offload.options import OffloadOptions
+from luma_core.optim.options import is_steppable
 from luma_core.sharding import local_tensor, part_of
+from luma_core.values import has_values
 
 if TYPE_CHECKING:
     from luma_core.optim.base import CompressedOptimizer
@@ -175,7 +177,7 @@ def chosen_offload(
 ) -> OffloadOptions | None:
     """Return what to do for ``offload="auto"``, and log why."""
     params = [param for _, param, _ in optimizer.parameters_by_name()]
-    on_gpu = [param for param in params if local_tensor(param).is_cuda]
+    on_gpu = [param for param in params if local_tensor(param).is_cuda and has_values(param)]
     mode: str | None
     if on_gpu:
         device = local_tensor(on_gpu[0]).device
@@ -214,6 +216,8 @@ def load_of(optimizer: CompressedOptimizer) -> Load:
     """Return what an optimizer's step moves on this process, whether it has state yet or not."""
     state = params = elements = 0
     for _, param, group in optimizer.parameters_by_name():
+        if not is_steppable(param):
+            continue
         part, local = part_of(param), local_tensor(param)
         params += local.nbytes
         elements += local.numel()

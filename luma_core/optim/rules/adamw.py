@@ -77,13 +77,13 @@ class AdamWRule(ElementwiseRule):
 
     def hyper(self, group: Mapping[str, Any], step: int, *, coarse: bool = False) -> AdamWHyper:
         """Return the numbers of step ``step`` (1 for the first) under a group's options."""
-        beta1, beta2 = group["betas"]
+        beta1, beta2 = map(float, group["betas"])
         return AdamWHyper(
             lr=group["lr"],
             beta1=beta1,
             beta2=beta2,
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
+            eps=float(group["eps"]),
+            weight_decay=float(group["weight_decay"]),
             bias_correction1=1.0 - beta1**step,
             bias_correction2=1.0 - beta2**step,
             maximize=group["maximize"],

@@ -65,14 +65,14 @@ class LAMBRule(Rule):
 
     def hyper(self, group: Mapping[str, Any], step: int, *, coarse: bool = False) -> LAMBHyper:
         """Return the numbers of step ``step`` (1 for the first) under a group's options."""
-        beta1, beta2 = group["betas"]
+        beta1, beta2 = map(float, group["betas"])
         corrected = group["bias_correction"]
         return LAMBHyper(
             lr=group["lr"],
             beta1=beta1,
             beta2=beta2,
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
+            eps=float(group["eps"]),
+            weight_decay=float(group["weight_decay"]),
             bias_correction1=1.0 - beta1**step if corrected else 1.0,
             bias_correction2=1.0 - beta2**step if corrected else 1.0,
             maximize=group["maximize"],
@@ -136,7 +136,7 @@ class LAMBRule(Rule):
 
 def adapts(group: Mapping[str, Any]) -> bool:
     """Return whether a group's options ask for the trust ratio."""
-    return bool(group["always_adapt"]) or group["weight_decay"] != 0
+    return bool(group["always_adapt"]) or float(group["weight_decay"]) != 0
 
 
 def trust_ratio(square_sums: Tensor, hyper: LAMBHyper) -> Tensor:

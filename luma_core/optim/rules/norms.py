@@ -71,7 +71,7 @@ def total(digits: Tensor) -> Tensor:
     """
     if digits.device.type == "cpu":
         sums = [_whole(row) for row in digits.reshape(-1, digits.shape[-1]).tolist()]
-        return torch.tensor(sums, dtype=torch.float64).view(digits.shape[:-1])
+        return torch.tensor(sums, dtype=torch.float64, device="cpu").view(digits.shape[:-1])
     value = torch.zeros(digits.shape[:-1], dtype=torch.float64, device=digits.device)
     for place in range(DIGITS):
         unit = 2.0 ** (place * _DIGIT_BITS + _LOWEST_EXPONENT)

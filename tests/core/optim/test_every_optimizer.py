@@ -1,9 +1,12 @@
 """What all optimizers promise alike: noise from the seed alone, and no loss to memory formats."""
 
+import json
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -38,6 +41,26 @@ def test_equal_seeds_are_bit_identical_and_others_are_not(
         found.append(torch.cat([param.detach().flatten() for param in model.parameters()]))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+@every_optimizer
+def test_replicas_round_alike_whatever_generators_are_seeded_with(
+    make_model: Make, train: Train, build: Build
+) -> None:
+    found = []
+    for rank in range(2):
+        model = make_model(dtype=torch.bfloat16)
+        torch.manual_seed(rank)
+        random.seed(rank)
+        np.random.seed(rank)
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+        optimizer = build(model.named_parameters())
+        train(model, optimizer, 3)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+        assert json.loads(json.dumps(optimizer.group_options()))[0]["seed"] == 0
+        found.append(torch.cat([param.detach().flatten() for param in model.parameters()]))
+    assert torch.equal(*found)
 
 
 @every_optimizer

@@ -101,13 +101,14 @@ def test_state_is_stored_in_the_documented_tensors(make_model: Make, train: Trai
     assert "exp_avg.value" in optimizer.state[model.conv.weight]  # type: ignore[index]
 
 
-def test_seed_comes_from_torchs_generator(make_model: Make) -> None:
+def test_the_seed_comes_from_torchs_generator_where_it_is_asked_for(make_model: Make) -> None:
     seeds = []
     for manual in (1, 1, 2):
         model = make_model()
         torch.manual_seed(manual)
-        seeds.append(LUMA(model.parameters()).param_groups[0]["seed"])
+        seeds.append(LUMA(model.parameters(), seed="torch").param_groups[0]["seed"])
     assert seeds[0] == seeds[1] != seeds[2]
+    assert {type(seed) for seed in seeds} == {int}
 
 
 def test_noise_of_one_parameter_does_not_depend_on_the_others(

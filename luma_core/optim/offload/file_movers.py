@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from luma_core.optim.offload.arena import HostArena
+from luma_core.errors import StorageError
+from luma_core.optim.offload.arena import Arena, HostArena
 from luma_core.optim.offload.files import FileArena
 from luma_core.optim.offload.movers import Copies, copies
 from luma_core.optim.offload.pipeline import Move
@@ -47,11 +48,11 @@ class FileMover:
     """Reads and writes of files on threads, to and from slots of the host's memory.
 
     Args:
-        arena_of: returns the arena that a view is of.
+        arenas: what state is in, as it is at any time.
     """
 
-    def __init__(self, arena_of: Callable[[Tensor], FileArena]) -> None:
-        self._arena_of = arena_of
+    def __init__(self, arenas: Sequence[Arena]) -> None:
+        self._arenas = arenas
         self._readers = ThreadPoolExecutor(_THREADS, "luma-offload-read")
         self._writers = ThreadPoolExecutor(_THREADS, "luma-offload-write")
         self._under_way: list[Future[None]] = []
@@ -71,17 +72,25 @@ class FileMover:
             runs.append(_Run(arena, home.data_ptr() - arena.bytes.data_ptr(), place))
         return runs
 
+    def _arena_of(self, view: Tensor) -> FileArena:
+        storage = view.untyped_storage().data_ptr()
+        for arena in self._arenas:
+            if arena.bytes.untyped_storage().data_ptr() == storage:
+                assert isinstance(arena, FileArena)
+                return arena
+        raise AssertionError("state is of no arena")
+
     def fetch(self, bound: Bound, after: Sequence[Future[None]]) -> Future[None]:
         """Begin to read."""
         return self._submit(self._readers, partial(_read, bound.runs, list(after)))
 
     def ready(self, bound: Bound, token: Future[None]) -> None:
         """Wait for the reads."""
-        token.result()
+        _raise_failure(token)
 
     def wait(self, token: Future[None]) -> None:
         """Wait for the writes."""
-        token.result()
+        _raise_failure(token)
 
     def store(self, bound: Bound) -> Future[None]:
         """Begin to write; raises `StorageError` if a file has lost bytes before."""
@@ -103,7 +112,7 @@ class FileMover:
         wait(self._under_way)
         self._drop_succeeded()
         for failed in self._under_way:
-            failed.result()
+            _raise_failure(failed)
 
     def forget(self) -> None:
         """Wait for all transfers, whatever becomes of them."""
@@ -120,12 +129,12 @@ class FileCudaMover(FileMover):
     """As `FileMover`, to and from slots of a CUDA device, through pinned memory.
 
     Args:
-        arena_of: returns the arena that a view is of.
+        arenas: what state is in, as it is at any time.
         device: of the slots.
     """
 
-    def __init__(self, arena_of: Callable[[Tensor], FileArena], device: torch.device) -> None:
-        super().__init__(arena_of)
+    def __init__(self, arenas: Sequence[Arena], device: torch.device) -> None:
+        super().__init__(arenas)
         self._device = device
         self._back = torch.cuda.Stream(device)
         self._staging: list[tuple[weakref.ref[Tensor], HostArena]] = []
@@ -148,7 +157,7 @@ class FileCudaMover(FileMover):
 
     def ready(self, bound: Bound, token: Future[None]) -> None:
         """Wait for the reads, and copy to the slot on the current stream."""
-        token.result()
+        _raise_failure(token)
         if bound.there is token:
             return
         for staged, place in bound.pairs:
@@ -165,9 +174,21 @@ class FileCudaMover(FileMover):
         return self._store(copied.synchronize, bound)
 
 
+def _raise_failure(transfer: Future[None]) -> None:
+    """Wait for a transfer, and raise what went wrong with it.
+
+    Raised anew: an error that the transfer keeps would keep, with its traceback, all who wait.
+    """
+    error = transfer.exception()
+    if isinstance(error, StorageError):
+        raise StorageError(error.message, hint=error.hint) from error
+    if error is not None:
+        raise error
+
+
 def _read(runs: list[_Run], after: list[Future[None]]) -> None:
     for earlier in after:
-        earlier.result()
+        _raise_failure(earlier)
     for arena, first, memory in runs:
         arena.read(first, memory)
 

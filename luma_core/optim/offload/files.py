@@ -92,7 +92,7 @@ def _lock(file: int) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        # Optimizers are parts of cycles: one that nobody has any more may hold it still.
+        # An optimizer that nobody has any more may be part of somebody's cycle, and hold it still.
         gc.collect()
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -162,9 +162,9 @@ class FileArena:
             ) from error
 
     def check(self) -> None:
-        """Raise `StorageError` if some of the bytes were lost."""
+        """Raise `StorageError` if some of the bytes were lost; anew, as its traceback has this."""
         if self.lost is not None:
-            raise self.lost
+            raise StorageError(self.lost.message, hint=self.lost.hint)
 
     def read(self, first: int, memory: Tensor) -> None:
         """Read bytes from ``first`` on, as many as ``memory`` (uint8, of the host) has.
@@ -192,7 +192,7 @@ class FileArena:
                 "be of different steps now.",
                 hint="Mend the disk and load the last checkpoint.",
             )
-            raise self.lost from error
+            raise StorageError(self.lost.message, hint=self.lost.hint) from error
 
     def _moved(self, call: Call, first: int, memory: Tensor) -> None:
         view = memory.numpy().data
@@ -237,7 +237,7 @@ class FileIntake:
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = torch.empty(0, dtype=torch.uint8)
+            memory = torch.empty(0, dtype=torch.uint8, device="cpu")
         if memory.numel() < size_bytes + PAGE_BYTES:
             memory = torch.from_numpy(transfer_memory(size_bytes + PAGE_BYTES))
         found = memory[first % PAGE_BYTES :][:size_bytes]

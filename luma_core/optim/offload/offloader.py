@@ -26,6 +26,7 @@ from luma_core.optim.offload.snapshot import Snapshot
 from luma_core.optim.offload.streamed import StreamedBatch
 from luma_core.optim.work import Steppable, Work
 from luma_core.sharding import local_tensor
+from luma_core.values import has_values
 
 if TYPE_CHECKING:
     from luma_core.optim.base import CompressedOptimizer
@@ -117,7 +118,7 @@ class Offloader:
 
     def _drop_unused(self, optimizer: CompressedOptimizer) -> None:
         held = self._held(optimizer)
-        self._arenas = [
+        self._arenas[:] = [
             arena for arena in self._arenas if arena.bytes.untyped_storage().data_ptr() in held
         ]
 
@@ -187,16 +188,8 @@ class Offloader:
         if self._folder is None:
             return CudaMover(device) if device.type == "cuda" else HostMover()
         if device.type == "cuda":
-            return FileCudaMover(self._file_of, device)
-        return FileMover(self._file_of)
-
-    def _file_of(self, view: Tensor) -> FileArena:
-        storage = view.untyped_storage().data_ptr()
-        for arena in self._arenas:
-            if arena.bytes.untyped_storage().data_ptr() == storage:
-                assert isinstance(arena, FileArena)
-                return arena
-        raise AssertionError("state is of no arena")
+            return FileCudaMover(self._arenas, device)
+        return FileMover(self._arenas)
 
     def _unplaced(self, state: dict[str, Tensor]) -> Iterable[str]:
         known = {arena.bytes.untyped_storage().data_ptr() for arena in self._arenas}
@@ -213,7 +206,11 @@ class Offloader:
 
 
 def _with_state(optimizer: CompressedOptimizer) -> Iterator[Tensor]:
-    return (param for _, param, _ in optimizer.parameters_by_name() if optimizer.state.get(param))
+    return (
+        param
+        for _, param, _ in optimizer.parameters_by_name()
+        if optimizer.state.get(param) and has_values(param)
+    )
 
 
 class OffloadedBatch:
@@ -229,11 +226,12 @@ class OffloadedBatch:
         self._offloader = offloader
         self._batches: dict[torch.device | None, Batch | StreamedBatch | CpuStepBatch] = {}
         self._used: list[Batch | StreamedBatch | CpuStepBatch] = []
+        self._all_have_values = True
 
     @property
     def keeps(self) -> bool:
         """Whether what `build` found holds for the next step, if no tensor changes."""
-        return True
+        return self._all_have_values
 
     @property
     def all_fused(self) -> bool:
@@ -246,9 +244,10 @@ class OffloadedBatch:
         parts: dict[torch.device | None, list[Work]] = {}
         for item in work:
             _check_alone(item, self._optimizer)
-            far = self._offloader.takes(item.param)
+            far = item.has_values and self._offloader.takes(item.param)
             parts.setdefault(item.param.device if far else None, []).append(item)
         self._used = []
+        self._all_have_values = all(item.has_values for item in work)
         for device, items in parts.items():
             if device not in self._batches:
                 self._batches[device] = self._new(device)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -66,15 +67,25 @@ class Slot:
 
     Attributes:
         memory: uint8.
-        chunk: whose state it holds, or is to hold.
         pending: whether that was fetched for a step still to come.
+        fetched: the last transfer into it.
         stored: the last transfer out of it.
     """
 
     memory: Tensor
-    chunk: Chunk | None = None
     pending: bool = False
+    fetched: Token | None = None
     stored: Token | None = None
+    _chunk: weakref.ref[Chunk] | None = None
+
+    @property
+    def chunk(self) -> Chunk | None:
+        """Whose state it holds, or is to hold: not kept alive by that, since chunks have slots."""
+        return None if self._chunk is None else self._chunk()
+
+    @chunk.setter
+    def chunk(self, chunk: Chunk | None) -> None:
+        self._chunk = None if chunk is None else weakref.ref(chunk)
 
 
 @dataclass(eq=False)
@@ -86,14 +97,15 @@ class Chunk:
         bound: what the mover needs.
         fetched: the last transfer into the slot.
         stored: the last transfer back.
-        following: the chunk that was stepped after this one the last time.
+        following: the chunk that was stepped after this one the last time; weak, since the last
+            chunk of a step is followed by the first of the next.
     """
 
     slot: Slot
     bound: Any
     fetched: Token | None = None
     stored: Token | None = None
-    following: Chunk | None = field(default=None, repr=False)
+    following: weakref.ref[Chunk] | None = None
 
 
 class Pipeline:
@@ -153,7 +165,7 @@ class Pipeline:
         step()
         chunk.stored = chunk.slot.stored = self.mover.store(chunk.bound)
         if self._last is not None:
-            self._last.following = chunk
+            self._last.following = weakref.ref(chunk)
         self._last = chunk
         self._fetch_ahead(chunk)
 
@@ -166,18 +178,18 @@ class Pipeline:
         self.mover.forget()
         self._last = None
         for slot in self._slots:
-            slot.chunk, slot.pending, slot.stored = None, False, None
+            slot.chunk, slot.pending, slot.fetched, slot.stored = None, False, None, None
 
     def _fetch(self, chunk: Chunk) -> None:
         slot = chunk.slot
         # What was fetched into the slot may never have been waited for.
-        before = None if slot.chunk is None else slot.chunk.fetched
-        after = [token for token in (slot.stored, chunk.stored, before) if token is not None]
+        tokens = slot.stored, chunk.stored, slot.fetched
+        after = [token for token in tokens if token is not None]
         slot.chunk, slot.pending = chunk, True
-        chunk.fetched = self.mover.fetch(chunk.bound, after)
+        chunk.fetched = slot.fetched = self.mover.fetch(chunk.bound, after)
 
     def _fetch_ahead(self, chunk: Chunk) -> None:
-        following = chunk.following
+        following = _followed(chunk)
         for _ in self._slots:
             if following is None or following is chunk:
                 return
@@ -185,4 +197,8 @@ class Pipeline:
                 if following.slot.pending:
                     return
                 self._fetch(following)
-            following = following.following
+            following = _followed(following)
+
+
+def _followed(chunk: Chunk) -> Chunk | None:
+    return None if chunk.following is None else chunk.following()

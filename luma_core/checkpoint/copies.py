@@ -73,7 +73,7 @@ class Copies:
 def _new(kind: Kind) -> Tensor:
     dtype, shape, pinned = kind
     if pinned:
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
     return new_tensor(shape, dtype)
 
 

@@ -91,7 +91,7 @@ def _planned_state(opened: Checkpoint) -> list[PlannedTensor]:
 
 
 def _read(opened: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
-    tensor = torch.empty(opened.stored_shape(name), dtype=dtype)
+    tensor = torch.empty(opened.stored_shape(name), dtype=dtype, device="cpu")
     opened.read_stored(name, 0, tensor.reshape(-1).view(torch.uint8).numpy())
     return tensor
 

@@ -22,7 +22,7 @@ def new_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """
     size_bytes = math.prod(shape) * dtype.itemsize
     if size_bytes < _MIN_BYTES:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     memory = np.empty(size_bytes + _ALIGN_BYTES, np.uint8)
     start = -memory.ctypes.data % _ALIGN_BYTES
     return torch.from_numpy(memory[start : start + size_bytes]).view(dtype).view(shape)

@@ -66,7 +66,7 @@ def train(model: nn.Module, optimizer: LUMA, steps: int) -> None:
     """Train on noise."""
     for _ in range(steps):
         optimizer.zero_grad()
-        model(torch.randn(4, 40)).square().mean().backward()
+        model(torch.randn(4, 40, device="cpu")).square().mean().backward()
         optimizer.step()
 
 
@@ -91,7 +91,7 @@ def save(store: Store, steps: int, **options: Any) -> None:
         store,
         optimizer=optimizer,
         model=model,
-        extra={"steps": steps, "rng": torch.arange(9)},
+        extra={"steps": steps, "rng": torch.arange(9, device="cpu")},
         max_shard_bytes=300,
         **options,
     )

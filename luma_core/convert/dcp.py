@@ -108,7 +108,7 @@ class _Files:
         entry = cast("TensorStorageMetadata", entry)
         if math.prod(entry.size) == 1 and key.rpartition(".")[2] not in MOMENTS:
             return self.tensor(key)
-        head = torch.empty((), dtype=entry.properties.dtype).expand(entry.size)
+        head = torch.empty((), dtype=entry.properties.dtype, device="cpu").expand(entry.size)
         return _Stored(self, key, head)
 
     def tensor(self, key: str) -> Tensor:
@@ -134,7 +134,7 @@ class _Files:
         stored = sum(self._stored_bytes(info) for info in pieces.values())
         if math.prod(entry.size) * entry.properties.dtype.itemsize > stored:
             raise ConversionError(f"{self.where}: {key!r} is larger than what is stored of it.")
-        whole = torch.empty(entry.size, dtype=entry.properties.dtype)
+        whole = torch.empty(entry.size, dtype=entry.properties.dtype, device="cpu")
         for offset, size in sizes.items():
             piece = self._load(key, pieces[offset])
             if not isinstance(piece, Tensor) or tuple(piece.shape) != size:

@@ -241,7 +241,7 @@ def _cut_stage_3(
 
 def _decode(place: str, entry: Any) -> Entry | None:
     pieces: _Pieces = entry["pieces"]
-    head = torch.empty(()).expand(pieces.shape)
+    head = torch.empty((), device="cpu").expand(pieces.shape)
     return moments_entry(
         place,
         entry["step"],

@@ -213,7 +213,7 @@ class _Parameter:
         shape = self.shape
         if shape is None:
             shape = tuple(stored_tensor(self.file(MOMENTS[0]), None).shape)
-        return torch.empty(()).expand(shape)
+        return torch.empty((), device="cpu").expand(shape)
 
 
 def _decode(place: str, entry: Any) -> Entry | None:

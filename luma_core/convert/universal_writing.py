@@ -210,7 +210,7 @@ def _step_kind(template: Folder | None, source: Source) -> StepKind:
 
 
 def _torch_step(step: int) -> Tensor:
-    return torch.tensor(float(step))
+    return torch.tensor(float(step), device="cpu")
 
 
 def _save_model_states(source: Source, steps: list[int], folder: Path) -> None:

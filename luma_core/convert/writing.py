@@ -72,7 +72,7 @@ def _decoded(
     state: dict[int | str, dict[str, Any]] = {}
     done = 0
     for index, (info, found) in _read_ahead(source):
-        entry = {"step": torch.tensor(float(info.step))}
+        entry = {"step": torch.tensor(float(info.step), device="cpu")}
         for moment in MOMENTS:
             entry[moment] = _parked(getattr(found, moment), scratch)
         state[info.name if by_name else index] = entry

@@ -119,7 +119,7 @@ def _why_no_triton_kernel(rule: Rule, codecs: Mapping[str, Codec]) -> str:
 
     if type(rule) not in KERNELS:
         return f"there is no Triton kernel of the rule {type(rule).__name__}"
-    probe = torch.empty(0)
+    probe = torch.empty(0, device="cpu")
     options = {"nonfinite": "skip", "stochastic_rounding": True, "maximize": False}
     if KERNELS[type(rule)].bucket(probe, probe, codecs, options):
         return ""

@@ -27,7 +27,9 @@ class GradientClip:
         total: Tensor | None = None
         for part in square_sums:
             total = part if total is None else total + part.to(total.device)
-        self.norm = torch.zeros((), dtype=torch.float64) if total is None else total.sqrt()
+        self.norm = (
+            torch.zeros((), dtype=torch.float64, device="cpu") if total is None else total.sqrt()
+        )
 
     def factor(self, max_grad_norm: float | None, device: torch.device) -> Tensor | None:
         """Return what gradients are multiplied by: 1, or less where their norm is above the bound.

@@ -158,7 +158,7 @@ def built_entry(
     part = part_of(param)
     entry = {
         "step": torch.tensor(state.step, device=devices.counters),
-        "noise_key": torch.tensor(state.noise_key),
+        "noise_key": torch.tensor(state.noise_key, device="cpu"),
         "nonfinite": torch.tensor(state.nonfinite, device=devices.counters),
     }
     codecs, places = _expected(name, param, options)

@@ -91,7 +91,7 @@ def load_unflattened(
     exported = named.export_adamw_state()["state"]
     for index, name in enumerate(named.parameter_names()):
         entry = wanted["state"][name]
-        entry["step"] = torch.tensor(0.0)
+        entry["step"] = torch.tensor(0.0, device="cpu")
         if index in exported:
             entry["step"] = exported[index]["step"]
             for moment in MOMENTS:
@@ -162,9 +162,9 @@ class _Moments(torch.optim.Optimizer):
             for moment in MOMENTS:
                 zeros = torch.zeros_like(param, dtype=torch.float32, requires_grad=False)
                 self.state[param][moment] = state.decode(moment) if filled else zeros
-            self.state[param]["step"] = torch.tensor(float(state.step))
+            self.state[param]["step"] = torch.tensor(float(state.step), device="cpu")
             dtype = PARAMETER_DTYPES.index(param.dtype)
-            self.state[param][_DTYPE] = torch.tensor(float(dtype))
+            self.state[param][_DTYPE] = torch.tensor(float(dtype), device="cpu")
 
     def step(self, closure: Any = None) -> Any:
         """Do nothing: PyTorch's tools take a step where there is no state."""
@@ -186,7 +186,9 @@ def _local(value: Any) -> Tensor:
     if not _is_sharded_tensor(value):
         return local_tensor(value)
     shards = value.local_shards()
-    found: Tensor = shards[0].tensor if shards else torch.empty((0, *value.size()[1:]))
+    found: Tensor = (
+        shards[0].tensor if shards else torch.empty((0, *value.size()[1:]), device="cpu")
+    )
     return found
 
 

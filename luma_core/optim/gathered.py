@@ -59,5 +59,5 @@ class GatheredState:
 def _nonfinite(part: Part, state: ParameterState) -> int:
     counts = all(codec.tiled and codec.block_size is not None for codec in state.codecs.values())
     own = state.nonfinite if counts or not any(part.offset) else 0
-    (count,) = reduce_parts([(Reduction(torch.tensor([own]), "sum"), part)])
+    (count,) = reduce_parts([(Reduction(torch.tensor([own], device="cpu"), "sum"), part)])
     return int(count)

@@ -66,7 +66,7 @@ def export_adamw_state(optimizer: CompressedOptimizer) -> dict[str, Any]:
     for index, (state, param) in enumerate(zip(optimizer.parameter_states(), params, strict=True)):
         if state.codecs:
             entries[index] = {
-                "step": torch.tensor(float(state.step)),
+                "step": torch.tensor(float(state.step), device="cpu"),
                 **{moment: _decoded(state, moment, param) for moment in MOMENTS},
             }
     groups = []

@@ -85,4 +85,6 @@ def _summed_rows(ids: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
         rows, torch.empty_like(place).scatter_(0, order, place), count, -1, False
     )
     found = ids.new_zeros(count).scatter_(0, place, ordered)
-    return torch.sparse_coo_tensor(found[None], summed, shape, check_invariants=False)
+    return torch.sparse_coo_tensor(
+        found[None], summed, shape, check_invariants=False, device=summed.device
+    )

@@ -116,8 +116,8 @@ def _set_gradients(model: nn.Module, gradient: Gradient, step: int) -> None:
 
 
 def _normal_gradient(name: str, param: Tensor, step: int) -> Tensor:
-    generator = torch.Generator().manual_seed(step * 1_000_003 + sum(name.encode()))
-    return torch.randn(param.shape, generator=generator) * 0.01
+    generator = torch.Generator("cpu").manual_seed(step * 1_000_003 + sum(name.encode()))
+    return torch.randn(param.shape, generator=generator, device="cpu") * 0.01
 
 
 def _rows(start: nn.Module, a: nn.Module, b: nn.Module) -> Iterator[ParityRow]:

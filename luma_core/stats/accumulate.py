@@ -131,7 +131,7 @@ class Moment:
 @lru_cache(maxsize=64)
 def _zero_and_top(codec: Codec, dtype: torch.dtype) -> tuple[Counts, Counts]:
     """Return the bins of zero codes and of those at the end of a codec's grid."""
-    size = codec.magnitudes(torch.arange(CODE_BINS).to(dtype)).numpy()
+    size = codec.magnitudes(torch.arange(CODE_BINS, device="cpu").to(dtype)).numpy()
     return np.flatnonzero(size == 0), np.flatnonzero(size == codec.top_code)
 
 

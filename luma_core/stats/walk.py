@@ -112,7 +112,7 @@ class _Started:
         codecs = self._state.codecs
         run = Run(Quantity(), {moment: MomentRun(codec) for moment, codec in codecs.items()})
         largest = max(cuts[0].numel for cuts in tiles)
-        scratch = {moment: torch.empty(largest) for moment in codecs}
+        scratch = {moment: torch.empty(largest, device="cpu") for moment in codecs}
         for cuts in tiles:
             read = {
                 moment: read_tile(codec, self._fields[moment], cut, scratch[moment])

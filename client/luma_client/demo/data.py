@@ -39,7 +39,7 @@ class Corpus:
     @classmethod
     def from_text(cls, text: str) -> Corpus:
         """Split ``text`` by position."""
-        data = torch.tensor(list(text.encode()), dtype=torch.int64)
+        data = torch.tensor(list(text.encode()), dtype=torch.int64, device="cpu")
         cut = int(len(data) * (1 - _HELD_OUT_SHARE))
         return cls(train=data[:cut], held_out=data[cut:])
 
@@ -61,7 +61,7 @@ class Corpus:
             )
         # Takes both numbers whole; a torch generator would use 32 bits of one.
         starts = np.random.default_rng([seed, step]).integers(starts_count, size=(batch_size, 1))
-        windows = self.train[torch.from_numpy(starts) + torch.arange(context + 1)]
+        windows = self.train[torch.from_numpy(starts) + torch.arange(context + 1, device="cpu")]
         return windows[:, :-1], windows[:, 1:]
 
     def held_out_batches(self, *, batch_size: int, context: int) -> Iterator[tuple[Tensor, Tensor]]:

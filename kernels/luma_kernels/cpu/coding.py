@@ -22,7 +22,7 @@ from luma_core.codecs import (
 )
 from luma_core.codecs.loggrid import LogGridCodec
 from luma_core.codecs.packed import PackedCodec
-from luma_kernels.cpu.library import native_library
+from luma_kernels.cpu.library import address, native_library
 from luma_kernels.cpu.structs import (
     BFLOAT,
     FP8,
@@ -57,11 +57,7 @@ _THREAD_ELEMENTS = 1 << 15
 
 def is_plain(tensor: Tensor) -> bool:
     """Return whether a tensor is on the CPU and what its memory holds: no subclass, not negated."""
-    return (
-        tensor.device.type == "cpu"
-        and type(tensor) in (Tensor, torch.nn.Parameter)
-        and not tensor.is_neg()
-    )
+    return tensor.is_cpu and type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_neg()
 
 
 def moment_kind(codec: Codec) -> int | None:
@@ -80,7 +76,7 @@ def describe_moment(codec: Codec, fields: Mapping[str, Tensor]) -> Moment:
     moment = Moment(kind=moment_kind(codec))
     for field, tensor in fields.items():
         member = "values" if field in ("codes", "value") else field
-        setattr(moment, member, tensor.data_ptr())
+        setattr(moment, member, address(tensor))
     if isinstance(codec, LogGridCodec | FP8E4M3):
         grid = codec.log_grid
         moment.octaves, moment.mantissa_bits = grid.octaves, grid.mantissa_bits
@@ -91,7 +87,7 @@ def describe_moment(codec: Codec, fields: Mapping[str, Tensor]) -> Moment:
         moment.rise = codec.rise or 0
     if isinstance(codec, TableM):
         levels, thresholds = _tables(codec)
-        moment.levels, moment.thresholds = levels.data_ptr(), thresholds.data_ptr()
+        moment.levels, moment.thresholds = address(levels), address(thresholds)
     return moment
 
 
@@ -164,12 +160,12 @@ def encode(
     ):
         return None
     fields = {
-        name: torch.empty(spec.shape, dtype=spec.dtype)
+        name: torch.empty(spec.shape, dtype=spec.dtype, device="cpu")
         for name, spec in codec.layout(x.shape).items()
     }
     coding = Coding(
-        x.data_ptr(),
-        None if draws is None else draws.data_ptr(),
+        address(x),
+        None if draws is None else address(draws),
         describe_moment(codec, fields),
         describe_layout(codec, x.shape),
         DTYPES[x.dtype],
@@ -207,9 +203,9 @@ def decode(
         return None
     if not stored_as_specified(codec, fields, torch.Size(shape)):
         return None
-    x = torch.empty(shape, dtype=torch.float32) if out is None else out
+    x = torch.empty(shape, dtype=torch.float32, device="cpu") if out is None else out
     coding = Coding(
-        x.data_ptr(), None, describe_moment(codec, fields), describe_layout(codec, shape), 0
+        address(x), None, describe_moment(codec, fields), describe_layout(codec, shape), 0
     )
     native_library().decode(coding, thread_count(x.numel(), threads), instruction_set)
     return x

@@ -37,6 +37,22 @@ class NativeStatus:
     threading: str
 
 
+def address(tensor: Tensor) -> int:
+    """Return where a tensor's memory is, for the library: nothing else may give it a pointer.
+
+    Raises:
+        BackendUnavailableError: its memory is not the CPU's, or it has none.
+    """
+    pointer = tensor.data_ptr()
+    if not tensor.is_cpu or (not pointer and tensor.numel()):
+        raise BackendUnavailableError(
+            f"the native CPU library was given a tensor of {tensor.dtype} {list(tensor.shape)} "
+            f"without memory of the CPU (device {tensor.device}).",
+            hint="Use backend='auto', which gives it none, or move the tensor to the CPU.",
+        )
+    return pointer
+
+
 class NativeLibrary:
     """The loaded library.
 
@@ -92,7 +108,7 @@ class NativeLibrary:
     ) -> int:
         """Take one step of LAMB; ``sums`` is float64 room for two numbers for each block."""
         index = self._index(instruction_set)
-        pointer = sums.data_ptr()
+        pointer = address(sums)
         return int(self._library.luma_lamb_step(ctypes.byref(step), pointer, index, threads))
 
     def mini_step(
@@ -108,7 +124,7 @@ class NativeLibrary:
     ) -> None:
         """Add the digits of a sum of squares to int64 ``digits``."""
         index = self._index(instruction_set)
-        self._library.luma_square_digits(ctypes.byref(squares), digits.data_ptr(), index, threads)
+        self._library.luma_square_digits(ctypes.byref(squares), address(digits), index, threads)
 
     def encode(self, coding: Coding, threads: int, instruction_set: str | None = None) -> None:
         """Encode one moment."""

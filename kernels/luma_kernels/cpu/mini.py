@@ -11,7 +11,7 @@ from luma_core.codecs import Codec, Partition, SegmentMean
 from luma_core.optim.rules import ParameterStep
 from luma_core.optim.rules.adamw import MOMENTS
 from luma_kernels.cpu.coding import describe_layout, moment_kind
-from luma_kernels.cpu.library import native_library
+from luma_kernels.cpu.library import address, native_library
 from luma_kernels.cpu.structs import (
     BFLOAT,
     FP8,
@@ -67,21 +67,22 @@ def step_segments(
     alone = _alone(cut, item.moments[MOMENTS[0]].codec, tuple(item.param.shape))
     pieces = cut.inner if cut.reduce > 1 else -(-cut.inner // _PIECE_ELEMENTS)
     positions = cut.outer * cut.length
-    sums = torch.empty(0 if alone else positions * pieces, dtype=torch.float64)
+    sums = torch.empty(0 if alone else positions * pieces, dtype=torch.float64, device="cpu")
     roots = torch.empty(
         0 if alone else positions * cut.inner if cut.reduce > 1 else cut.segments,
         dtype=torch.float32,
+        device="cpu",
     )
     runs = _runs(cut)
     segments = Segments(
         *(cut.outer, cut.reduce, cut.length, cut.inner),
-        runs=runs.data_ptr(),
+        runs=address(runs),
         runs_count=len(runs),
         per_outer=cut.segments_per_outer,
         pieces=pieces,
-        second=stored.fields["value"].data_ptr(),
-        sums=sums.data_ptr(),
-        roots=roots.data_ptr(),
+        second=address(stored.fields["value"]),
+        sums=address(sums),
+        roots=address(roots),
         alone=alone,
     )
     return native_library().mini_step(step, segments, threads, instruction_set)

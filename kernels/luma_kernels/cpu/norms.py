@@ -8,7 +8,7 @@ from torch import Tensor
 from luma_core.codecs import BlockGrid
 from luma_core.optim.rules.norms import DIGITS
 from luma_kernels.cpu.coding import DTYPES, is_plain, thread_count
-from luma_kernels.cpu.library import native_library
+from luma_kernels.cpu.library import address, native_library
 from luma_kernels.cpu.structs import Squares
 
 
@@ -33,7 +33,7 @@ def square_digits(
     if x.dtype not in DTYPES or not is_plain(x) or not x.is_contiguous():
         return None
     grid = BlockGrid.of(x.shape, None)
-    squares = Squares(x.data_ptr(), grid.rows, grid.cols, DTYPES[x.dtype], grid.flat)
+    squares = Squares(address(x), grid.rows, grid.cols, DTYPES[x.dtype], grid.flat)
     digits = torch.zeros(DIGITS, dtype=torch.int64, device="cpu")
     if x.numel():
         count = thread_count(x.numel(), threads)

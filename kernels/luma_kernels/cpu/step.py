@@ -29,7 +29,7 @@ from luma_kernels.cpu.coding import (
     stored_as_specified,
     thread_count,
 )
-from luma_kernels.cpu.library import native_library
+from luma_kernels.cpu.library import address, native_library
 from luma_kernels.cpu.mini import first_layout, step_segments, unsupported_first
 from luma_kernels.cpu.structs import (
     BFLOAT,
@@ -124,7 +124,7 @@ def step_parameter(
     threads = thread_count(param.numel(), threads)
     if isinstance(item.hyper, LAMBHyper):
         blocks = next(iter(item.moments.values())).codec.grid(param.shape)
-        sums = torch.empty(blocks.rows, blocks.blocks_per_row, 2, dtype=torch.float64)
+        sums = torch.empty(blocks.rows, blocks.blocks_per_row, 2, dtype=torch.float64, device="cpu")
         bad = native_library().lamb_step(step, sums, threads, instruction_set)
     elif isinstance(item.moments[MOMENTS[1]].codec, SegmentMean):
         bad = step_segments(item, step, threads, instruction_set)
@@ -135,7 +135,7 @@ def step_parameter(
         torch.autograd.graph.increment_version(param)
     else:
         item.param.copy_(param)
-    return torch.tensor(bad)
+    return torch.tensor(bad, device="cpu")
 
 
 def _describe(item: ParameterStep, param: Tensor, grad: Tensor) -> Step:
@@ -147,8 +147,8 @@ def _describe(item: ParameterStep, param: Tensor, grad: Tensor) -> Step:
         layout = describe_layout(first.codec, tuple(param.shape))
         own = describe_moment(second.codec, second.fields)
     return Step(
-        param=param.data_ptr(),
-        grad=grad.data_ptr(),
+        param=address(param),
+        grad=address(grad),
         first=describe_moment(first.codec, first.fields),
         second=own,
         layout=layout,

@@ -57,7 +57,9 @@ class FusedClip:
             for group in groups:
                 collective.all_reduce(digits, "sum", group)
         if self._units is None:
-            self._units = plan.upload(torch.exp2(torch.arange(DIGITS.value).double() * 32 - 149))
+            self._units = plan.upload(
+                torch.exp2(torch.arange(DIGITS.value, device="cpu").double() * 32 - 149)
+            )
         return (torch.stack([*found.values()]).sum(dim=0).double() * self._units).sum()
 
     def update(
@@ -80,7 +82,7 @@ class FusedClip:
             self.factors = torch.ones(len(bounds), dtype=torch.float32, device=plan.device)
         if self.bounds is None or bounds != self._bound_values:
             self._bound_values = bounds
-            self.bounds = plan.upload(torch.tensor(bounds, dtype=torch.float64))
+            self.bounds = plan.upload(torch.tensor(bounds, dtype=torch.float64, device="cpu"))
         norm = grad_norm if grad_scale is None else grad_norm / grad_scale
         self.factors.copy_((self.bounds / norm).clamp_(max=1.0))
 

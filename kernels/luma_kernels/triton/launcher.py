@@ -230,8 +230,10 @@ class FusedStep:
         if rows != self._option_rows or pointers != self._pointers:
             self._option_rows, self._pointers = rows, pointers
             self._repeated = []
-            self._options = plan.upload(torch.tensor(rows, dtype=torch.float64))
-            self._pointer_table = plan.upload(torch.tensor(pointers, dtype=torch.int64))
+            self._options = plan.upload(torch.tensor(rows, dtype=torch.float64, device="cpu"))
+            self._pointer_table = plan.upload(
+                torch.tensor(pointers, dtype=torch.int64, device="cpu")
+            )
 
 
 @cache

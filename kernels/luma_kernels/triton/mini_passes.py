@@ -234,7 +234,7 @@ def mini_constants(bucket: MiniBucket, *, scaler: bool, fast: bool) -> dict[str,
 def mini_scratch(tensors: Sequence[FusedTensor], device: torch.device) -> tuple[Tensor, ...]:
     """Return ``runs`` of `adam_mini.py` for the tensors of a bucket."""
     table = [_runs(_partition(tensor.bucket)) for tensor in tensors]
-    return (torch.tensor(table, dtype=torch.int64).to(device),)
+    return (torch.tensor(table, dtype=torch.int64, device="cpu").to(device),)
 
 
 def _runs(cut: Partition) -> list[list[int]]:

@@ -107,9 +107,9 @@ def position_scratch(tensors: Sequence[FusedTensor], device: torch.device) -> tu
         partials += here.outer * chunks(here) * cut.length if cut.inner == 1 else 0
         sums += cut.outer * cut.length if bucket.cut else 0
         rates += cut.segments
-    counts = torch.tensor([own_bucket(t.bucket).partition.segments for t in tensors])
+    counts = torch.tensor([own_bucket(t.bucket).partition.segments for t in tensors], device="cpu")
     return (
-        torch.tensor(table, dtype=torch.int64).to(device),
+        torch.tensor(table, dtype=torch.int64, device="cpu").to(device),
         torch.empty(partials, dtype=torch.float64, device=device),
         torch.zeros(sums, dtype=torch.float64, device=device),
         torch.empty(rates, dtype=torch.float32, device=device),

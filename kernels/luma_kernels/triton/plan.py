@@ -261,7 +261,7 @@ class Plan:
         for (bucket, _), part in order.items():
             counts = [tensor.bucket.programs(tensor.grid) for tensor in part]
             total = sum(counts)
-            repeats = self.upload(torch.tensor(counts, dtype=torch.int32))
+            repeats = self.upload(torch.tensor(counts, dtype=torch.int32, device="cpu"))
             owner = torch.repeat_interleave(repeats, output_size=total).add_(len(rows))
             buffers = scratch(part, total, device)
             launch = Launch(bucket, len(rows), len(part), owner, total, buffers, part)
@@ -270,7 +270,7 @@ class Plan:
             for tensor, count in zip(part, counts, strict=True):
                 rows.append(_row(tensor, first))
                 first += count
-        self._host_table = torch.tensor(rows, dtype=torch.int64).view(-1, WIDTH)
+        self._host_table = torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, WIDTH)
         self.table = self.upload(self._host_table)
         count = len(self.tensors)
         self.rows = torch.zeros(count, ROW, dtype=torch.int32, device=device)
@@ -288,7 +288,7 @@ class Plan:
         addresses = [*map(Tensor.data_ptr, grads)]
         if any(map(ALIGNMENT_BYTES.__rmod__, compress(addresses, self._aligned))):
             return False
-        self._host_table[:, GRAD] = torch.tensor(addresses, dtype=torch.int64)
+        self._host_table[:, GRAD] = torch.tensor(addresses, dtype=torch.int64, device="cpu")
         # A captured graph may read the old table as long as it lives.
         self.table = self.upload(self._host_table)
         return True
@@ -337,11 +337,9 @@ def _address(state: StateTensors, *names: str) -> int:
 
 def option_row(options: Mapping[str, Any]) -> list[float]:
     """Return a group's row of the options table; `prepare_kernel` names its columns."""
-    beta1, beta2 = options["betas"]
-    lr = options["lr"]
-    on_device = isinstance(lr, Tensor) and lr.is_cuda
+    beta1, beta2 = map(float, options["betas"])
     return [
-        0.0 if on_device else float(lr),
+        0.0 if lr_pointer(options) else float(options["lr"]),
         math.log(beta1) if beta1 else -math.inf,
         math.log(beta2) if beta2 else -math.inf,
         beta1,
@@ -354,6 +352,10 @@ def option_row(options: Mapping[str, Any]) -> list[float]:
 
 
 def lr_pointer(options: Mapping[str, Any]) -> int:
-    """Return the device address of a group's lr, or 0 where it is a host number."""
+    """Return the device address of a group's lr, or 0 where the host reads it.
+
+    Kernels read float32; what has another dtype is waited for.
+    """
     lr = options["lr"]
-    return lr.data_ptr() if isinstance(lr, Tensor) and lr.is_cuda else 0
+    on_device = isinstance(lr, Tensor) and lr.is_cuda and lr.dtype == torch.float32
+    return lr.data_ptr() if on_device else 0

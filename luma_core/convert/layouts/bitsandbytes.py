@@ -64,7 +64,7 @@ class _Coded:
     @property
     def head(self) -> Tensor:
         """A float32 tensor of the moment's shape that takes no memory."""
-        return torch.empty(()).expand(self.codes.shape)
+        return torch.empty((), device="cpu").expand(self.codes.shape)
 
     def values(self) -> Tensor:
         x = self.table.float()[self.codes.reshape(-1).int()]

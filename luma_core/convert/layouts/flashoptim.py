@@ -37,7 +37,7 @@ def decode(place: str, entry: Any) -> Entry | None:
         raise ConversionError(f"{place} has no 'step'; it has {', '.join(map(repr, entry))}.")
     coded = {moment: _checked(place, moment, entry) for moment in MOMENTS}
     heads = [
-        entry.get(moment) if pair is None else torch.empty(()).expand(pair[0].shape)
+        entry.get(moment) if pair is None else torch.empty((), device="cpu").expand(pair[0].shape)
         for moment, pair in coded.items()
     ]
 

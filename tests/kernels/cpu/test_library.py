@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from luma_core import LUMA, native
 from luma_core.codecs import Luma16M
 from luma_core.errors import BackendUnavailableError
 from luma_kernels import cpu
 from luma_kernels.cpu import library
-from luma_kernels.cpu.library import NativeLibrary, native_library
+from luma_kernels.cpu.library import NativeLibrary, address, native_library
 
 
 @pytest.fixture
@@ -98,3 +99,27 @@ def test_a_chosen_instruction_set_is_used_until_another_is() -> None:
     assert used == [0, len(native_library().instruction_sets) - 1]
     with pytest.raises(BackendUnavailableError, match="instruction_set='mmx'"):
         cpu.use_instruction_set("mmx")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.empty(4, device="meta"), FakeTensorMode().from_tensor(torch.empty(4))],
+    ids=["meta", "fake"],
+)
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_no_address_but_of_the_cpus_memory_gets_to_the_library(tensor: torch.Tensor) -> None:
+    with pytest.raises(BackendUnavailableError, match="without memory of the CPU"):
+        address(tensor)
+
+
+@pytest.mark.gpu
+def test_no_address_of_a_gpu_gets_to_the_library() -> None:
+    with pytest.raises(BackendUnavailableError, match="device cuda:0"):
+        address(torch.empty(4, device="cuda"))
+
+
+def test_a_place_to_decode_to_that_has_no_memory_is_refused() -> None:
+    codec = Luma16M()
+    stored = codec.encode_tensor(torch.ones(4, 256))
+    with pytest.raises(BackendUnavailableError, match="without memory of the CPU"):
+        cpu.decode(codec, stored, (4, 256), out=torch.empty(4, 256, device="meta"))

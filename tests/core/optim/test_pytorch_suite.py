@@ -31,7 +31,7 @@ class Mini(AdamMini):
         if isinstance(params, list) and all(isinstance(item, Tensor) for item in params):
             params = [{"params": params}]
         if isinstance(params, list) and all(isinstance(item, dict) for item in params):
-            count = 0
+            params, count = list(params), 0
             for index, group in enumerate(params):
                 params[index] = self.named_group(group, count)
                 count += len(params[index]["params"])
@@ -44,10 +44,9 @@ class Mini(AdamMini):
     def named_group(group: dict[str, Any], first: int) -> dict[str, Any]:
         params = group["params"]
         params = [params] if isinstance(params, Tensor) else params
-        named = [
-            item if isinstance(item, tuple) else (f"fc.{index}.weight", item)
-            for index, item in enumerate(params, start=first)
-        ]
+        if any(isinstance(item, tuple) for item in params):
+            return group
+        named = [(f"fc.{index}.weight", item) for index, item in enumerate(params, start=first)]
         return {**group, "params": named}
 
 
@@ -331,11 +330,11 @@ def test_what_pytorch_refuses_is_refused(infos, optimizer_class) -> None:
         # Of options that concern AdamW's implementations only, or that ours take in any mixture.
         if "foreach" in given.kwargs or "both floats or both" in given.desc:
             continue
-        if optimizer_class is Mini and isinstance(given.params, Tensor):
-            continue  # Adam-mini takes a single parameter for a list of one.
-        params = parameters() if given.params is None else given.params
+        params, made = parameters(), optimizer_class
+        if given.params is not None:
+            params, made = given.params, AdamMini if made is Mini else made
         with pytest.raises((wrong.error_type, LumaError)):
-            optimizer_class(params, **given.kwargs)
+            made(params, **given.kwargs)
     for desc in REFUSED:
         with pytest.raises((TypeError, ValueError), match=desc):
             optimizer_class(parameters(), **options(infos[optimizer_class], desc))

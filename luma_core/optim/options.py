@@ -153,7 +153,8 @@ def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
     them in place.
     """
     found = {key: _python_number(value) for key, value in options.items()}
-    if isinstance(betas := found.get("betas"), tuple | list) or getattr(betas, "ndim", 0):
+    betas: Any = found.get("betas")
+    if isinstance(betas, tuple | list) or (hasattr(betas, "ndim") and betas.ndim):
         found["betas"] = tuple(_python_number(beta) for beta in betas)
     if "seed" in found:
         found["seed"] = _chosen_seed(found["seed"])

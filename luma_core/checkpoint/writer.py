@@ -107,7 +107,8 @@ def save(
             where it is missing.
         optimizer: whose state is saved; also takes an opened checkpoint.
         model: whose weights are saved as well, uncompressed, in the Hub's layout.
-        extra: JSON values and tensors, nested in dicts and lists (tuples come back as lists).
+        extra: values of your own, nested at will, which come back in type and value: numbers (NaN,
+            NumPy's), text, bytes, tensors, arrays, tuples, sets, dicts with any keys, and the like.
         compression: ``"zstd"`` or ``"none"``, for optimizer state and extra tensors.
         overwrite: whether to replace a checkpoint that is there.
         max_shard_bytes: uncompressed bound on a shard; a larger tensor has a shard of its own.

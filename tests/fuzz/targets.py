@@ -7,6 +7,7 @@ as somebody could who means harm.
 import contextlib
 import hashlib
 import json
+import math
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -60,7 +61,7 @@ def saved() -> Path:
     optimizer = LUMA(model.named_parameters(), seed=1, min_compress_elements=8)
     model(torch.randn(4, 24)).square().sum().backward()
     optimizer.step()
-    extra = {"rng": torch.arange(40), "epoch": [1, {"best": 0.5}]}
+    extra = {"rng": torch.arange(40), "epoch": [1, {"best": 0.5}], "seen": (1, {2: math.inf})}
     checkpoint.save(folder / "c", optimizer=optimizer, model=model, extra=extra)
     return folder / "c"
 

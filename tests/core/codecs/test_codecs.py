@@ -266,3 +266,28 @@ def test_fp8_rounds_to_nearest_like_the_dtype_and_at_random_without_bias() -> No
     noise = torch.arange(65536, dtype=torch.int32).view(1, -1)
     mean = codec.decode_tensor(codec.encode_tensor(one, noise), one.shape)[0, 1:].double().mean()
     assert float(mean) == pytest.approx(0.3, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["luma16_m", "luma16_v", "fp8_e4m3"])
+def test_a_block_far_longer_than_its_row_takes_no_more_memory(name):
+    x = torch.rand(40, 48)
+    long, short = (codec_from_dict({"name": name, "block_size": size}) for size in (1 << 30, 48))
+    fields = long._encode_tensor(x, None)
+    assert all(map(torch.equal, fields.values(), short._encode_tensor(x, None).values()))
+    assert torch.equal(
+        long._decode_tensor(fields, (40, 48)), short._decode_tensor(fields, (40, 48))
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"name": "luma16_m", "block_size": 10**30},
+        {"name": "fp32", "block_size": 10**400},
+        {"name": "table_m", "block_size": 1 << 30},
+        {"name": "root_v", "floor": 10**400},
+    ],
+)
+def test_sizes_and_numbers_beyond_all_use_are_refused(config):
+    with pytest.raises(ConfigurationError, match=r"block_size|floor"):
+        codec_from_dict(config)

@@ -122,7 +122,8 @@ def param_groups(source: Source, *, by_name: bool) -> list[dict[str, Any]]:
     for index, options in enumerate(source.groups()):
         members = [i for i, info in enumerate(parameters) if info.group == index]
         kept = {
-            key: value
+            # Files of torch.save with NumPy's scalars cannot be read without running code.
+            key: value.item() if isinstance(value, np.generic) else value
             for key, value in options.items()
             if key not in _LUMA_OPTIONS and key not in ADAMW_OPTIONS
         }

@@ -14,7 +14,6 @@ a shift and multiplications by powers of two; coding is the reverse with noise a
 import triton
 import triton.language as tl
 
-SMALLEST_ROOT = tl.constexpr(2.0**-74)
 SMALLEST_CODE = tl.constexpr(512)
 
 
@@ -89,10 +88,9 @@ def luma16_v_decode(raw, exponent, MANTISSA: tl.constexpr, OCTAVES: tl.constexpr
 def luma16_v_encode(x, root, exponent, bits, MANTISSA: tl.constexpr, OCTAVES: tl.constexpr):
     """Return the codes of the second moment's root."""
     code = grid_encode(root, exponent, bits >> (MANTISSA + 9), MANTISSA, OCTAVES)
-    smallest = tl.zeros_like(exponent).to(tl.float32) + SMALLEST_ROOT
-    lowest = grid_encode(smallest, exponent, 0, MANTISSA, OCTAVES).to(tl.int32)
-    lowest = tl.minimum(tl.maximum(lowest, SMALLEST_CODE), (OCTAVES + 1) << MANTISSA)
-    return tl.where(x > 0, tl.maximum(code.to(tl.int32), lowest), 0).to(tl.int16)
+    # The other bound of `Luma16V.lowest_code` matters for subnormal numbers alone.
+    code = tl.maximum(code.to(tl.int32), SMALLEST_CODE)
+    return tl.where(x > 0, code, 0).to(tl.int16)
 
 
 @triton.jit

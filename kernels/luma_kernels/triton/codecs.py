@@ -88,9 +88,10 @@ def luma16_v_decode(raw, exponent, MANTISSA: tl.constexpr, OCTAVES: tl.constexpr
 def luma16_v_encode(x, root, exponent, bits, MANTISSA: tl.constexpr, OCTAVES: tl.constexpr):
     """Return the codes of the second moment's root."""
     code = grid_encode(root, exponent, bits >> (MANTISSA + 9), MANTISSA, OCTAVES)
-    # The other bound of `Luma16V.lowest_code` matters for subnormal numbers alone.
-    code = tl.maximum(code.to(tl.int32), SMALLEST_CODE)
-    return tl.where(x > 0, code, 0).to(tl.int16)
+    # The bits of a root above 0 are larger than any code; those of 0 are 0. The other bound of
+    # `Luma16V.lowest_code` matters for subnormal numbers alone.
+    lowest = tl.minimum(root.to(tl.uint32, bitcast=True), SMALLEST_CODE)
+    return tl.maximum(code, lowest).to(tl.int16)
 
 
 @triton.jit

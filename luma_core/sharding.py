@@ -66,6 +66,15 @@ def as_dtensor(local: Tensor, shape: Shape, mesh: Any, placements: tuple[Any, ..
     return made
 
 
+def cuts(placement: Any) -> bool:
+    """Return whether a placement cuts a dimension, as ``Shard`` and FSDP2's strided one do.
+
+    ``placement.is_shard()`` is False of the strided one, by which FSDP2 cuts a dimension that
+    tensor parallelism has cut.
+    """
+    return getattr(placement, "dim", None) is not None
+
+
 class FieldPlace(NamedTuple):
     """How a stored field of a sharded parameter is sharded itself.
 
@@ -107,7 +116,7 @@ class Part:
         """Number of parts of each dimension that is cut."""
         parts: dict[int, int] = {}
         for size, placement in zip(self.mesh.shape, self.placements, strict=True):
-            if placement.is_shard():
+            if cuts(placement):
                 parts[placement.dim] = parts.get(placement.dim, 1) * size
         return parts
 
@@ -131,13 +140,14 @@ class Part:
         return math.prod(self.shape[1:]) if 1 in self.cut else None
 
     @property
-    def primary(self) -> bool:
-        """Whether this process is the first of those that have the same part."""
-        place = self.mesh.get_coordinate()
-        return place is not None and all(
-            placement.is_shard() or not index
-            for index, placement in zip(place, self.placements, strict=True)
-        )
+    def here(self) -> bool:
+        """Whether this process is one of the mesh; if not, it has no part at all."""
+        return self.mesh.get_coordinate() is not None
+
+    @property
+    def box(self) -> tuple[tuple[int, int], ...]:
+        """The part's first index and the one behind its last, in each dimension of the whole."""
+        return tuple((indices.start, indices.stop) for indices in self.slices)
 
     @property
     def groups(self) -> list[ProcessGroup]:
@@ -147,7 +157,7 @@ class Part:
             for index, (size, placement) in enumerate(
                 zip(self.mesh.shape, self.placements, strict=True)
             )
-            if placement.is_shard() and size > 1
+            if cuts(placement) and size > 1
         ]
 
     def aligned(self, codec: Codec) -> bool:
@@ -163,7 +173,7 @@ class Part:
         if not grid.flat and set(cut) == {0}:
             return True
         axis = 0 if grid.flat else 1
-        if set(cut) - {0, axis} or sum(p.is_shard(axis) for p in self.placements) != 1:
+        if set(cut) - {0, axis} or sum(cuts(p) and p.dim == axis for p in self.placements) != 1:
             return False
         unit = math.prod(self.shape[axis + 1 :])
         sizes = [size * unit for size in _chunks(self.shape[axis], cut[axis])]
@@ -237,6 +247,8 @@ def part_at(shape: Shape, mesh: Any, placements: tuple[Any, ...]) -> Part:
             f"a parameter has placements {placements}; its values must be sharded or replicated.",
             hint="Redistribute it to Shard or Replicate.",
         )
+    if mesh.get_coordinate() is None:
+        return Part(shape, (0,) * len(shape), shape, mesh, placements)
     sizes, offsets = compute_local_shape_and_global_offset(shape, mesh, placements)
     return Part(shape, tuple(sizes), tuple(offsets), mesh, placements)
 
@@ -285,13 +297,13 @@ def field_places(param: Tensor, codec: Codec) -> dict[str, FieldPlace]:
 def _all_on_first(placements: tuple[Any, ...]) -> tuple[Any, ...]:
     from torch.distributed.tensor import Shard
 
-    return tuple(Shard(0) if placement.is_shard() else placement for placement in placements)
+    return tuple(Shard(0) if cuts(placement) else placement for placement in placements)
 
 
 def _largest_part(part: Part) -> Shape:
     shape = list(part.shape)
     for size, placement in zip(part.mesh.shape, part.placements, strict=True):
-        if placement.is_shard():
+        if cuts(placement):
             shape[placement.dim] = -(-shape[placement.dim] // size)
     return tuple(shape)
 
@@ -347,15 +359,21 @@ def encoded_part(part: Part, codec: Codec, moment: Tensor) -> Fields:
         cut = {name: part.sliced(value, places[name]).clone() for name, value in coded.items()}
         return {name: part.wrapped(value, places[name]) for name, value in cut.items()}
     local = local_tensor(moment) if is_sharded(moment) else moment[part.slices]
-    coded, wrapped = codec.encode_tensor(local.contiguous()), {}
-    for name, place in places.items():
-        value = coded[name]
+    coded = padded_fields(part, codec, codec.encode_tensor(local.contiguous()))
+    return {name: part.wrapped(value, places[name]) for name, value in coded.items()}
+
+
+def padded_fields(part: Part, codec: Codec, used: Fields) -> Fields:
+    """Return local tensors as they are stored, from those that `used_fields` returns."""
+    found = {}
+    for name, place in part.fields(codec).items():
+        value = used[name]
         if place.used != place.local_shape:
             padded = value.new_zeros(place.local_shape)
             padded[: value.numel()] = value.reshape(-1)
             value = padded
-        wrapped[name] = part.wrapped(value, place)
-    return wrapped
+        found[name] = value
+    return found
 
 
 def decoded_part(part: Part, codec: Codec, fields: Fields) -> Tensor:

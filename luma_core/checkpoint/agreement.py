@@ -23,12 +23,14 @@ class Processes:
     Attributes:
         rank: number of this process.
         world: how many there are.
+        global_rank: number of this process in the default group.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self._group = group
         self.rank: int = dist.get_rank(group)
         self.world: int = dist.get_world_size(group)
+        self.global_rank: int = dist.get_rank()
 
     def told(self, value: T) -> list[T]:
         """Tell all processes a value, and return all values in their order.

@@ -90,7 +90,7 @@ class Base:
         """Return what reads the counterpart of a tensor of the state; None where there is none."""
         entry = self._state.get(tensor.name)
         like = (dtype_name(tensor.dtype), tensor.shape)
-        if entry is None or (entry.dtype, entry.shape) != like:
+        if entry is None or entry.box is not None or (entry.dtype, entry.shape) != like:
             return None
         return partial(self._checkpoint.read_stored, entry.name)
 

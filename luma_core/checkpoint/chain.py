@@ -75,7 +75,11 @@ def check_counterparts(manifest: Manifest, base: Manifest, url: str) -> None:
     Raises:
         CorruptCheckpointError: it has none of that name, dtype and shape.
     """
-    found = {entry.name: (entry.dtype, entry.shape) for entry in base.tensors_of("optimizer")}
+    found = {
+        entry.name: (entry.dtype, entry.shape)
+        for entry in base.tensors_of("optimizer")
+        if entry.box is None
+    }
     for entry in manifest.tensors:
         if entry.deltas and found.get(entry.name) != (entry.dtype, entry.shape):
             raise CorruptCheckpointError(

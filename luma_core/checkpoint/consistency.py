@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from types import MappingProxyType
 
 import torch
 
@@ -13,16 +14,16 @@ from luma_core.checkpoint.compression import MAX_CHUNK_BYTES
 from luma_core.checkpoint.dtypes import dtype_name, tensor_bytes, torch_dtype
 from luma_core.checkpoint.extra import tensor_names
 from luma_core.checkpoint.manifest import (
-    DELTA_VERSION,
     MAX_CHAIN,
     PIECES_VERSION,
-    VERSION,
+    Box,
     Manifest,
     ParameterEntry,
     TensorEntry,
+    version_of,
 )
 from luma_core.checkpoint.names import INDEX_NAME, check_name, shard_generation
-from luma_core.checkpoint.pieces import stored_tensors
+from luma_core.checkpoint.pieces import box_shape, boxes_of_moments, is_grid, stored_tensors
 from luma_core.codecs import codec_from_dict
 from luma_core.errors import ConfigurationError, CorruptCheckpointError, UnknownCodecError
 from luma_core.state import field_key
@@ -40,11 +41,6 @@ _MIN_CHUNK_BYTES = 64
 _MAX_ELEMENTS = 1 << 59
 
 
-def tensor_name(parameter: str, key: str) -> str:
-    """Return the stored name of a parameter's field: ``<parameter>/<moment>.<field>``."""
-    return f"{parameter}/{key}"
-
-
 def check_consistency(manifest: Manifest, where: str) -> None:
     """Check a manifest whose fields have the right types.
 
@@ -53,9 +49,7 @@ def check_consistency(manifest: Manifest, where: str) -> None:
         UnknownCodecError: a codec is not known here.
         UnsafeNameError: a file's name could point outside the folder.
     """
-    version = VERSION if manifest.base is None else DELTA_VERSION
-    if any(entry.first_row is not None for entry in manifest.tensors):
-        version = PIECES_VERSION
+    version = version_of(manifest.tensors, manifest.base)
     if manifest.version != version:
         raise _wrong(where, "version", manifest.version, f"{version}")
     if manifest.generation < 1:
@@ -186,8 +180,8 @@ def _check_tensor(entry: TensorEntry, chunk_bytes: int, place: str, where: str) 
 def _check_base(manifest: Manifest, where: str) -> None:
     """Check the base, and which chunks are differences to it."""
     base = manifest.base
-    if base is not None and manifest.version == PIECES_VERSION:
-        raise _wrong(where, "base", base.folder, "null, for tensors are in pieces")
+    if base is not None and manifest.version >= PIECES_VERSION:
+        raise _wrong(where, "base", base.folder, "null, for tensors are in pieces or parts")
     if base is not None:
         check_name(base.folder)
         if not _HEX64.fullmatch(base.digest):
@@ -208,41 +202,71 @@ def _check_base(manifest: Manifest, where: str) -> None:
                 raise _wrong(where, place, crc32, "the CRC-32 of a chunk that is not raw, or null")
 
 
-def state_fields(entry: ParameterEntry) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Yield key, safetensors dtype and shape of each stored field of a parameter.
+def tensor_name(parameter: str, key: str) -> str:
+    """Return the stored name of a parameter's field: ``<parameter>/<moment>.<field>``."""
+    return f"{parameter}/{key}"
+
+
+def state_fields(
+    entry: ParameterEntry, boxes: Mapping[str, Sequence[Box]] = MappingProxyType({})
+) -> Iterator[tuple[str, Box | None, str, tuple[int, ...]]]:
+    """Yield key, box, safetensors dtype and shape of each stored field of a parameter.
+
+    Args:
+        entry: the parameter's.
+        boxes: of the parts of moments that are stored in parts, by moment.
 
     Raises:
         ConfigurationError: a codec is not known, or its configuration cannot work.
     """
     for moment, config in entry.codecs.items():
-        for name, spec in codec_from_dict(config).layout(entry.shape).items():
-            stored = dtype_name(spec.dtype)
-            if stored is None:
-                raise ConfigurationError(f"dtype {spec.dtype} of {moment}.{name} cannot be stored.")
-            yield field_key(moment, name), stored, spec.shape
+        codec = codec_from_dict(config)
+        for box in boxes.get(moment, [None]):
+            shape = entry.shape if box is None else box_shape(box)
+            for name, spec in codec.layout(shape).items():
+                stored = dtype_name(spec.dtype)
+                if stored is None:
+                    raise ConfigurationError(
+                        f"dtype {spec.dtype} of {moment}.{name} cannot be stored."
+                    )
+                yield field_key(moment, name), box, stored, spec.shape
 
 
 def _check_state_fields(manifest: Manifest, where: str) -> None:
-    found = stored_tensors(manifest.tensors_of("optimizer"))
+    state = list(manifest.tensors_of("optimizer"))
+    files = {entry.name for entry in manifest.files_of("optimizer")}
+    for other in manifest.tensors:
+        for field in ("first_row", "box"):
+            if getattr(other, field) is not None and other.file not in files:
+                raise _wrong(where, f"tensor {other.name!r}.{field}", "there", "null")
+    found = stored_tensors(state)
     for tensor in found.values():
         if len(tensor.entries) > 1 and any(entry.first_row is None for entry in tensor.entries):
             raise _wrong(where, "tensors", "an optimizer tensor", "there once")
-    pieces = {name for name, tensor in found.items() if tensor.entries[0].first_row is not None}
-    for tensor_entry in manifest.tensors:
-        if tensor_entry.first_row is not None and tensor_entry.name not in pieces:
-            raise _wrong(where, f"tensor {tensor_entry.name!r}.first_row", "there", "null")
+    parts = boxes_of_moments(state)
     for entry in manifest.parameters:
+        boxes = {
+            moment: parts[at] for moment in entry.codecs if (at := (entry.name, moment)) in parts
+        }
+        for moment, some in boxes.items():
+            if not is_grid(entry.shape, some):
+                raise _wrong(
+                    where,
+                    f"boxes of {tensor_name(entry.name, moment)!r}",
+                    [list(map(list, box)) for box in some[:3]],
+                    f"parts that make up the shape {list(entry.shape)}",
+                )
         try:
-            fields = list(state_fields(entry))
+            fields = list(state_fields(entry, boxes))
         except UnknownCodecError as error:
             raise UnknownCodecError(
                 f"{where}: parameter {entry.name!r}: {error.message}", hint=error.hint
             ) from error
         except (ConfigurationError, TypeError) as error:
             raise CorruptCheckpointError(f"{where}: parameter {entry.name!r}: {error}") from error
-        for key, dtype, shape in fields:
+        for key, box, dtype, shape in fields:
             name = tensor_name(entry.name, key)
-            stored = found.pop(name, None)
+            stored = found.pop((name, box), None)
             problem = "missing" if stored is None else stored.problem(dtype, tuple(shape))
             if problem:
                 raise _wrong(
@@ -252,7 +276,7 @@ def _check_state_fields(manifest: Manifest, where: str) -> None:
                     f"{dtype} of shape {list(shape)}, by its codec",
                 )
     if found:
-        raise _wrong(where, "tensors", next(iter(found)), "a field of some parameter")
+        raise _wrong(where, "tensors", next(iter(found))[0], "a field of some parameter")
 
 
 def _check_aliases(manifest: Manifest, where: str) -> None:

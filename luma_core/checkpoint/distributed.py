@@ -1,8 +1,8 @@
 """Checkpoints of sharded optimizers: every process writes its own shards and reads its own rows.
 
-Fields that are cut along dimension 0 are stored as pieces, without being gathered. Two kinds of
-moments are gathered, one at a time: those cut along another dimension, and those whose blocks the
-sharding cuts, which are coded anew by rounding to nearest.
+Fields that are cut along dimension 0 are stored as pieces, and moments whose blocks the sharding
+cuts as parts, without being gathered. Those cut along another dimension are gathered, one at a
+time.
 """
 
 from __future__ import annotations
@@ -20,24 +20,21 @@ from luma_core.checkpoint.agreement import Processes, group_for_saves
 from luma_core.checkpoint.background import SaveHandle
 from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
 from luma_core.checkpoint.compression import Compression
-from luma_core.checkpoint.extra import flatten_extra
-from luma_core.checkpoint.loading import LoadedCheckpoint, check_optimizer, matched_states
+from luma_core.checkpoint.loading import LoadedCheckpoint, matched_states
 from luma_core.checkpoint.manifest import Manifest
 from luma_core.checkpoint.model_loading import ModelLoad
-from luma_core.checkpoint.names import ShardKind
-from luma_core.checkpoint.parts import loaded_fields, part_count, planned_parts
-from luma_core.checkpoint.plan import Plan, parameter_entry, plain_options
+from luma_core.checkpoint.parts import check_sharded_optimizer, loaded_fields, part_count
 from luma_core.checkpoint.reader import Checkpoint, open
-from luma_core.checkpoint.shard import PlannedTensor, plan_shards
+from luma_core.checkpoint.shares import Replicas, check_replicas_option, planned_share
 from luma_core.checkpoint.staging import Staging, released
 from luma_core.checkpoint.store import Place, Store, open_store
-from luma_core.checkpoint.together import Share, SharedSave
-from luma_core.checkpoint.weights import load_weights, planned, planned_weights
+from luma_core.checkpoint.together import SharedSave
+from luma_core.checkpoint.weights import check_models, load_weights
 from luma_core.checkpoint.writer import MAX_SHARD_BYTES, check_options
-from luma_core.errors import StorageError, UnsupportedParameterError
+from luma_core.errors import StorageError
 from luma_core.optim.base import CompressedOptimizer
 from luma_core.optim.offload import Incoming
-from luma_core.sharding import is_flattened, part_of
+from luma_core.sharding import part_of
 from luma_core.state import ParameterState
 
 
@@ -51,6 +48,7 @@ class SharedOptions(TypedDict, total=False):
     max_shard_bytes: int
     max_memory_bytes: int
     group: dist.ProcessGroup | None
+    replicas: Replicas
 
 
 @overload
@@ -84,8 +82,13 @@ def save_sharded(
 
     The folder must be one that all processes reach. Process 0 makes the checkpoint appear once all
     have written; if any fails or disappears before, the folder keeps the checkpoint that was there,
-    and what others wrote is removed by the next save. Parameters that are not sharded are shared
-    out among the processes.
+    and what others wrote is removed by the next save.
+
+    A parameter may be on any part of the processes: whole on one (a pipeline's stage, an expert),
+    whole on several, or cut over any mesh of them. Parameters are the same if their names are.
+    What several processes have is written by one of them, and must be equal in all: before anything
+    is written, they compare shapes, dtypes, codecs, group options, counters and a digest of a
+    sample of the values. Buffers may differ; those of the first process that has them are saved.
 
     With ``wait=False`` training is held while those tensors are gathered that need to be, and
     weights copied; the rest goes on behind it, as `luma_core.checkpoint.save` says, over a process
@@ -106,8 +109,12 @@ def save_sharded(
         wait: whether to return only when the checkpoint is committed.
         group: the processes; all by default. Its time-out bounds how long they wait for one that
             disappeared.
+        replicas: ``"equal"``, or ``"first"`` to save the values of the first process that has them
+            where those of others may differ; they are not compared then.
 
     Raises:
+        StateMismatchError: what several processes have is not equal, or is parts of no whole; says
+            of which parameter and in which processes.
         CheckpointExistsError: there is a checkpoint and ``overwrite`` is False.
         ConcurrentSaveError: another saver is at work in the folder.
         UnsupportedParameterError: parameters are flat ones of FSDP1; see `unflattened`.
@@ -130,6 +137,7 @@ def prepared_sharded(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
     group: dist.ProcessGroup | None = None,
+    replicas: Replicas = "equal",
     begin: Callable[[], None] = lambda: None,
 ) -> Callable[[], Manifest]:
     """Return what is left of `save_sharded` once tensors are gathered and, unless it waits, staged.
@@ -137,15 +145,16 @@ def prepared_sharded(
     ``begin`` is called by process 0 before anything is written.
     """
     check_options(compression, max_shard_bytes, overwrite=overwrite)
-    _check_optimizer(optimizer, hint="Save it with torch.distributed.checkpoint.")
+    check_replicas_option(replicas)
     budget = Budget.of(max_memory_bytes)
     background.before_save(wait=wait)
-    share = _share(optimizer, model, extra, max_shard_bytes, Processes(group))
+    processes = Processes(group)
+    share = planned_share(optimizer, model, extra, max_shard_bytes, replicas, processes)
     # Before steps may have to wait for the save, since this may fail.
     processes = Processes(group if wait else group_for_saves(group))
     staging = None if wait else Staging(optimizer)
     if staging is not None:
-        share = replace(share, plan=staging.staged(share.plan))
+        share = staging.staged(share)
     save = SharedSave(
         store,
         share,
@@ -159,45 +168,6 @@ def prepared_sharded(
     return save.run if staging is None else partial(released, save.run, staging)
 
 
-def _check_optimizer(optimizer: CompressedOptimizer, *, hint: str) -> None:
-    check_optimizer(optimizer, hint=hint)
-    for name, param, _ in optimizer.parameters_by_name():
-        if is_flattened(param):
-            raise UnsupportedParameterError(
-                f"parameter {name!r} is a flat one of FullyShardedDataParallel, cut anywhere.",
-                hint="Give luma_core.optim.unflattened(model, optimizer).",
-            )
-
-
-def _share(
-    optimizer: CompressedOptimizer,
-    model: nn.Module | None,
-    extra: Any,
-    max_shard_bytes: int,
-    processes: Processes,
-) -> Share:
-    """Return what this process writes; all processes call it together."""
-    flat: list[tuple[Any, dict[str, Tensor]]] = []
-    processes.agreed(lambda: flat.append(flatten_extra(extra)))
-    tree, extra_tensors = flat[0]
-    weights, aliases = ([], {}) if model is None else planned_weights(model, processes)
-    parts = planned_parts(optimizer, processes)
-    tensors: dict[ShardKind, list[PlannedTensor]] = {"optimizer": parts.tensors, "model": weights}
-    if processes.rank == 0:
-        tensors["extra"] = [planned(name, tensor) for name, tensor in extra_tensors.items()]
-    groups = enumerate(optimizer.group_options())
-    plan = Plan(
-        algorithm=optimizer.algorithm,
-        named=optimizer.named,
-        groups=tuple(plain_options(index, group) for index, group in groups),
-        parameters=tuple(map(parameter_entry, optimizer.parameter_states())),
-        extra=tree,
-        aliases=aliases,
-        shards={kind: plan_shards(some, max_shard_bytes) for kind, some in tensors.items() if some},
-    )
-    return Share(plan, parts.nonfinite)
-
-
 def load_sharded(
     url: Place,
     *,
@@ -208,10 +178,11 @@ def load_sharded(
 ) -> LoadedCheckpoint:
     """Load a checkpoint into an optimizer of sharded parameters; all processes call it together.
 
-    Any checkpoint will do, whoever saved it under whatever sharding. Each process reads the rows it
-    needs, and checks the checksums of the chunks that hold them. Neither state nor weights change
-    before all processes have read their state; weights are then copied one by one. Saves in flight
-    of this process end first.
+    Any checkpoint will do, whoever saved it under whatever sharding. Each process gets what its own
+    optimizer and model have, by name; together they must have what the checkpoint has. Each reads
+    the rows it needs, and checks the checksums of the chunks that hold them. Neither state nor
+    weights change before all processes have read their state; weights are then copied one by one.
+    Saves in flight of this process end first.
 
     Args:
         url: folder of the checkpoint.
@@ -226,12 +197,22 @@ def load_sharded(
         StateMismatchError: it does not fit the optimizer; says where.
         StorageError: a process failed or disappeared, or they did not find the same checkpoint.
     """
-    _check_optimizer(optimizer, hint="Load it with torch.distributed.checkpoint.")
     processes = Processes(group)
     background.finish()
-    checkpoint: Checkpoint = open(url, max_memory_bytes=max_memory_bytes)
-    digests = processes.told(checkpoint.manifest.digest)
-    processes.agreed(lambda: _check_same(checkpoint.url, digests))
+    opened: list[Checkpoint] = []
+
+    def find() -> tuple[str, list[str], set[str] | None]:
+        check_sharded_optimizer(optimizer, "Load it")
+        opened.append(open(url, max_memory_bytes=max_memory_bytes))
+        keys = None if model is None else set(model.state_dict())
+        return opened[0].manifest.digest, optimizer.parameter_names(), keys
+
+    digests, names, keys = zip(*processes.agreed(find), strict=True)
+    checkpoint = opened[0]
+    manifest = checkpoint.manifest
+    _check_same(checkpoint.url, digests)
+    check_models([some is not None for some in keys])
+    elsewhere = set().union(*names)
     states: list[ParameterState] = []
     blocks: list[Incoming | None] = []
     weights: list[ModelLoad] = []
@@ -239,16 +220,17 @@ def load_sharded(
     def read() -> None:
         if model is not None:
             held = [param for _, param, _ in optimizer.parameters_by_name()]
-            weights.append(ModelLoad(checkpoint.manifest, model, held))
-        matched = matched_states(checkpoint, optimizer)
+            weights.append(ModelLoad(manifest, model, held, set().union(*keys)))
+        matched = matched_states(checkpoint, optimizer, elsewhere)
         blocks.append(optimizer.incoming_state(matched))
         states.extend(_states(checkpoint, optimizer, matched, blocks[0]))
 
     processes.agreed(read)
-    optimizer.load_parameter_states(checkpoint.group_options(), states, incoming=blocks[0])
+    groups = checkpoint.group_options()
+    processes.agreed(lambda: optimizer.load_parameter_states(groups, states, incoming=blocks[0]))
     if model is not None:
         processes.agreed(lambda: load_weights(checkpoint, weights[0]))
-    return LoadedCheckpoint(checkpoint.manifest, checkpoint.extra())
+    return LoadedCheckpoint(manifest, checkpoint.extra())
 
 
 def _check_same(url: str, digests: Sequence[str]) -> None:

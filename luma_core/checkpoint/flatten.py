@@ -10,15 +10,18 @@ from torch import Tensor
 from luma_core.checkpoint import background
 from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
 from luma_core.checkpoint.compression import Compression
+from luma_core.checkpoint.consistency import tensor_name
 from luma_core.checkpoint.dtypes import torch_dtype
 from luma_core.checkpoint.files import Progress
 from luma_core.checkpoint.manifest import Manifest, TensorEntry
 from luma_core.checkpoint.names import ShardKind
+from luma_core.checkpoint.pieces import boxes_of_moments
 from luma_core.checkpoint.plan import Plan
 from luma_core.checkpoint.reader import Checkpoint, open
 from luma_core.checkpoint.shard import PlannedTensor, plan_shards
 from luma_core.checkpoint.store import Place, open_store
 from luma_core.checkpoint.writer import MAX_SHARD_BYTES, check_options, run_plan
+from luma_core.state import field_key
 
 
 def flatten(
@@ -33,7 +36,8 @@ def flatten(
 ) -> Manifest:
     """Write a full checkpoint with what another holds, and return its manifest.
 
-    Every tensor, counter, option and extra value is the same bit for bit. What is read of the
+    Every tensor, counter, option and extra value is the same bit for bit, but for moments that are
+    stored in parts, which are coded anew, by rounding to nearest. What is read of the
     source and of those that it builds on is checked by CRC-32. The source stays.
 
     Args:
@@ -83,11 +87,19 @@ def _plan(opened: Checkpoint, max_shard_bytes: int) -> Plan:
 
 
 def _planned_state(opened: Checkpoint) -> list[PlannedTensor]:
-    dtypes = {entry.name: _dtype(entry) for entry in opened.manifest.tensors_of("optimizer")}
-    return [
+    state = list(opened.manifest.tensors_of("optimizer"))
+    whole = {entry.name: _dtype(entry) for entry in state if entry.box is None}
+    planned = [
         PlannedTensor(name, dtype, opened.stored_shape(name), partial(_read, opened, name, dtype))
-        for name, dtype in dtypes.items()
+        for name, dtype in whole.items()
     ]
+    for parameter, moment in boxes_of_moments(state):
+        found = opened.parameter_state(parameter)
+        for name, spec in found.codecs[moment].layout(found.shape).items():
+            load = partial(opened.read, parameter, moment, field=name)
+            stored = tensor_name(parameter, field_key(moment, name))
+            planned.append(PlannedTensor(stored, spec.dtype, spec.shape, load))
+    return planned
 
 
 def _read(opened: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:

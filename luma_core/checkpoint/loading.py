@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +15,7 @@ from luma_core.checkpoint.consistency import tensor_name
 from luma_core.checkpoint.dtypes import tensor_bytes, torch_dtype
 from luma_core.checkpoint.extra import restore_extra
 from luma_core.checkpoint.files import Progress
-from luma_core.checkpoint.manifest import FileKind, Manifest, TensorEntry
+from luma_core.checkpoint.manifest import Box, FileKind, Manifest, TensorEntry
 from luma_core.checkpoint.model import check_names
 from luma_core.checkpoint.model_loading import ModelLoad
 from luma_core.checkpoint.names import MANIFEST_NAME
@@ -141,7 +141,7 @@ def load(
     where = f"{checkpoint.url}/{MANIFEST_NAME}: extra"
     extra = restore_extra(checkpoint.manifest.extra, found.extra.__getitem__, where)
     if optimizer is not None:
-        states = checkpoint.states(found.state.__getitem__)
+        states = checkpoint.states(found.stored)
         groups = checkpoint.group_options()
         optimizer.load_parameter_states(groups, states, incoming=incoming)
     if weights is not None:
@@ -191,11 +191,18 @@ class _Found:
         self._rooms = rooms
         self._lock = threading.Lock()
         self.state = {name: room.view() for name, room in rooms.items()}
+        self.parts: dict[tuple[str, Box], Tensor] = {}
         self.extra: dict[str, Tensor] = {}
+
+    def stored(self, name: str, box: Box | None = None, /) -> Tensor:
+        """Return a stored tensor of the state, which is forgotten where it is a field of a part."""
+        return self.state[name] if box is None else self.parts.pop((name, box))
 
     def room(self, entry: TensorEntry) -> Room | None:
         room = None if entry.file.startswith("extra-") else self._rooms.get(entry.name)
-        if room is None or not entry.first_row:
+        if room is None or entry.box is not None:
+            return None
+        if not entry.first_row:
             return room
         dtype = torch_dtype(entry.dtype)
         assert dtype is not None
@@ -204,6 +211,8 @@ class _Found:
     def put(self, entry: TensorEntry, tensor: Tensor) -> None:
         if entry.file.startswith("extra-"):
             self.extra[entry.name] = tensor
+        elif entry.box is not None:
+            self.parts[entry.name, entry.box] = tensor.to(self._devices[entry.name])
         elif entry.first_row is None:
             self.state[entry.name] = tensor.to(self._devices[entry.name])
         else:
@@ -261,9 +270,14 @@ def _rooms(
 
 
 def matched_states(
-    checkpoint: Checkpoint, optimizer: LoadableState
+    checkpoint: Checkpoint, optimizer: LoadableState, elsewhere: Collection[str] = ()
 ) -> list[tuple[str, ParameterState]]:
     """Return the checkpoint's states, known to fit, with the optimizer's names for them.
+
+    Args:
+        checkpoint: has the states.
+        optimizer: receives them.
+        elsewhere: names of parameters that other processes have, which are left to them.
 
     Raises:
         StateMismatchError: algorithm, names or shapes do not fit.
@@ -276,7 +290,7 @@ def matched_states(
     states = checkpoint.states()
     names = list(optimizer.parameter_names())
     if optimizer.named and checkpoint.named:
-        check_names("parameters", names, [state.name for state in states])
+        check_names("parameters", [*names, *elsewhere], [state.name for state in states])
         by_name = {state.name: state for state in states}
         pairs = [(name, by_name[name]) for name in names]
     else:

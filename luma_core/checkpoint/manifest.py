@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -31,11 +31,17 @@ DELTA_VERSION = 2
 PIECES_VERSION = 3
 """Of checkpoints whose tensors are in pieces, written by several processes; these have no base."""
 
+PARTS_VERSION = 4
+"""Of checkpoints with moments that are stored in parts, each coded on its own; without a base."""
+
 MAX_CHAIN = 32
 """A longer chain is neither written nor read: each of its checkpoints is opened to read one."""
 
 MAX_MANIFEST_BYTES = 256 << 20
 """Larger manifests are neither written nor read; 100,000 parameters take about a quarter."""
+
+Box = tuple[tuple[int, int], ...]
+"""Part of a tensor: the first index and the one behind the last, in each dimension."""
 
 FileKind = Literal["optimizer", "model", "extra", "index"]
 
@@ -87,6 +93,8 @@ class TensorEntry:
             difference to the base, and None where it is not.
         first_row: of a tensor in pieces, the index of dimension 0 at which this piece of ``shape``
             begins; None where the tensor is whole.
+        box: of a field of a moment that is stored in parts, the part of the parameter that it is
+            of, which is coded like a tensor of its own; None where the field is the whole moment's.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _CONFIG
@@ -99,6 +107,7 @@ class TensorEntry:
     chunks: tuple[Chunk, ...]
     deltas: tuple[int | None, ...] = ()
     first_row: int | None = None
+    box: Box | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -175,7 +184,8 @@ class Manifest:
 
     Attributes:
         format: ``"luma"``.
-        version: of the format: 2 where there is a base, 3 where tensors are in pieces, else 1.
+        version: of the format: 2 where there is a base, 3 where tensors are in pieces, 4 where
+            moments are in parts, else 1.
         generation: 1 or more, and larger than that of the checkpoint it replaced in place.
         created: when it was written, ISO 8601 in UTC.
         software: what wrote it.
@@ -228,6 +238,8 @@ class Manifest:
                 del entry["deltas"]
             if self.version < PIECES_VERSION:
                 del entry["first_row"]
+            if self.version < PARTS_VERSION:
+                del entry["box"]
         return found
 
     @cached_property
@@ -253,6 +265,15 @@ class Manifest:
         """Yield the tensors in shards of one kind."""
         shards = {entry.name for entry in self.files_of(kind)}
         return (entry for entry in self.tensors if entry.file in shards)
+
+
+def version_of(tensors: Sequence[TensorEntry], base: BaseEntry | None) -> int:
+    """Return the least version of the format that can say what a manifest has."""
+    if any(entry.box is not None for entry in tensors):
+        return PARTS_VERSION
+    if any(entry.first_row is not None for entry in tensors):
+        return PIECES_VERSION
+    return VERSION if base is None else DELTA_VERSION
 
 
 def canonical_json(value: Any) -> bytes:
@@ -312,9 +333,9 @@ def _body_of(document: Any, where: str) -> dict[str, Any]:
         raise CorruptCheckpointError(f"{where}: it must be an object with the field 'manifest'.")
     # A newer version may have other fields, so it is told before any of them is looked at.
     version = body.get("version")
-    if type(version) is int and version > PIECES_VERSION:
+    if type(version) is int and version > PARTS_VERSION:
         raise UnsupportedVersionError(
-            f"{where}: format version {version}; this software reads up to {PIECES_VERSION}.",
+            f"{where}: format version {version}; this software reads up to {PARTS_VERSION}.",
             hint="Upgrade the package 'luma-state'.",
         )
     return body

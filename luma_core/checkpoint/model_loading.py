@@ -9,7 +9,7 @@ at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -66,13 +66,21 @@ class ModelLoad:
         manifest: of the checkpoint.
         model: receives the weights.
         held: parameters that others hold, and which must stay the model's.
+        elsewhere: keys of the state dicts of other processes' models. What is stored under those
+            that this one lacks is left to them.
 
     Raises:
         StateMismatchError: names, shapes or dtypes differ; says which and what was expected.
         ConfigurationError: a parameter of ``held`` is on the meta device.
     """
 
-    def __init__(self, manifest: Manifest, model: nn.Module, held: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        model: nn.Module,
+        held: Iterable[Tensor] = (),
+        elsewhere: Collection[str] = (),
+    ) -> None:
         self._model = model
         self._entries = stored = {entry.name: entry for entry in manifest.tensors_of("model")}
         if not stored:
@@ -82,11 +90,13 @@ class ModelLoad:
         self._found = dict.fromkeys(name.partition(VALUE_MARK)[0] for name in stored)
         self._entries |= {alias: stored[name] for alias, name in manifest.aliases.items()}
         self._found |= dict.fromkeys(manifest.aliases)
+        self._own = model.state_dict()
+        others = set(elsewhere) - self._own.keys()
+        self._found = {key: None for key in self._found if key not in others}
         self._slots: dict[str, _Slot] = {}
         self._states: dict[str, nn.Module] = {}
         self._special: list[_Own] = []
         self._walk(model, "")
-        self._own = model.state_dict()
         self._targets = self._checked_targets()
         self._refuse_held({id(tensor) for tensor in held})
 

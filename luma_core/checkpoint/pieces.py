@@ -1,12 +1,17 @@
-"""Stored tensors of the state: whole, or in pieces that several processes wrote."""
+"""Stored tensors of the state: whole, in pieces, or in parts, as several processes wrote them.
+
+A piece is a run of rows of a field. A part is a field of a part of the parameter, a box, that is
+coded like a tensor of its own, since its blocks are not blocks of the whole.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
-from luma_core.checkpoint.manifest import TensorEntry
+from luma_core.checkpoint.manifest import Box, TensorEntry
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,51 @@ class StoredTensor:
             yield self.entries[0], 0, 0
 
 
-def stored_tensors(entries: Iterable[TensorEntry]) -> dict[str, StoredTensor]:
-    """Return tensors by name, their pieces by first row."""
-    found: dict[str, list[TensorEntry]] = {}
+StoredName = tuple[str, Box | None]
+"""Name of a stored tensor, and its box where it is a field of a part."""
+
+
+def stored_tensors(entries: Iterable[TensorEntry]) -> dict[StoredName, StoredTensor]:
+    """Return tensors by name and box, their pieces by first row."""
+    found: dict[StoredName, list[TensorEntry]] = {}
     for entry in entries:
-        found.setdefault(entry.name, []).append(entry)
+        found.setdefault((entry.name, entry.box), []).append(entry)
     return {
         name: StoredTensor(tuple(sorted(some, key=lambda entry: entry.first_row or 0)))
         for name, some in found.items()
     }
+
+
+def boxes_of_moments(entries: Iterable[TensorEntry]) -> dict[tuple[str, str], list[Box]]:
+    """Return the boxes of all moments that are stored in parts, by parameter and moment."""
+    found: dict[tuple[str, str], dict[Box, None]] = {}
+    for entry in entries:
+        if entry.box is not None:
+            parameter, _, key = entry.name.rpartition("/")
+            found.setdefault((parameter, key.partition(".")[0]), {})[entry.box] = None
+    return {moment: sorted(boxes) for moment, boxes in found.items()}
+
+
+def box_shape(box: Box) -> tuple[int, ...]:
+    """Return the shape of a part."""
+    return tuple(stop - start for start, stop in box)
+
+
+def is_grid(shape: tuple[int, ...], boxes: Collection[Box]) -> bool:
+    """Return whether boxes, none of them empty or twice, make up a tensor of ``shape``.
+
+    They do as the cells of a grid: in each dimension their ranges follow each other from the first
+    index to the last, and no cell is missing.
+    """
+    if any(len(box) != len(shape) for box in boxes):
+        return False
+    cells = 1
+    for dimension, size in enumerate(shape):
+        ranges = sorted({box[dimension] for box in boxes})
+        ends = [(0, 0), *ranges, (size, size)]
+        if not all(start < stop for start, stop in ranges):
+            return False
+        if any(before[1] != after[0] for before, after in pairwise(ends)):
+            return False
+        cells *= len(ranges)
+    return len(boxes) == cells

@@ -29,15 +29,29 @@ from luma_core.checkpoint.files import (
 )
 from luma_core.checkpoint.folder import read_manifest, reading, refuse_replaced
 from luma_core.checkpoint.lazy import LazyFields
-from luma_core.checkpoint.manifest import FileEntry, FileKind, Manifest, ParameterEntry, TensorEntry
+from luma_core.checkpoint.manifest import (
+    Box,
+    FileEntry,
+    FileKind,
+    Manifest,
+    ParameterEntry,
+    TensorEntry,
+)
 from luma_core.checkpoint.names import MANIFEST_NAME
-from luma_core.checkpoint.pieces import StoredTensor, stored_tensors
+from luma_core.checkpoint.parted import ReadStored, WholeFields
+from luma_core.checkpoint.pieces import (
+    StoredName,
+    StoredTensor,
+    box_shape,
+    boxes_of_moments,
+    stored_tensors,
+)
 from luma_core.checkpoint.plan import restored_options
-from luma_core.checkpoint.rows import field_rows, moment_rows
+from luma_core.checkpoint.rows import boxes_of_rows, field_rows, moment_rows, row_range
 from luma_core.checkpoint.shard_reader import ShardReader
 from luma_core.checkpoint.store import Place, Store, open_store, storage_errors
 from luma_core.checkpoint.whole import Room, Target, read_shard
-from luma_core.codecs import codec_from_dict
+from luma_core.codecs import Fields, codec_from_dict
 from luma_core.direct import Bytes
 from luma_core.errors import CorruptCheckpointError
 from luma_core.state import GroupOptions, ParameterState, field_key
@@ -102,11 +116,12 @@ class Checkpoint:
         """
         return self._state(self._parameters[name], keep=True)
 
-    def states(self, read: Callable[[str], Tensor] | None = None) -> list[ParameterState]:
+    def states(self, read: ReadStored | None = None) -> list[ParameterState]:
         """Return the state of every parameter; each use of a field reads it anew.
 
         Args:
-            read: returns a stored tensor by name that is nobody else's; from the store by default.
+            read: returns a stored tensor by name, and by box where it is a field of a part, that
+                is nobody else's; from the store by default.
         """
         return [self._state(entry, keep=False, read=read) for entry in self.manifest.parameters]
 
@@ -149,14 +164,48 @@ class Checkpoint:
         """
         entry = self._parameters[parameter]
         codec = codec_from_dict(entry.codecs[moment])
+        boxes = self.boxes(parameter, moment)
 
-        def elements(key: str, start: int, stop: int) -> Tensor:
-            return self._elements(tensor_name(parameter, field_key(moment, key)), start, stop)
+        def elements(box: Box | None, key: str, start: int, stop: int) -> Tensor:
+            name = tensor_name(parameter, field_key(moment, key))
+            return self._elements((name, box), start, stop)
 
+        if boxes and field is not None:
+            whole = self._state(entry, keep=False).fields[field_key(moment, field)]
+            flat = whole.reshape(-1)
+            return field_rows(whole.shape, rows, lambda start, stop: flat[start:stop])
         if field is not None:
             shape = codec.layout(entry.shape)[field].shape
-            return field_rows(shape, rows, lambda start, stop: elements(field, start, stop))
-        return moment_rows(codec, entry.shape, rows, elements)
+            return field_rows(shape, rows, partial(elements, None, field))
+        if not boxes:
+            return moment_rows(codec, entry.shape, rows, partial(elements, None))
+        found = torch.empty((len(row_range(entry.shape, rows)), *entry.shape[1:]))
+        for box, inside, place in boxes_of_rows(boxes, row_range(entry.shape, rows)):
+            found[place] = moment_rows(codec, box_shape(box), inside, partial(elements, box))
+        return found
+
+    def boxes(self, parameter: str, moment: str) -> list[Box]:
+        """Return the parts of a parameter in which a moment is stored; none where it is whole."""
+        return self._boxes.get((parameter, moment), [])
+
+    def read_part(self, parameter: str, moment: str, box: Box) -> Fields:
+        """Return the stored fields of a part of a moment, by name, as they are.
+
+        Args:
+            parameter: its name.
+            moment: one that is stored in parts.
+            box: one of them.
+
+        Raises:
+            CorruptCheckpointError: a shard is missing or not what was written.
+            StorageError: the store failed.
+        """
+        codec = codec_from_dict(self._parameters[parameter].codecs[moment])
+        names = codec.layout(box_shape(box))
+        return {
+            name: self._whole(tensor_name(parameter, field_key(moment, name)), box)
+            for name in names
+        }
 
     def read_tensor(self, entry: TensorEntry, *, rows: slice | None = None) -> Tensor:
         """Return one stored tensor on the CPU, or its ``rows``, as `read` does.
@@ -215,10 +264,11 @@ class Checkpoint:
             CorruptCheckpointError: its bytes are not those that were written.
             StorageError: the store failed.
         """
-        dtype = torch_dtype(self._fields[name].entries[0].dtype)
+        stored = self._fields[name, None]
+        dtype = torch_dtype(stored.entries[0].dtype)
         assert dtype is not None
         itemsize = dtype.itemsize
-        for entry, first, last in self._fields[name].spans(start, start + out.nbytes // itemsize):
+        for entry, first, last in stored.spans(start, start + out.nbytes // itemsize):
             with reading(self.store, self.manifest, entry.file):
                 size = (last - first) * itemsize
                 self._reader(entry.file).read_into(entry, first, out[:size])
@@ -226,18 +276,18 @@ class Checkpoint:
 
     def stored_shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a stored tensor of the state, which may be in pieces."""
-        return self._fields[name].shape
+        return self._fields[name, None].shape
 
-    def _elements(self, name: str, start: int, stop: int) -> Tensor:
+    def _elements(self, name: StoredName, start: int, stop: int) -> Tensor:
         found = []
         for entry, first, last in self._fields[name].spans(start, stop):
             with reading(self.store, self.manifest, entry.file):
                 found.append(self._reader(entry.file).read_elements(entry, first, last))
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _whole(self, name: str) -> Tensor:
-        shape = self._fields[name].shape
-        return self._elements(name, 0, math.prod(shape)).view(shape)
+    def _whole(self, name: str, box: Box | None = None) -> Tensor:
+        shape = self._fields[name, box].shape
+        return self._elements((name, box), 0, math.prod(shape)).view(shape)
 
     def _delta(self, entry: TensorEntry, place: int) -> Delta | None:
         """Return what a chunk is a difference to; None where it is whole."""
@@ -255,8 +305,12 @@ class Checkpoint:
         return {entry.name: entry for entry in self.manifest.parameters}
 
     @cached_property
-    def _fields(self) -> dict[str, StoredTensor]:
+    def _fields(self) -> dict[StoredName, StoredTensor]:
         return stored_tensors(self.manifest.tensors_of("optimizer"))
+
+    @cached_property
+    def _boxes(self) -> dict[tuple[str, str], list[Box]]:
+        return boxes_of_moments(self.manifest.tensors_of("optimizer"))
 
     @cached_property
     def _shards(self) -> dict[str, tuple[FileEntry, list[TensorEntry]]]:
@@ -281,11 +335,11 @@ class Checkpoint:
         return self._readers[file]
 
     def _state(
-        self, entry: ParameterEntry, *, keep: bool, read: Callable[[str], Tensor] | None = None
+        self, entry: ParameterEntry, *, keep: bool, read: ReadStored | None = None
     ) -> ParameterState:
-        keys = [key for key, _, _ in state_fields(entry)]
-        stored = read or self._whole
-
+        keys = [key for key, *_ in state_fields(entry)]
+        boxes = {moment: self.boxes(entry.name, moment) for moment in entry.codecs}
+        stored = WholeFields(entry, boxes, read or self._whole)
         return ParameterState(
             name=entry.name,
             shape=entry.shape,
@@ -295,9 +349,7 @@ class Checkpoint:
             noise_key=entry.noise_key,
             nonfinite=entry.nonfinite,
             codecs={moment: codec_from_dict(config) for moment, config in entry.codecs.items()},
-            fields=LazyFields(
-                keys, lambda key: stored(tensor_name(entry.name, key)), keep=keep, fresh=True
-            ),
+            fields=LazyFields(keys, stored.read, keep=keep, fresh=True),
         )
 
     def read_checked(

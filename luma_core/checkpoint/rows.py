@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 
+from luma_core.checkpoint.manifest import Box
 from luma_core.codecs import Codec
 from luma_core.errors import ConfigurationError
 
@@ -26,6 +27,19 @@ def row_range(shape: tuple[int, ...], rows: slice | None) -> range:
     if found.step != 1:
         raise ConfigurationError(f"rows={rows!r} must have a step of 1.")
     return range(found.start, max(found.start, found.stop))
+
+
+def boxes_of_rows(
+    boxes: Iterable[Box], rows: range
+) -> Iterator[tuple[Box, slice, tuple[slice, ...]]]:
+    """Yield the parts that hold some rows, the rows of the part, and their place among those."""
+    for box in boxes:
+        first, last = box[0]
+        start, stop = max(first, rows.start), min(last, rows.stop)
+        if start < stop:
+            place = slice(start - rows.start, stop - rows.start)
+            others = tuple(slice(*bounds) for bounds in box[1:])
+            yield box, slice(start - first, stop - first), (place, *others)
 
 
 def field_rows(

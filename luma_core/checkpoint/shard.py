@@ -17,7 +17,7 @@ from luma_core.checkpoint.budget import Budget
 from luma_core.checkpoint.compression import Chunk, ChunkEncoder, Compression
 from luma_core.checkpoint.delta import Encoded, ReadBase, encode_against
 from luma_core.checkpoint.dtypes import dtype_name, tensor_bytes
-from luma_core.checkpoint.manifest import FileEntry, TensorEntry
+from luma_core.checkpoint.manifest import Box, FileEntry, TensorEntry
 from luma_core.checkpoint.names import ShardKind
 from luma_core.checkpoint.store import ObjectWriter, Store
 from luma_core.direct import Bytes
@@ -41,6 +41,7 @@ class PlannedTensor:
         load: returns it when its turn comes, on any device.
         first_row: where it begins in dimension 0 of the tensor that it is a piece of; None where
             it is whole.
+        box: the part of the parameter whose field it is, where the moment is stored in parts.
         pieces: yields its bytes, piece by piece of at most so many, instead of ``load``.
     """
 
@@ -49,6 +50,7 @@ class PlannedTensor:
     shape: tuple[int, ...]
     load: Callable[[], Tensor]
     first_row: int | None = None
+    box: Box | None = None
     pieces: Callable[[int], Iterator[Bytes]] | None = None
 
     @property
@@ -264,7 +266,15 @@ def _entry(
     assert stored is not None
     some = tuple(deltas) if any(delta is not None for delta in deltas) else ()
     return TensorEntry(
-        tensor.name, file, stored, tensor.shape, offset, tuple(chunks), some, tensor.first_row
+        name=tensor.name,
+        file=file,
+        dtype=stored,
+        shape=tensor.shape,
+        offset=offset,
+        chunks=tuple(chunks),
+        deltas=some,
+        first_row=tensor.first_row,
+        box=tensor.box,
     )
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -19,13 +18,12 @@ from luma_core.checkpoint.consistency import check_consistency
 from luma_core.checkpoint.dtypes import tensor_bytes, torch_dtype
 from luma_core.checkpoint.folder import CheckpointFolder
 from luma_core.checkpoint.manifest import (
-    PIECES_VERSION,
-    VERSION,
     FileEntry,
     Manifest,
     ParameterEntry,
     Summary,
     TensorEntry,
+    version_of,
 )
 from luma_core.checkpoint.model import index_bytes
 from luma_core.checkpoint.names import INDEX_NAME, MANIFEST_NAME, ShardKind, shard_name
@@ -39,30 +37,12 @@ _log = logging.getLogger("luma")
 Written = list[tuple[FileEntry, list[TensorEntry]]]
 
 
-@dataclass(frozen=True)
-class Share:
-    """One process's share of a checkpoint.
-
-    Attributes:
-        plan: what it writes; of all but the shards, what process 0 has counts.
-        nonfinite: what it adds to the counters of sharded parameters, by name.
-    """
-
-    plan: Plan
-    nonfinite: Mapping[str, int]
-
-    @property
-    def shards(self) -> list[tuple[ShardKind, list[PlannedTensor]]]:
-        """The shards of this process, in order."""
-        return [(kind, shard) for kind, shards in self.plan.shards.items() for shard in shards]
-
-
 class SharedSave:
     """One process's work on one save.
 
     Args:
         store: the folder, which all processes reach.
-        share: what this process writes.
+        share: what this process writes; of all but the shards, what process 0 has counts.
         processes: all of them.
         compression: of state and extra tensors.
         budget: of this process's memory.
@@ -74,7 +54,7 @@ class SharedSave:
     def __init__(
         self,
         store: Store,
-        share: Share,
+        share: Plan,
         processes: Processes,
         *,
         compression: Compression,
@@ -99,16 +79,19 @@ class SharedSave:
         Raises:
             CheckpointError: as `luma_core.checkpoint.save_sharded` says, in all processes.
         """
-        processes, share = self._processes, self._share
-        kinds = {kind for some in processes.told(set(share.plan.shards)) for kind in some}
+        processes = self._processes
+        kinds = {kind for some in processes.told(set(self._share.shards)) for kind in some}
         with storage_errors(self._store.url), ExitStack() as stack:
             generation = processes.agreed(lambda: self._open(stack, "model" in kinds))[0]
-            counts = processes.told([kind for kind, _ in share.shards])
+            counts = processes.told([kind for kind, _ in self._shards()])
             written = processes.agreed(lambda: self._write(counts, generation))
-            nonfinite = _added(processes.told(share.nonfinite))
-            manifest = processes.agreed(lambda: self._commit(written, nonfinite))[0]
+            manifest = processes.agreed(lambda: self._commit(written))[0]
         assert manifest is not None
         return manifest
+
+    def _shards(self) -> list[tuple[ShardKind, list[PlannedTensor]]]:
+        """Return the shards of this process, in order."""
+        return [(kind, shard) for kind, shards in self._share.shards.items() for shard in shards]
 
     def _open(self, stack: ExitStack, with_model: bool) -> int:
         """Return the generation, in process 0, which alone looks at what is there."""
@@ -128,7 +111,7 @@ class SharedSave:
         before = [kind for some in counts[: self._processes.rank] for kind in some]
         everywhere = [kind for some in counts for kind in some]
         try:
-            for kind, tensors in self._share.shards:
+            for kind, tensors in self._shards():
                 before.append(kind)
                 begun.append(
                     shard_name(kind, generation, before.count(kind), everywhere.count(kind))
@@ -152,7 +135,7 @@ class SharedSave:
             tick=self._tick,
         )
 
-    def _commit(self, written: Sequence[Written], nonfinite: Mapping[str, int]) -> Manifest | None:
+    def _commit(self, written: Sequence[Written]) -> Manifest | None:
         """Make the checkpoint appear, in process 0."""
         folder = self._folder
         if folder is None:
@@ -165,7 +148,7 @@ class SharedSave:
         if with_model:
             digest = hashlib.sha256(index).hexdigest()
             files.append(FileEntry(INDEX_NAME, len(index), digest, "index"))
-        manifest = self._manifest(files, tensors, nonfinite, folder.generation)
+        manifest = self._manifest(files, tensors, folder.generation)
         check_consistency(manifest, MANIFEST_NAME)
         folder.commit(manifest)
         if with_model:
@@ -180,15 +163,9 @@ class SharedSave:
         self,
         files: Sequence[FileEntry],
         tensors: tuple[TensorEntry, ...],
-        nonfinite: Mapping[str, int],
         generation: int,
     ) -> Manifest:
-        plan = self._share.plan
-        parameters = tuple(
-            replace(entry, nonfinite=nonfinite.get(entry.name, entry.nonfinite))
-            for entry in plan.parameters
-        )
-        in_pieces = any(entry.first_row is not None for entry in tensors)
+        plan = self._share
         return Manifest(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             software=f"luma-state {__version__}",
@@ -197,14 +174,14 @@ class SharedSave:
             compression=self._compression,
             chunk_bytes=CHUNK_BYTES,
             groups=plan.groups,
-            parameters=parameters,
+            parameters=plan.parameters,
             tensors=tensors,
             files=tuple(files),
-            summary=_summary(parameters, tensors, files),
+            summary=_summary(plan.parameters, tensors, files),
             generation=generation,
             extra=plan.extra,
             aliases=dict(plan.aliases),
-            version=PIECES_VERSION if in_pieces else VERSION,
+            version=version_of(tensors, None),
         )
 
 
@@ -213,14 +190,6 @@ def _by_kind(written: Sequence[Written]) -> Written:
     found = [item for some in written for item in some]
     kinds = list(dict.fromkeys(file.kind for file, _ in found))
     return [item for kind in kinds for item in found if item[0].kind == kind]
-
-
-def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for some in counts:
-        for name, count in some.items():
-            found[name] = found.get(name, 0) + count
-    return found
 
 
 def _summary(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from torch import Tensor, nn
 
 from luma_core.carried import gathered
-from luma_core.checkpoint.agreement import Processes
 from luma_core.checkpoint.manifest import TensorEntry
-from luma_core.checkpoint.model import model_tensors
+from luma_core.checkpoint.model import VALUE_MARK, model_tensors
 from luma_core.checkpoint.model_loading import ModelLoad
+from luma_core.checkpoint.owners import LocalCopy, Owners
+from luma_core.checkpoint.parts import local_copy
 from luma_core.checkpoint.reader import Checkpoint
 from luma_core.checkpoint.shard import PlannedTensor
-from luma_core.checkpoint.together import shared_out
-from luma_core.errors import StateMismatchError, UnsupportedParameterError
-from luma_core.sharding import is_flattened, local_tensor, part_of
+from luma_core.errors import ConfigurationError, UnsupportedParameterError
+from luma_core.sharding import Part, is_flattened, local_tensor, part_of
 
 
 def planned(name: str, tensor: Tensor) -> PlannedTensor:
@@ -21,53 +23,132 @@ def planned(name: str, tensor: Tensor) -> PlannedTensor:
     return PlannedTensor(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
-def planned_weights(
-    model: nn.Module, processes: Processes
-) -> tuple[list[PlannedTensor], dict[str, str]]:
-    """Return the weights that this process writes, put together, and all aliases.
+class LocalWeights:
+    """The weights of which this process has a part.
 
-    All processes call it together.
+    Buffers, and values that are no tensors, may differ between processes, as running statistics do
+    under DDP: those of the first process count.
+
+    Args:
+        model: whose weights they are.
 
     Raises:
         ConfigurationError: the state dict holds something that cannot be kept exactly.
         UnsupportedParameterError: the model is under FSDP1.
     """
-    # A process that has no element of two tensors cannot tell them from one, and what a value that
-    # is no tensor takes may differ between processes.
-    found: list[dict[str, Tensor]] = []
-    sizes, aliases = processes.agreed(lambda: _own_weights(model, found))[0]
-    owners = shared_out(list(sizes.values()), processes.world)[processes.rank]
-    mine = {name for index, name in enumerate(sizes) if index in owners}
-    planned_ones = []
-    for name in sizes:
-        value = found[0].get(name)
-        part = None if value is None else part_of(value)
-        if value is not None and part is not None and part.cut:
-            value = gathered(value)
-        if name in mine:
-            if value is None:
-                raise StateMismatchError(
-                    f"the model has no {name!r} in process {processes.rank}, only in process 0.",
-                    hint="All processes must save the same model.",
+
+    def __init__(self, model: nn.Module) -> None:
+        for name, param in model.named_parameters():
+            if is_flattened(param):
+                raise UnsupportedParameterError(
+                    f"model parameter {name!r} is a flat one of FullyShardedDataParallel.",
+                    hint="Save weights with torch.distributed.checkpoint, or use fully_shard.",
                 )
-            planned_ones.append(planned(name, local_tensor(value).detach()))
-    return planned_ones, aliases
+        tensors, aliases = model_tensors(model)
+        state = model.state_dict()
+        tensors |= {alias: state[alias] for alias in aliases}
+        self._tensors: dict[str, tuple[Tensor, Part | None]] = {}
+        for name, value in tensors.items():
+            part = part_of(value)
+            if part is None or part.here:
+                self._tensors[name] = value.detach(), part
+        # Who has no element of two tensors cannot tell them from one.
+        self.known = {name for name, (value, _) in self._tensors.items() if _filled(value)}
+        self.aliases = {alias: name for alias, name in aliases.items() if alias in self.known}
+        self._buffers = {
+            local_tensor(buffer).data_ptr() for buffer in model.buffers() if buffer.numel()
+        }
 
-
-def _own_weights(
-    model: nn.Module, found: list[dict[str, Tensor]]
-) -> tuple[dict[str, int], dict[str, str]]:
-    """Put this process's weights into ``found``; return sizes of those to write, and aliases."""
-    for name, param in model.named_parameters():
-        if is_flattened(param):
-            raise UnsupportedParameterError(
-                f"model parameter {name!r} is a flat one of FullyShardedDataParallel.",
-                hint="Save weights with torch.distributed.checkpoint, or use fully_shard.",
+    def copies(self, *, checked: bool) -> dict[str, LocalCopy]:
+        """Return what this process has of each tensor, by name."""
+        found = {}
+        for name, (value, part) in self._tensors.items():
+            free = VALUE_MARK in name or local_tensor(value).data_ptr() in self._buffers
+            size = value.numel() * value.element_size()
+            sizes = (0, size) if part is not None and part.cut else (size, 0)
+            facts = {"dtype": str(value.dtype)}
+            found[name] = local_copy(
+                value.shape, part, facts, {}, *sizes, checked=checked and not free
             )
-    tensors, aliases = model_tensors(model)
-    state = model.state_dict()
-    found.append({**tensors, **{name: state[name] for name in aliases}})
-    return {n: t.numel() * t.element_size() for n, t in tensors.items()}, aliases
+        return found
+
+    def tensors(self, name: str) -> list[Tensor]:
+        """Return the tensor that this process has of a weight."""
+        return [local_tensor(self._tensors[name][0])]
+
+    def planned(self, owners: Mapping[str, Owners], process: int) -> list[PlannedTensor]:
+        """Return what this process writes; all that have a part of a tensor call it together.
+
+        Args:
+            owners: who writes each tensor, in the same order in all processes.
+            process: the number of this one.
+        """
+        found = []
+        for name, owner in owners.items():
+            if name in self._tensors:
+                value, part = self._tensors[name]
+                whole = gathered(value) if part is not None and part.cut else local_tensor(value)
+                if owner.whole == process:
+                    found.append(planned(name, whole))
+        return found
+
+
+def _filled(value: Tensor) -> bool:
+    return local_tensor(value).numel() > 0
+
+
+def agreed_aliases(told: Sequence[tuple[Mapping[str, str], set[str]]]) -> dict[str, str]:
+    """Return the aliases that hold in all processes which can tell.
+
+    Args:
+        told: of each process its aliases, and the tensors of which it has an element.
+    """
+    found: dict[str, str] = {}
+    for aliases, _ in told:
+        for alias, name in aliases.items():
+            found.setdefault(alias, name)
+    return {
+        alias: name
+        for alias, name in found.items()
+        if all(aliases.get(alias) == name for aliases, known in told if alias in known)
+    }
+
+
+def values_of_first(told: Sequence[Mapping[str, LocalCopy]]) -> list[dict[str, LocalCopy]]:
+    """Leave out values that are no tensors where an earlier process has one under the same key.
+
+    Such a value takes several tensors, which may be others in each process.
+
+    Args:
+        told: the copies of each process, by name.
+    """
+    owner: dict[str, int] = {}
+    for process, copies in enumerate(told):
+        for name in copies:
+            if VALUE_MARK in name:
+                owner.setdefault(name.partition(VALUE_MARK)[0], process)
+    return [
+        {
+            name: copy
+            for name, copy in copies.items()
+            if VALUE_MARK not in name or owner[name.partition(VALUE_MARK)[0]] == process
+        }
+        for process, copies in enumerate(told)
+    ]
+
+
+def check_models(given: Sequence[bool]) -> None:
+    """Check that all processes were given a model, or none.
+
+    Raises:
+        ConfigurationError: some were not.
+    """
+    if len(set(given)) > 1:
+        raise ConfigurationError(
+            f"model is None in process {given.index(False)} but not in process "
+            f"{given.index(True)}.",
+            hint="Give a model in all processes or in none; one without weights will do.",
+        )
 
 
 def load_weights(checkpoint: Checkpoint, load: ModelLoad) -> None:

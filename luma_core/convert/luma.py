@@ -75,12 +75,13 @@ class LumaSource:
             for entry in self._checkpoint.manifest.parameters
         ]
 
+    @cached_property
+    def _by_name(self) -> dict[str, ParameterInfo]:
+        return {info.name: info for info in self._parameters}
+
     def read(self, name: str) -> AdamWState:
-        state = self._checkpoint.parameter_state(name)
-        info = ParameterInfo(
-            name, state.shape, state.dtype, state.group, state.step, bool(state.codecs)
-        )
-        return AdamWState(info, *(state.decode(moment) for moment in MOMENTS))
+        info = self._by_name[name]
+        return AdamWState(info, *(self._checkpoint.read(name, moment) for moment in MOMENTS))
 
 
 def open_luma(url: Url, model: Url | None = None) -> Source:

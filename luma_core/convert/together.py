@@ -13,7 +13,7 @@ from luma_core.checkpoint.agreement import Processes
 from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
 from luma_core.checkpoint.plan import Plan, plan_save
 from luma_core.checkpoint.store import open_store
-from luma_core.checkpoint.together import Share, SharedSave, shared_out
+from luma_core.checkpoint.together import SharedSave, shared_out
 from luma_core.checkpoint.writer import check_options
 from luma_core.convert import luma
 from luma_core.convert.base import Progress, Url, total_elements
@@ -90,7 +90,7 @@ def convert_together(
         compression=cast(Compression, compression),
         budget=Budget.of(MAX_MEMORY_BYTES),
         overwrite=overwrite,
-        tick=_Told(progress, share.plan.total_bytes),
+        tick=_Told(progress, share.total_bytes),
     )
     manifest = save.run()
     for parts in processes.told(state.errors.parts()):
@@ -111,12 +111,12 @@ def convert_together(
     )
 
 
-def _share(whole: Plan, processes: Processes) -> Share:
-    """Return the run of shards that this process writes."""
+def _share(whole: Plan, processes: Processes) -> Plan:
+    """Return the plan with the run of shards that this process writes."""
     shards = whole.shards.get("optimizer", [])
     sizes = [sum(tensor.nbytes for tensor in shard) for shard in shards]
     mine = shared_out(sizes, processes.world)[processes.rank]
-    return Share(replace(whole, shards={"optimizer": [shards[index] for index in mine]}), {})
+    return replace(whole, shards={"optimizer": [shards[index] for index in mine]})
 
 
 class _Told:

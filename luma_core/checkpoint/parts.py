@@ -306,7 +306,7 @@ def _read_field(
     checkpoint: Checkpoint, parameter: str, moment: str, name: str, part: Part, place: FieldPlace
 ) -> Tensor:
     if place.placements is None or not math.prod(place.spec.shape):
-        return checkpoint.read(parameter, moment, field=name)
+        return checkpoint.read(parameter, moment, field=name)[part.ranges(place)]
     rows, *rest = part.ranges(place)
     found = checkpoint.read(parameter, moment, field=name, rows=rows)
     return found[(slice(None), *rest)].contiguous()

@@ -289,7 +289,7 @@ def matched_states(
         )
     states = checkpoint.states()
     names = list(optimizer.parameter_names())
-    if optimizer.named and checkpoint.named:
+    if (optimizer.named or not names) and checkpoint.named:
         check_names("parameters", [*names, *elsewhere], [state.name for state in states])
         by_name = {state.name: state for state in states}
         pairs = [(name, by_name[name]) for name in names]

@@ -159,13 +159,13 @@ class Holders:
             return
         self._compare(name, "shape", {p: list(copy.shape) for p, copy in copies.items()})
         first = next(iter(copies.values()))
-        if any(copy.facts != first.facts for copy in copies.values()):
-            for fact in first.facts:
-                self._compare(name, fact, {p: copy.facts.get(fact) for p, copy in copies.items()})
         if any(copy.options != first.options for copy in copies.values()):
             for option in dict.fromkeys(o for copy in copies.values() for o in copy.options):
                 values = {p: copy.options.get(option) for p, copy in copies.items()}
                 self._compare(name, f"its group's {option!r}", values)
+        if any(copy.facts != first.facts for copy in copies.values()):
+            for fact in first.facts:
+                self._compare(name, fact, {p: copy.facts.get(fact) for p, copy in copies.items()})
 
     def _compare(self, name: str, fact: str, values: Mapping[int, Any]) -> None:
         groups = _grouped(values)

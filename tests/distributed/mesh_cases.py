@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 from runs import OPTIMIZERS, assert_same, gradient, whole
@@ -15,8 +14,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from luma_core import LUMA, TurboAdam, checkpoint
-from luma_core.errors import ConfigurationError, LumaError, StateMismatchError, StorageError
+from luma_core import TurboAdam, checkpoint
 from luma_core.optim.base import CompressedOptimizer
 from luma_core.sharding import local_tensor
 
@@ -68,7 +66,7 @@ def along(dimension: int) -> Callable[[], Layout]:
 
 
 def plain() -> Layout:
-    return {name: (None, ()) for name in SHAPES}
+    return dict.fromkeys(SHAPES, (None, ()))
 
 
 LAYOUTS = {"2x2": two_by_two, "columns": along(1), "rows": along(0), "plain": plain}

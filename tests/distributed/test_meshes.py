@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from luma_core import checkpoint
 
 from .harness import run

@@ -241,7 +241,10 @@ def _check_state_fields(manifest: Manifest, where: str) -> None:
                 raise _wrong(where, f"tensor {other.name!r}.{field}", "there", "null")
     found = stored_tensors(state)
     for tensor in found.values():
-        if len(tensor.entries) > 1 and any(entry.first_row is None for entry in tensor.entries):
+        rows = [entry.first_row for entry in tensor.entries]
+        if tensor.entries[0].box is not None and any(row is not None for row in rows):
+            raise _wrong(where, "tensors", "a piece of a part", "a piece or a part")
+        if len(rows) > 1 and None in rows:
             raise _wrong(where, "tensors", "an optimizer tensor", "there once")
     parts = boxes_of_moments(state)
     for entry in manifest.parameters:

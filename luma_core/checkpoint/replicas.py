@@ -17,7 +17,7 @@ _RUN_BYTES = 4 << 10
 def digests(tensors: Mapping[str, Iterable[Tensor]]) -> dict[str, int]:
     """Return a CRC-32 of each item's tensors, which are equal where those are.
 
-    Reading all of what every process has would take as long as writing a share of it. What differs
+    Every process would have to read all that it has, of which it writes a share only. What differs
     after a step differs almost everywhere, so a sample of large tensors tells.
 
     Args:

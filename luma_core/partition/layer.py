@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from luma_core.naming import WRAPPERS
+
 Shape = tuple[int, ...]
 
-_WRAPPERS = frozenset(
-    {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"}
-)
+_WRAPPERS = WRAPPERS | {"base_layer"}
 """Parts of names that compiling, sharding and adapters add."""
 
 

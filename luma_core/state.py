@@ -59,6 +59,47 @@ class ParameterState:
         return self.codecs[moment].decode_tensor(self.moment_fields(moment), self.shape)
 
 
+@dataclass(frozen=True)
+class MatchedState:
+    """A saved state, and the parameter that takes it.
+
+    Attributes:
+        name: the parameter's name here.
+        state: as it was saved.
+        codecs: the codec of each moment, as the parameter will keep it.
+    """
+
+    name: str
+    state: ParameterState
+    codecs: Mapping[str, Codec]
+
+    @property
+    def kept(self) -> bool:
+        """Whether stored tensors are taken as they are, and not coded anew."""
+        return dict(self.state.codecs) == dict(self.codecs)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What did not find its counterpart when state, or weights, were loaded.
+
+    Attributes:
+        new: names here that nothing was saved for; their state starts fresh, weights stay.
+        missing: names that were saved without state, so that theirs starts fresh as well.
+        left_out: names of what was saved and is not used.
+
+    A name whose shape differs is new and left out.
+    """
+
+    new: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+ALL_FOUND = LoadReport()
+"""Nothing was without counterpart."""
+
+
 class StateSource(Protocol):
     """Anything whose parameters' states can be read one at a time: an optimizer, a checkpoint."""
 

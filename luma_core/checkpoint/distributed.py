@@ -20,7 +20,7 @@ from luma_core.checkpoint.agreement import Processes, group_for_saves
 from luma_core.checkpoint.background import SaveHandle
 from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
 from luma_core.checkpoint.compression import Compression
-from luma_core.checkpoint.loading import LoadedCheckpoint, matched_states
+from luma_core.checkpoint.loading import LoadedCheckpoint, load_optimizer, matched_states
 from luma_core.checkpoint.manifest import Manifest
 from luma_core.checkpoint.model_loading import ModelLoad
 from luma_core.checkpoint.parts import check_sharded_optimizer, loaded_fields, part_count
@@ -35,7 +35,7 @@ from luma_core.errors import StorageError
 from luma_core.optim.base import CompressedOptimizer
 from luma_core.optim.offload import Incoming
 from luma_core.sharding import part_of
-from luma_core.state import ParameterState
+from luma_core.state import ALL_FOUND, LoadReport, MatchedState, ParameterState
 
 
 class SharedOptions(TypedDict, total=False):
@@ -173,6 +173,7 @@ def load_sharded(
     *,
     optimizer: CompressedOptimizer,
     model: nn.Module | None = None,
+    strict: bool = True,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
     group: dist.ProcessGroup | None = None,
 ) -> LoadedCheckpoint:
@@ -188,6 +189,7 @@ def load_sharded(
         url: folder of the checkpoint.
         optimizer: receives the state.
         model: receives the weights.
+        strict: as `luma_core.checkpoint.load` takes it.
         max_memory_bytes: as `luma_core.checkpoint.open` takes it.
         group: the processes; all by default.
 
@@ -220,17 +222,29 @@ def load_sharded(
     def read() -> None:
         if model is not None:
             held = [param for _, param, _ in optimizer.parameters_by_name()]
-            weights.append(ModelLoad(manifest, model, held, set().union(*keys)))
-        matched = matched_states(checkpoint, optimizer, elsewhere)
+            weights.append(ModelLoad(manifest, model, held, set().union(*keys), strict=strict))
+        matched = matched_states(checkpoint, optimizer, elsewhere, strict=strict)
         blocks.append(optimizer.incoming_state(matched))
         states.extend(_states(checkpoint, optimizer, matched, blocks[0]))
 
     processes.agreed(read)
-    groups = checkpoint.group_options()
-    processes.agreed(lambda: optimizer.load_parameter_states(groups, states, incoming=blocks[0]))
+    loaded: list[LoadReport] = []
+    processes.agreed(
+        lambda: loaded.append(
+            load_optimizer(
+                checkpoint,
+                optimizer,
+                states,
+                elsewhere,
+                incoming=blocks[0],
+                strict=strict,
+            )
+        )
+    )
+    found = ALL_FOUND
     if model is not None:
-        processes.agreed(lambda: load_weights(checkpoint, weights[0]))
-    return LoadedCheckpoint(manifest, checkpoint.extra())
+        found = processes.agreed(lambda: load_weights(checkpoint, weights[0]))[processes.rank]
+    return LoadedCheckpoint(manifest, checkpoint.extra(), loaded[0], found)
 
 
 def _check_same(url: str, digests: Sequence[str]) -> None:
@@ -244,24 +258,28 @@ def _check_same(url: str, digests: Sequence[str]) -> None:
 def _states(
     checkpoint: Checkpoint,
     optimizer: CompressedOptimizer,
-    matched: Sequence[tuple[str, ParameterState]],
+    matched: Sequence[MatchedState],
     incoming: Incoming | None,
 ) -> list[ParameterState]:
-    """Return the state of this process's parts, in ``incoming`` where there is one."""
+    """Return all states, those that are taken with this process's parts of them.
+
+    What is kept as it was stored is in ``incoming`` where there is one.
+    """
     params = {name: param for name, param, _ in optimizer.parameters_by_name()}
-    found = []
-    for own, state in matched:
-        keep = partial(_as_it_is if incoming is None else incoming.put, own)
-        part = part_of(params[own])
+    states = {state.name: state for state in checkpoint.states()}
+    for found in matched:
+        state, part = found.state, part_of(params[found.name])
+        keep: Callable[[str, Tensor], Tensor] = _as_it_is
+        if incoming is not None and found.kept:
+            keep = partial(incoming.put, found.name)
         if state.codecs and part is not None and part.cut:
-            state = replace(
+            states[state.name] = replace(
                 state,
                 fields=loaded_fields(checkpoint, state, part, keep),
                 nonfinite=part_count(part, state),
             )
-        found.append(state)
-    return found
+    return list(states.values())
 
 
-def _as_it_is(_name: str, _key: str, local: Tensor) -> Tensor:
+def _as_it_is(_key: str, local: Tensor) -> Tensor:
     return local

@@ -16,7 +16,6 @@ from luma_core.checkpoint.dtypes import tensor_bytes, torch_dtype
 from luma_core.checkpoint.extra import restore_extra
 from luma_core.checkpoint.files import Progress
 from luma_core.checkpoint.manifest import Box, FileKind, Manifest, TensorEntry
-from luma_core.checkpoint.model import check_names
 from luma_core.checkpoint.model_loading import ModelLoad
 from luma_core.checkpoint.names import MANIFEST_NAME
 from luma_core.checkpoint.reader import Checkpoint, open
@@ -24,8 +23,16 @@ from luma_core.checkpoint.store import Place
 from luma_core.checkpoint.whole import Room
 from luma_core.direct import Bytes
 from luma_core.errors import ConfigurationError, StateMismatchError
+from luma_core.naming import match_names
 from luma_core.sharding import is_sharded
-from luma_core.state import GroupOptions, ParameterState, StateSource
+from luma_core.state import (
+    ALL_FOUND,
+    GroupOptions,
+    LoadReport,
+    MatchedState,
+    ParameterState,
+    StateSource,
+)
 
 if TYPE_CHECKING:
     from luma_core.optim.entries import StateDevices
@@ -53,8 +60,21 @@ class LoadableState(StateSource, Protocol):
         """Return where the state of a parameter is kept."""
         ...
 
-    def incoming_state(self, states: Sequence[tuple[str, ParameterState]]) -> Incoming | None:
-        """Return a new block for states, with the optimizer's names for them, where it has such."""
+    def matched_states(
+        self,
+        groups: Sequence[GroupOptions],
+        states: Sequence[ParameterState],
+        *,
+        algorithm: str,
+        named: bool,
+        strict: bool,
+        where: str,
+    ) -> list[MatchedState]:
+        """Return which states would be loaded into which parameters."""
+        ...
+
+    def incoming_state(self, states: Sequence[MatchedState]) -> Incoming | None:
+        """Return a new block for states as they will be kept, where the optimizer has such."""
         ...
 
     def load_parameter_states(
@@ -63,7 +83,10 @@ class LoadableState(StateSource, Protocol):
         states: list[ParameterState],
         *,
         incoming: Incoming | None,
-    ) -> None:
+        algorithm: str,
+        named: bool,
+        strict: bool,
+    ) -> LoadReport:
         """Replace the state; stored tensors may be in ``incoming`` already."""
         ...
 
@@ -75,10 +98,14 @@ class LoadedCheckpoint:
     Attributes:
         manifest: what the checkpoint holds.
         extra: the values that were saved as ``extra``; None where there were none.
+        optimizer: what found no counterpart among parameters.
+        model: what found no counterpart among weights.
     """
 
     manifest: Manifest
     extra: Any
+    optimizer: LoadReport = ALL_FOUND
+    model: LoadReport = ALL_FOUND
 
 
 def load(
@@ -86,6 +113,7 @@ def load(
     *,
     optimizer: LoadableState | None = None,
     model: nn.Module | None = None,
+    strict: bool = True,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
     progress: Progress | None = None,
 ) -> LoadedCheckpoint:
@@ -94,6 +122,10 @@ def load(
     Names, shapes and every checksum of the files concerned are checked before anything is changed.
     State that the optimizer keeps in a file goes straight to a new one, which takes the other's
     place in the end.
+
+    State is matched, and of another optimizer of this project coded anew, as
+    `CompressedOptimizer.load_state_dict` says; but the names of the optimizer's parameters stay.
+    Names of weights may have other wrappers than the model's as well.
 
     A model gets what its ``load_state_dict`` would restore, extra state included. A module that
     loads in a way of its own (a hook, a ``_load_from_state_dict``) is handed its part through
@@ -105,6 +137,9 @@ def load(
         optimizer: receives the state, matched by name, or by position where either side has no
             names.
         model: receives the weights.
+        strict: whether every parameter and weight must have been saved, with the same shape, and
+            all that was saved must find its place. If not, the result says what did not:
+            parameters without saved state start fresh, weights that were not saved stay.
         max_memory_bytes: bound on what loading holds beside the old and the new state and one
             weight; decides how many files are read at once.
         progress: called with bytes read and checked, and in total.
@@ -129,24 +164,49 @@ def load(
     weights: ModelLoad | None = None
     if optimizer is not None:
         read.append("optimizer")
-        matched = matched_states(checkpoint, optimizer)
+        matched = matched_states(checkpoint, optimizer, strict=strict)
         incoming = optimizer.incoming_state(matched)
         devices = _devices(matched, optimizer)
         found = _Found(devices, checkpoint.stored_shape, _rooms(matched, optimizer, incoming))
     if model is not None:
         check += ["model", "index"]
         held = [] if optimizer is None else [p for _, p, _ in optimizer.parameters_by_name()]
-        weights = ModelLoad(checkpoint.manifest, model, held)
+        weights = ModelLoad(checkpoint.manifest, model, held, strict=strict)
     checkpoint.read_checked(read, check, put=found.put, room=found.room, progress=progress)
     where = f"{checkpoint.url}/{MANIFEST_NAME}: extra"
     extra = restore_extra(checkpoint.manifest.extra, found.extra.__getitem__, where)
+    of_state = of_weights = ALL_FOUND
     if optimizer is not None:
-        states = checkpoint.states(found.stored)
-        groups = checkpoint.group_options()
-        optimizer.load_parameter_states(groups, states, incoming=incoming)
+        of_state = load_optimizer(
+            checkpoint,
+            optimizer,
+            checkpoint.states(found.stored),
+            incoming=incoming,
+            strict=strict,
+        )
     if weights is not None:
-        weights.run(checkpoint.read_tensor)
-    return LoadedCheckpoint(checkpoint.manifest, extra)
+        of_weights = weights.run(checkpoint.read_tensor)
+    return LoadedCheckpoint(checkpoint.manifest, extra, of_state, of_weights)
+
+
+def load_optimizer(
+    checkpoint: Checkpoint,
+    optimizer: LoadableState,
+    states: list[ParameterState],
+    elsewhere: Collection[str] = (),
+    *,
+    incoming: Incoming | None,
+    strict: bool,
+) -> LoadReport:
+    """Put the states of a checkpoint, which were read, into an optimizer."""
+    return optimizer.load_parameter_states(
+        checkpoint.group_options(),
+        _here(checkpoint, optimizer, states, elsewhere),
+        incoming=incoming,
+        algorithm=checkpoint.algorithm,
+        named=checkpoint.named,
+        strict=strict,
+    )
 
 
 class FieldRoom(Room, Protocol):
@@ -211,6 +271,8 @@ class _Found:
     def put(self, entry: TensorEntry, tensor: Tensor) -> None:
         if entry.file.startswith("extra-"):
             self.extra[entry.name] = tensor
+        elif entry.name not in self._devices:  # left out
+            return
         elif entry.box is not None:
             self.parts[entry.name, entry.box] = tensor.to(self._devices[entry.name])
         elif entry.first_row is None:
@@ -238,74 +300,84 @@ def check_optimizer(optimizer: object, *, hint: str) -> None:
         raise ConfigurationError(f"optimizer is a {name}; it must be a LUMA optimizer.", hint=hint)
 
 
-def _devices(
-    matched: Sequence[tuple[str, ParameterState]], optimizer: LoadableState
-) -> dict[str, torch.device]:
+def _devices(matched: Sequence[MatchedState], optimizer: LoadableState) -> dict[str, torch.device]:
     """Return where each stored field belongs."""
     own = {
         name: optimizer.state_devices(param).stored
         for name, param, _ in optimizer.parameters_by_name()
     }
     return {
-        tensor_name(state.name, key): own[name] for name, state in matched for key in state.fields
+        tensor_name(found.state.name, key): own[found.name]
+        for found in matched
+        for key in found.state.fields
     }
 
 
 def _rooms(
-    matched: Sequence[tuple[str, ParameterState]],
-    optimizer: LoadableState,
-    incoming: Incoming | None,
+    matched: Sequence[MatchedState], optimizer: LoadableState, incoming: Incoming | None
 ) -> dict[str, FieldRoom]:
-    """Return the place of each stored field that has one and is whole there."""
+    """Return the place of each stored field that has one and is whole and kept as it is there."""
     if incoming is None:
         return {}
     whole = {name for name, param, _ in optimizer.parameters_by_name() if not is_sharded(param)}
-    found = {
-        tensor_name(state.name, key): incoming.room(name, key)
-        for name, state in matched
-        if name in whole
-        for key in state.fields
+    rooms = {
+        tensor_name(found.state.name, key): incoming.room(found.name, key)
+        for found in matched
+        if found.name in whole and found.kept
+        for key in found.state.fields
     }
-    return {name: room for name, room in found.items() if room is not None}
+    return {name: room for name, room in rooms.items() if room is not None}
 
 
 def matched_states(
-    checkpoint: Checkpoint, optimizer: LoadableState, elsewhere: Collection[str] = ()
-) -> list[tuple[str, ParameterState]]:
+    checkpoint: Checkpoint,
+    optimizer: LoadableState,
+    elsewhere: Collection[str] = (),
+    *,
+    strict: bool,
+) -> list[MatchedState]:
     """Return the checkpoint's states, known to fit, with the optimizer's names for them.
 
     Args:
         checkpoint: has the states.
         optimizer: receives them.
         elsewhere: names of parameters that other processes have, which are left to them.
+        strict: as `load` takes it.
 
     Raises:
         StateMismatchError: algorithm, names or shapes do not fit.
     """
-    if optimizer.algorithm != checkpoint.algorithm:
-        raise StateMismatchError(
-            f"{checkpoint.url}: state of {checkpoint.algorithm!r} cannot be loaded into "
-            f"{optimizer.algorithm!r}."
-        )
-    states = checkpoint.states()
-    names = list(optimizer.parameter_names())
-    if (optimizer.named or not names) and checkpoint.named:
-        check_names("parameters", [*names, *elsewhere], [state.name for state in states])
-        by_name = {state.name: state for state in states}
-        pairs = [(name, by_name[name]) for name in names]
-    else:
-        if len(names) != len(states):
+    matched = optimizer.matched_states(
+        checkpoint.group_options(),
+        _here(checkpoint, optimizer, checkpoint.states(), elsewhere),
+        algorithm=checkpoint.algorithm,
+        named=checkpoint.named,
+        strict=strict,
+        where="the checkpoint",
+    )
+    shapes = {name: tuple(param.shape) for name, param, _ in optimizer.parameters_by_name()}
+    for found in matched:
+        if shapes[found.name] != found.state.shape:
             raise StateMismatchError(
-                f"{checkpoint.url}: state of {len(states)} parameters; the optimizer has "
-                f"{len(names)}.",
-                hint="Build the optimizer over the same model as when the state was saved.",
+                f"{found.name!r}: the checkpoint has shape {list(found.state.shape)}; "
+                f"the optimizer's parameter has {list(shapes[found.name])}."
             )
-        pairs = list(zip(names, states, strict=True))
-    for name, state in pairs:
-        expected = optimizer.parameter_state(name).shape
-        if tuple(expected) != state.shape:
-            raise StateMismatchError(
-                f"{name!r}: the checkpoint has shape {list(state.shape)}; "
-                f"the optimizer's parameter has {list(expected)}."
-            )
-    return pairs
+    return matched
+
+
+def _here(
+    checkpoint: Checkpoint,
+    optimizer: LoadableState,
+    states: list[ParameterState],
+    elsewhere: Collection[str],
+) -> list[ParameterState]:
+    """Return the states but those of parameters that only other processes have."""
+    own = optimizer.parameter_names()
+    if not checkpoint.named or (own and not optimizer.named):
+        return states
+    names = [*own, *sorted(set(elsewhere) - set(own))]
+    if len(names) == len(own):
+        return states
+    saved = match_names(names, [state.name for state in states])
+    others = {saved[name] for name in names[len(own) :] if name in saved}
+    return [state for state in states if state.name not in others]

@@ -159,6 +159,7 @@ class CheckpointManager:
         *,
         optimizer: LoadableState | None = None,
         model: nn.Module | None = None,
+        strict: bool = True,
         max_memory_bytes: int = MAX_MEMORY_BYTES,
         progress: Progress | None = None,
     ) -> LoadedCheckpoint:
@@ -177,6 +178,7 @@ class CheckpointManager:
                 self.store(number),
                 optimizer=optimizer,
                 model=model,
+                strict=strict,
                 max_memory_bytes=max_memory_bytes,
                 progress=progress,
             )

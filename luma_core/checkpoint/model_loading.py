@@ -23,6 +23,8 @@ from luma_core.checkpoint.extra import restore_extra
 from luma_core.checkpoint.manifest import Manifest, TensorEntry
 from luma_core.checkpoint.model import VALUE_MARK, check_names, memory_of
 from luma_core.errors import ConfigurationError, CorruptCheckpointError, StateMismatchError
+from luma_core.naming import match_names
+from luma_core.state import LoadReport
 
 Read = Callable[[TensorEntry], Tensor]
 
@@ -68,6 +70,10 @@ class ModelLoad:
         held: parameters that others hold, and which must stay the model's.
         elsewhere: keys of the state dicts of other processes' models. What is stored under those
             that this one lacks is left to them.
+        strict: whether all must have a counterpart of the same shape and dtype; if not, tensors
+            without one are left out.
+
+    Names are matched whatever wrappers each side has (`luma_core.naming`).
 
     Raises:
         StateMismatchError: names, shapes or dtypes differ; says which and what was expected.
@@ -80,6 +86,8 @@ class ModelLoad:
         model: nn.Module,
         held: Iterable[Tensor] = (),
         elsewhere: Collection[str] = (),
+        *,
+        strict: bool = True,
     ) -> None:
         self._model = model
         self._entries = stored = {entry.name: entry for entry in manifest.tensors_of("model")}
@@ -87,18 +95,28 @@ class ModelLoad:
             raise StateMismatchError(
                 "the checkpoint holds no model weights.", hint="Load it without model=."
             )
-        self._found = dict.fromkeys(name.partition(VALUE_MARK)[0] for name in stored)
         self._entries |= {alias: stored[name] for alias, name in manifest.aliases.items()}
-        self._found |= dict.fromkeys(manifest.aliases)
+        self._strict = strict
         self._own = model.state_dict()
-        others = set(elsewhere) - self._own.keys()
-        self._found = {key: None for key in self._found if key not in others}
+        self._found = self._named_here(set(elsewhere) - self._own.keys())
         self._slots: dict[str, _Slot] = {}
         self._states: dict[str, nn.Module] = {}
         self._special: list[_Own] = []
         self._walk(model, "")
         self._targets = self._checked_targets()
         self._refuse_held({id(tensor) for tensor in held})
+
+    def _named_here(self, elsewhere: set[str]) -> dict[str, str]:
+        """Put entries under this model's keys; return saved keys by those, without others'."""
+        saved = list(dict.fromkeys(name.partition(VALUE_MARK)[0] for name in self._entries))
+        matched = match_names([*self._own, *sorted(elsewhere)], saved)
+        here = {key: own for own, key in matched.items()}
+        entries = {}
+        for name, entry in self._entries.items():
+            key, mark, pointer = name.partition(VALUE_MARK)
+            entries[f"{here.get(key, key)}{mark}{pointer}"] = entry
+        self._entries = entries
+        return {own: key for key in saved if (own := here.get(key, key)) not in elsewhere}
 
     def _walk(self, module: nn.Module, prefix: str) -> None:
         if _loads_on_its_own(module, root=not prefix):
@@ -120,12 +138,13 @@ class ModelLoad:
     def _checked_targets(self) -> dict[str, Tensor | _Slot]:
         """Return what receives each stored tensor that is copied."""
         plain = [key for key in self._found if not self._is_special(key)]
-        check_names("model tensors", [k for k in self._own if not self._is_special(k)], plain)
+        if self._strict:
+            check_names("model tensors", [k for k in self._own if not self._is_special(k)], plain)
         tensors = (*self._model.parameters(), *self._model.buffers())
         memory = {memory_of(tensor) for tensor in tensors if not is_lazy(tensor)}
         targets: dict[str, Tensor | _Slot] = {}
         for key in plain:
-            if key in self._states:
+            if key in self._states or key not in self._own:
                 continue
             own = self._own[key]
             # Wrappers that only rename show the memory itself under the other name.
@@ -136,15 +155,18 @@ class ModelLoad:
                     "set it.",
                     hint="Give the module set_extra_state, or a hook that loads it.",
                 )
-            self._check_fits(key, own, target if isinstance(target, Tensor) else target.tensor)
-            targets[key] = target
+            if self._fits(key, own, target if isinstance(target, Tensor) else target.tensor):
+                targets[key] = target
         return targets
 
-    def _check_fits(self, key: str, own: Tensor, target: Tensor) -> None:
+    def _fits(self, key: str, own: Tensor, target: Tensor) -> bool:
+        """Return whether what is stored has the shape and dtype of a tensor, which it must have."""
         entry = self._entries.get(key)
         found = None if entry is None else (entry.dtype, entry.shape)
         expected = (dtype_name(own.dtype), tuple(own.shape))
         if found != expected:
+            if not self._strict:
+                return False
             has = "no tensor" if found is None else f"{found[0]} {list(found[1])}"
             raise StateMismatchError(
                 f"model tensor {key!r}: the checkpoint has {has}; "
@@ -157,6 +179,7 @@ class ModelLoad:
                 "copied into it.",
                 hint="Make it contiguous.",
             )
+        return True
 
     def _refuse_held(self, held: set[int]) -> None:
         for name, tensor in _replaced(self._model, self._special):
@@ -175,8 +198,8 @@ class ModelLoad:
         *,
         fill: Callable[[Tensor, TensorEntry], object] | None = None,
         like: Callable[[TensorEntry, Any], Tensor] | None = None,
-    ) -> None:
-        """Load.
+    ) -> LoadReport:
+        """Load; return which weights of the model, and which stored ones, found no counterpart.
 
         Args:
             read: returns a stored tensor.
@@ -189,8 +212,9 @@ class ModelLoad:
         """
         fill = fill or (lambda target, entry: target.copy_(read(entry)))
         like = like or (lambda entry, _: read(entry))
+        new: list[str] = []
         for own in self._special:
-            self._load_special(own, read, like)
+            new += self._load_special(own, read, like)
         replaced: dict[int, Tensor] = {}
         for key, target in self._targets.items():
             if isinstance(target, _Slot) and target.tensor.is_meta:
@@ -204,10 +228,25 @@ class ModelLoad:
         for key, module in self._states.items():
             if key in self._found:
                 module.set_extra_state(self._value(key, read, like))
+        return self._report(new)
+
+    def _report(self, new: list[str]) -> LoadReport:
+        """Return what found no counterpart, given the keys that modules with own ways lacked."""
+        taken = {*self._targets, *(self._states.keys() & self._found)}
+        taken |= {key for key in self._found.keys() & self._own if self._is_special(key)}
+        used = {self._entries[key].name for key in taken & self._entries.keys()}
+        left_out = [
+            saved
+            for key, saved in self._found.items()
+            if key not in taken and not (key in self._entries and self._entries[key].name in used)
+        ]
+        new = [*new, *(k for k in self._own if k not in taken and not self._is_special(k))]
+        return LoadReport(new=tuple(new), left_out=tuple(left_out))
 
     def _load_special(
         self, own: _Own, read: Read, like: Callable[[TensorEntry, Any], Tensor]
-    ) -> None:
+    ) -> list[str]:
+        """Hand a module what is stored for it; return the keys that it lacks."""
         names = [key for key in self._found if key.startswith(own.prefix)]
         values = _StateDict({key: self._value(key, read, like) for key in names})
         same = set(names) == {key for key in self._own if key.startswith(own.prefix)}
@@ -221,12 +260,16 @@ class ModelLoad:
             outer._modules[name] = holder
             holder = outer
         try:
-            holder.load_state_dict(values, **({"assign": True} if assign else {}))
+            options = {"assign": True} if assign else {}
+            if not self._strict:
+                options["strict"] = False
+            found = holder.load_state_dict(values, **options)
         except RuntimeError as error:
             raise StateMismatchError(
                 f"the model does not take what the checkpoint has for it: {error}",
                 hint="Load into the same model as was saved. Parts of this one may have changed.",
             ) from error
+        return list(getattr(found, "missing_keys", ()))
 
     def _value(self, key: str, read: Read, like: Callable[[TensorEntry, Any], Tensor]) -> Any:
         """Return what is stored under a key of the state dict."""

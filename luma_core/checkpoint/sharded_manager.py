@@ -137,6 +137,7 @@ class ShardedCheckpointManager:
         *,
         optimizer: CompressedOptimizer,
         model: nn.Module | None = None,
+        strict: bool = True,
         max_memory_bytes: int = MAX_MEMORY_BYTES,
     ) -> LoadedCheckpoint:
         """Load a step, the latest by default; else like `luma_core.checkpoint.load_sharded`.
@@ -154,6 +155,7 @@ class ShardedCheckpointManager:
                 self._manager.store(found),
                 optimizer=optimizer,
                 model=model,
+                strict=strict,
                 max_memory_bytes=max_memory_bytes,
                 group=self._group,
             )

@@ -16,6 +16,7 @@ from luma_core.checkpoint.reader import Checkpoint
 from luma_core.checkpoint.shard import PlannedTensor
 from luma_core.errors import ConfigurationError, UnsupportedParameterError
 from luma_core.sharding import Part, is_flattened, local_tensor, part_of
+from luma_core.state import LoadReport
 
 
 def planned(name: str, tensor: Tensor) -> PlannedTensor:
@@ -151,8 +152,8 @@ def check_models(given: Sequence[bool]) -> None:
         )
 
 
-def load_weights(checkpoint: Checkpoint, load: ModelLoad) -> None:
-    """Copy the stored weights into the model, one at a time.
+def load_weights(checkpoint: Checkpoint, load: ModelLoad) -> LoadReport:
+    """Copy the stored weights into the model, one at a time; return what found no counterpart.
 
     Of tensors that are cut along dimension 0, only the rows of this process are read.
     """
@@ -169,7 +170,7 @@ def load_weights(checkpoint: Checkpoint, load: ModelLoad) -> None:
         found = local(entry, own)
         return found if part is None else part.like_whole(found.contiguous())
 
-    load.run(
+    return load.run(
         checkpoint.read_tensor,
         fill=lambda target, entry: local_tensor(target).copy_(local(entry, target)),
         like=like,

@@ -14,10 +14,11 @@ from luma_core.convert.alignment import Shape, Wanted
 from luma_core.convert.base import MOMENTS, AdamWState, ParameterInfo
 from luma_core.errors import ConfigurationError, ConversionError
 from luma_core.optim.adamw_entry import check_moment_values, checked_entry, checked_parts, scalar
-from luma_core.optim.interchange import shared_options
+from luma_core.optim.state_io.adamw_source import shared_options
 from luma_core.state import GroupOptions
 
 _REQUIRED_OPTIONS = ("lr", "betas", "eps", "weight_decay")
+_CHECKED_OPTIONS = ("amsgrad", "decoupled_weight_decay")
 _DROPPED_OPTIONS = {
     "params",
     "param_names",
@@ -135,19 +136,14 @@ class StateDictSource:
         plain = {
             key: _plain_option(value, f"{place}[{key!r}]")
             for key, value in group.items()
-            if key == "amsgrad" or key not in _DROPPED_OPTIONS
+            if key in _CHECKED_OPTIONS or key not in _DROPPED_OPTIONS
         }
-        if group.get("decoupled_weight_decay", True) is False and plain["weight_decay"] != 0:
-            raise ConversionError(
-                f"{place} is Adam with weight_decay={plain['weight_decay']} added to the gradient, "
-                "which AdamW cannot continue.",
-                hint="Only the state of torch.optim.AdamW can be read.",
-            )
         try:
             shared_options(plain)
         except (ConfigurationError, ConversionError) as error:
             raise ConversionError(f"{place}: {error.message}", hint=error.hint) from error
-        plain.pop("amsgrad", None)
+        for key in _CHECKED_OPTIONS:
+            plain.pop(key, None)
         return {"maximize": False, **plain, "betas": list(plain["betas"])}
 
     def _collect(self, content: Mapping[str, Any], decoder: Decoder, namer: Namer | None) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from luma_core.convert.base import MOMENTS, AdamWState, ParameterInfo, Progress, Source
 from luma_core.errors import ConversionError
-from luma_core.optim.interchange import ADAMW_OPTIONS, adamw_group
+from luma_core.optim.interchange import adamw_group
+from luma_core.optim.state_io.sources import SHARED_OPTIONS
 
 _LUMA_OPTIONS = {
     "codecs",
@@ -125,7 +126,7 @@ def param_groups(source: Source, *, by_name: bool) -> list[dict[str, Any]]:
             # Files of torch.save with NumPy's scalars cannot be read without running code.
             key: value.item() if isinstance(value, np.generic) else value
             for key, value in options.items()
-            if key not in _LUMA_OPTIONS and key not in ADAMW_OPTIONS
+            if key not in _LUMA_OPTIONS and key not in SHARED_OPTIONS
         }
         names = [parameters[i].name for i in members]
         group = {**adamw_group(options), **kept, "params": names if by_name else members}

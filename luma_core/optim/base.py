@@ -17,6 +17,7 @@ from luma_core import rounding
 from luma_core.codecs import Codec, moment_codecs, parameter_codecs
 from luma_core.errors import ConfigurationError
 from luma_core.optim import loading
+from luma_core.optim.adoption import register
 from luma_core.optim.backend import check_backend
 from luma_core.optim.dry_step import is_dry
 from luma_core.optim.entries import StateDevices, carried_entry
@@ -41,9 +42,17 @@ from luma_core.optim.options import (
     is_steppable,
 )
 from luma_core.optim.rules import Rule
+from luma_core.optim.state_io.plan import planned
+from luma_core.optim.state_io.sources import StatesSource, group_names
 from luma_core.optim.stepping import Stepper
 from luma_core.sharding import local_tensor, part_of, state_of_part
-from luma_core.state import GroupOptions, ParameterState, field_key
+from luma_core.state import (
+    GroupOptions,
+    LoadReport,
+    MatchedState,
+    ParameterState,
+    field_key,
+)
 from luma_core.values import has_values, mode_of
 
 
@@ -82,12 +91,12 @@ class CompressedOptimizer(torch.optim.Optimizer):
     ) -> None:
         self.backend = check_backend(backend)
         self._set_offload(offload)
-        self._by_name: dict[str, tuple[str, Tensor, dict[str, Any]]] = {}
-        self._names: dict[Tensor, str] = {}
+        self.forget_names()
         self._shapes: set[tuple[int, ...]] = set()
         defaults = given_options({**defaults, "seed": seed})
         check_options(defaults)
         super().__init__(params, _kept(defaults))
+        register(self)
         if offload is not None and offload.mode == "auto":
             self._set_offload(chosen_offload(self, offload))
 
@@ -105,8 +114,8 @@ class CompressedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._set_offload(self._offload)
-        self._by_name = {}
-        self._names = {}
+        self.forget_names()
+        register(self)
         self._shapes = {tuple(param.shape) for _, param, _ in self.parameters_by_name()}
 
     def group_codecs(self, group: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -150,8 +159,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         for choice in self.codec_options:
             group.pop(choice, None)
         super().add_param_group(_kept(group))
-        self._by_name = {}
-        self._names = {}
+        self.forget_names()
         self.forget_steps()
 
     @overload
@@ -247,6 +255,11 @@ class CompressedOptimizer(torch.optim.Optimizer):
         if self.offloader is not None:
             self.offloader.forget()
 
+    def forget_names(self) -> None:
+        """Look up parameters' names anew, as is done where groups change."""
+        self._by_name: dict[str, tuple[str, Tensor, dict[str, Any]]] = {}
+        self._names: dict[Tensor, str] = {}
+
     def _settle(self) -> None:
         """Wait until state that is offloaded may be read."""
         if self.offloader is not None:
@@ -294,13 +307,13 @@ class CompressedOptimizer(torch.optim.Optimizer):
     @property
     def named(self) -> bool:
         """Whether parameters were given with names, so that state is matched by name."""
-        return all(loading.group_names(group) is not None for group in self.param_groups)
+        return all(group_names(group) is not None for group in self.param_groups)
 
     def parameters_by_name(self) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
         """Yield every parameter with its name and group, group by group."""
         index = 0
         for group in self.param_groups:
-            names = loading.group_names(group)
+            names = group_names(group)
             for position, param in enumerate(group["params"]):
                 yield names[position] if names else f"param.{index}", param, group
                 index += 1
@@ -365,17 +378,40 @@ class CompressedOptimizer(torch.optim.Optimizer):
             for group in self.param_groups
         ]
 
-    def incoming_state(self, states: Sequence[tuple[str, ParameterState]]) -> Incoming | None:
+    def incoming_state(self, states: Sequence[MatchedState]) -> Incoming | None:
         """Return a new block for states that are to be loaded; ``None`` where there is no such.
 
         Args:
-            states: with this optimizer's names for them; whole ones.
+            states: what `matched_states` returned.
 
         Raises:
             StorageError: the disk has no room for it beside the state of now.
             ConfigurationError: the host's memory has none.
         """
-        return loading.incoming_state(self, list(self.parameters_by_name()), states)
+        return loading.incoming_state(self, states)
+
+    def matched_states(
+        self,
+        groups: Sequence[GroupOptions],
+        states: Sequence[ParameterState],
+        *,
+        algorithm: str,
+        named: bool,
+        strict: bool = True,
+        where: str = "",
+    ) -> list[MatchedState]:
+        """Return which states `load_parameter_states` would load into which parameters.
+
+        Raises:
+            StateMismatchError: algorithm, groups or names do not fit.
+        """
+        source = StatesSource(self, groups, states, algorithm=algorithm, named=named, where=where)
+        taken = planned(self, source, strict=strict).taken
+        return [
+            MatchedState(item.own[0], states[item.index], item.codecs)
+            for item in taken
+            if item.index is not None
+        ]
 
     def load_parameter_states(
         self,
@@ -383,29 +419,58 @@ class CompressedOptimizer(torch.optim.Optimizer):
         states: Iterable[ParameterState],
         *,
         incoming: Incoming | None = None,
-    ) -> None:
-        """Replace all state by ``states`` and the groups' options by ``groups``.
+        algorithm: str | None = None,
+        named: bool | None = None,
+        strict: bool = True,
+    ) -> LoadReport:
+        """Replace all state by ``states``, and options of groups by those of ``groups``.
 
-        Parameters are matched by name, or by position where either side has no names. Names,
-        shapes and codecs are checked before anything changes.
+        Parameters and options are matched as in `load_state_dict`. Names, shapes and codecs are
+        checked before anything changes.
 
         Args:
             groups: options of the groups the states come from, as `group_options` returns them.
             states: one state per parameter; copied, so the source stays independent.
             incoming: of `incoming_state`, where states' tensors are in it already.
+            algorithm: of the optimizer that the states come from; found from ``groups`` by default.
+            named: whether states have parameters' own names; found from them by default.
+            strict: as `load_state_dict` takes it.
 
         Raises:
             StateMismatchError: says which parameter, what it has and what was expected.
         """
         self.forget_steps()
-        own = list(self.parameters_by_name())
-        loading.load_states(self, own, groups, list(states), incoming)
+        source = StatesSource(self, groups, list(states), algorithm=algorithm, named=named)
+        return loading.load_source(self, source, strict=strict, incoming=incoming)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(  # type: ignore[override]
+        self, state_dict: dict[str, Any], *, strict: bool = True
+    ) -> LoadReport:
         """Load what `state_dict` returned; stored tensors keep their dtypes.
+
+        Parameters are matched by name where both sides have names, whatever wrappers these have
+        (``torch.compile``, DDP, FSDP), and by position otherwise, which needs groups of equal
+        sizes. Names that were saved (``param_names``) are adopted, as AdamW does.
+
+        A group adopts the options of the saved group that has its parameters and no others,
+        codecs among them. If there is no such group, it keeps its own.
+
+        State of another optimizer of this project, and that of ``torch.optim.AdamW``, is coded in
+        this optimizer's codecs by rounding to nearest, which is logged. Of its options a group
+        adopts ``lr``, ``betas``, ``eps``, ``weight_decay`` and ``maximize``.
+
+        Args:
+            state_dict: what ``state_dict()`` returned.
+            strict: whether every parameter must have been saved, in groups of the same sizes, and
+                all that was saved must find its parameter. If not, parameters that were not saved,
+                or with another shape, start with fresh state.
+
+        Returns:
+            What found no counterpart.
 
         Raises:
             StateMismatchError: groups, names, shapes or fields do not fit; nothing was changed.
+            ConversionError: it is AdamW's and cannot be represented; nothing was changed.
         """
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
@@ -413,9 +478,10 @@ class CompressedOptimizer(torch.optim.Optimizer):
             if result is not None:
                 state_dict = result
         self.forget_steps()
-        loading.load_torch_state_dict(self, list(self.parameters_by_name()), state_dict)
+        report = loading.load_torch_state_dict(self, state_dict, strict=strict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+        return report
 
 
 def _kept(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from luma_core.carried import as_bytes, from_bytes, redistributed
-from luma_core.codecs import Codec, FieldSpec, parameter_codecs
+from luma_core.codecs import Codec, Fields, FieldSpec, parameter_codecs
 from luma_core.errors import ConfigurationError, StateMismatchError, some_names
 from luma_core.sharding import (
     FieldPlace,
     Part,
+    decoded_part,
     encoded_part,
     field_places,
     is_sharded,
@@ -26,7 +27,8 @@ from luma_core.state import ParameterState, field_key
 if TYPE_CHECKING:
     from luma_core.optim.offload import Incoming
 
-_SCALARS = {"step": torch.int64, "noise_key": torch.int64, "nonfinite": torch.int64}
+SCALARS = {"step": torch.int64, "noise_key": torch.int64, "nonfinite": torch.int64}
+"""What a parameter's state has beside stored moments, and its dtype."""
 
 
 def carried_entry(entry: Any) -> Any:
@@ -63,20 +65,22 @@ def _expected(
     name: str, param: Tensor, options: Mapping[str, Any]
 ) -> tuple[dict[str, Codec], dict[str, FieldPlace]]:
     codecs = parameter_codecs(options, name, param.shape)
-    fields = {}
+    return codecs, _places(name, param, codecs)
+
+
+def _places(name: str, param: Tensor, codecs: Mapping[str, Codec]) -> dict[str, FieldPlace]:
     try:
-        for moment, codec in codecs.items():
-            places = field_places(param, codec)
-            fields.update({field_key(moment, key): place for key, place in places.items()})
+        return {
+            field_key(moment, key): place
+            for moment, codec in codecs.items()
+            for key, place in field_places(param, codec).items()
+        }
     except ConfigurationError as error:
         raise StateMismatchError(f"{name!r}: {error.message}", hint=error.hint) from error
-    return codecs, fields
 
 
-def check_state(
-    name: str, param: Tensor, options: Mapping[str, Any], state: ParameterState
-) -> None:
-    """Check that a parameter's state fits it by shape, codecs and names of fields.
+def check_state(name: str, param: Tensor, state: ParameterState) -> None:
+    """Check that a parameter's state fits it by shape and has the fields of its codecs.
 
     Raises:
         StateMismatchError: it does not.
@@ -86,19 +90,8 @@ def check_state(
             f"{name!r}: the state is for shape {list(state.shape)}; "
             f"the parameter has {list(param.shape)}."
         )
-    if not state.codecs:
-        return
-    codecs, fields = _expected(name, param, options)
-    if dict(state.codecs) != codecs:
-        raise StateMismatchError(
-            f"{name!r}: the state is stored by {_describe(state.codecs)}; "
-            f"its group asks for {_describe(codecs)}."
-        )
-    _check_keys(name, state.fields.keys(), fields.keys())
-
-
-def _describe(codecs: Mapping[str, Codec]) -> str:
-    return ", ".join(f"{moment}={codec!r}" for moment, codec in codecs.items())
+    if state.codecs:
+        _check_keys(name, state.fields.keys(), _places(name, param, state.codecs).keys())
 
 
 def _check_keys(name: str, found: Any, expected: Any) -> None:
@@ -132,7 +125,7 @@ class StateDevices(NamedTuple):
         """Return the device of one of the parameter's tensors."""
         if key == "noise_key":
             return torch.device("cpu")
-        return self.counters if key in _SCALARS else self.stored
+        return self.counters if key in SCALARS else self.stored
 
     def placed(self, name: str, key: str, local: Tensor, *, share: bool) -> Tensor:
         """Return a plain tensor where it is kept: a copy unless ``share`` allows itself."""
@@ -150,8 +143,9 @@ def built_entry(
 ) -> dict[str, Tensor] | None:
     """Copy one parameter's state, known to fit by its keys, to where it is kept.
 
-    Fields of a sharded parameter may be whole or DTensors. Whole fields whose blocks the sharding
-    cuts are coded anew, by rounding to nearest.
+    Fields of a sharded parameter may be whole or DTensors. Moments are coded anew, by rounding to
+    nearest, where the options ask for another codec, and where the sharding cuts blocks of fields
+    that are whole.
     """
     if not state.codecs:
         return None
@@ -166,12 +160,11 @@ def built_entry(
     fresh = bool(getattr(state.fields, "fresh", False))
     for moment, codec in codecs.items():
         keys = [field_key(moment, key) for key in codec.layout(param.shape)]
-        if part is not None and not part.aligned(codec) and not is_sharded(state.fields[keys[0]]):
-            coded = encoded_part(part, codec, state.decode(moment).to(devices.stored))
-            for field, value in coded.items():
+        if state.codecs[moment] != codec or _needs_coding(state, keys[0], codec, part):
+            for field, value in _coded(state, moment, codec, param).items():
                 key = field_key(moment, field)
                 local = devices.placed(name, key, local_tensor(value), share=True)
-                entry[key] = part.wrapped(local, places[key])
+                entry[key] = local if part is None else part.wrapped(local, places[key])
             continue
         for key in keys:
             value = state.fields[key]
@@ -179,22 +172,80 @@ def built_entry(
     return entry
 
 
-def checked_entry(
+def _needs_coding(state: ParameterState, key: str, codec: Codec, part: Part | None) -> bool:
+    """Return whether the sharding cuts blocks of a field that is whole."""
+    return part is not None and not part.aligned(codec) and not is_sharded(state.fields[key])
+
+
+def _coded(state: ParameterState, moment: str, codec: Codec, param: Tensor) -> Fields:
+    """Return a stored moment in another codec."""
+    part, source, fields = part_of(param), state.codecs[moment], state.moment_fields(moment)
+    # Of a tensor on another device than its parameter, the faster one of the two codes.
+    device = local_tensor(param).device
+    if part is None:
+        whole = source.decode_tensor(fields, state.shape)
+        return codec.encode_tensor(local_tensor(whole).to(device))
+    if any(map(is_sharded, fields.values())):
+        local = decoded_part(part, source, fields).to(device)
+        return encoded_part(part, codec, part.like_whole(local))
+    return encoded_part(part, codec, source.decode_tensor(fields, state.shape).to(device))
+
+
+def entry_fits(
+    name: str, param: Tensor, options: Mapping[str, Any], entry: Mapping[str, Any]
+) -> bool:
+    """Return whether a parameter's entry of a ``state_dict`` has the shapes that it asks for."""
+    try:
+        fields = expected_fields(name, param, options)
+    except StateMismatchError:
+        return False
+    found = stored_fields(fields, entry)
+    return all(
+        not isinstance(value, Tensor) or tuple(value.shape) == fields[key].spec.shape
+        for key, value in found.items()
+    )
+
+
+def stored_fields(expected: Mapping[str, FieldPlace], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of some expected fields that an entry of a ``state_dict`` has, in their dtypes.
+
+    There codes of 16 bits are bytes, as `carried_entry` made them.
+    """
+    found = {key: entry[key] for key in expected if key in entry}
+    return {
+        key: from_bytes(value, expected[key].spec.dtype) if isinstance(value, Tensor) else value
+        for key, value in found.items()
+    }
+
+
+def check_entry(name: str, param: Tensor, options: Mapping[str, Any], saved: Any) -> None:
+    """Check one parameter's entry of a ``state_dict`` against the options it was saved with.
+
+    Raises:
+        StateMismatchError: it lacks a tensor, or one has another dtype or shape.
+    """
+    for key, place in _expected_entry(name, param, options, saved).items():
+        _check_tensor(name, key, saved[key], place, part_of(param))
+
+
+def copied_entry(
     name: str, param: Tensor, options: Mapping[str, Any], saved: Any, devices: StateDevices
-) -> dict[str, Tensor] | None:
-    """Check one parameter's entry of a ``state_dict`` and copy it to where it is kept."""
-    if saved is None:
-        return None
-    check_entry_kind(name, saved)
-    if not saved:
-        return None
-    _, fields = _expected(name, param, options)
-    expected = {**{key: _scalar(dtype) for key, dtype in _SCALARS.items()}, **fields}
-    _check_keys(name, saved.keys(), expected.keys())
+) -> dict[str, Tensor]:
+    """Copy one parameter's entry of a ``state_dict``, known to fit, to where it is kept."""
     part = part_of(param)
     return {
-        key: _copied(name, key, saved[key], place, part, devices) for key, place in expected.items()
+        key: _copied(name, key, saved[key], place, part, devices)
+        for key, place in _expected_entry(name, param, options, saved).items()
     }
+
+
+def _expected_entry(
+    name: str, param: Tensor, options: Mapping[str, Any], saved: Mapping[str, Any]
+) -> dict[str, FieldPlace]:
+    fields = expected_fields(name, param, options)
+    expected = {**{key: _scalar(dtype) for key, dtype in SCALARS.items()}, **fields}
+    _check_keys(name, saved.keys(), expected.keys())
+    return expected
 
 
 def _scalar(dtype: torch.dtype) -> FieldPlace:
@@ -211,6 +262,24 @@ def _copied(
     *,
     share: bool = False,
 ) -> Tensor:
+    found = _check_tensor(name, key, value, place, part)
+    if part is None or (place.placements is None and not is_sharded(found)):
+        return devices.placed(name, key, local_tensor(found), share=share)
+    if is_sharded(found):
+        wanted = place.placements or tuple(_replicate() for _ in part.placements)
+        if tuple(found.placements) != tuple(wanted):
+            found = redistributed(found, part, wanted)
+            share = True
+        local = local_tensor(found)
+    else:
+        local, share = part.sliced(found, place), False
+    local = devices.placed(name, key, local, share=share)
+    return part.wrapped(local.contiguous(), place)
+
+
+def _check_tensor(
+    name: str, key: str, value: object, place: FieldPlace, part: Part | None
+) -> Tensor:
     dtype, shape = place.spec.dtype, place.spec.shape
     if isinstance(value, Tensor):
         value = from_bytes(value, dtype)
@@ -225,18 +294,7 @@ def _copied(
         raise StateMismatchError(
             f"{name!r}: field {key!r} is {got}; it must be {dtype} {list(shape)}.", hint=hint
         )
-    if part is None or (place.placements is None and not is_sharded(value)):
-        return devices.placed(name, key, local_tensor(value), share=share)
-    if is_sharded(value):
-        wanted = place.placements or tuple(_replicate() for _ in part.placements)
-        if tuple(value.placements) != tuple(wanted):
-            value = redistributed(value, part, wanted)
-            share = True
-        local = local_tensor(value)
-    else:
-        local, share = part.sliced(value, place), False
-    local = devices.placed(name, key, local, share=share)
-    return part.wrapped(local.contiguous(), place)
+    return value
 
 
 def _replicate() -> Any:

@@ -2,123 +2,100 @@
 
 from __future__ import annotations
 
-import copy
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import compress, zip_longest
+import logging
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from luma_core.errors import ConfigurationError, StateMismatchError, some_names
-from luma_core.optim.entries import (
-    StateDevices,
-    built_entry,
-    check_state,
-    checked_entry,
-    expected_fields,
-)
+from luma_core.optim.adoption import adopt
+from luma_core.optim.entries import StateDevices, expected_fields
 from luma_core.optim.offload.incoming import Awaited, Incoming
-from luma_core.optim.options import (
-    ADAMW_KEYWORDS,
-    KNOWN_OPTIONS,
-    check_codecs,
-    check_options,
-    check_parameter_codecs,
+from luma_core.optim.state_io.adamw_source import AdamWSource, is_adamw_state
+from luma_core.optim.state_io.plan import LoadPlan, Taken, planned
+from luma_core.optim.state_io.sources import (
+    SHARED_OPTIONS,
+    Source,
+    StateDictSource,
+    check_parts,
 )
 from luma_core.sharding import field_places
-from luma_core.state import GroupOptions, ParameterState, field_key
+from luma_core.state import LoadReport, MatchedState, field_key
 
 if TYPE_CHECKING:
     from luma_core.optim.base import CompressedOptimizer
 
-_POSITIONAL = re.compile(r"param\.\d+")
-_GROUP_IDENTITY = ("params", "param_names")
-_REQUIRED_OPTIONS = ("codecs", "min_compress_elements")
-
-OwnParameter = tuple[str, Tensor, dict[str, Any]]
-"""Name, parameter and parameter group."""
+_LOGGER = logging.getLogger(__name__)
 
 
-def load_states(
+def load_source(
     optimizer: CompressedOptimizer,
-    own: Sequence[OwnParameter],
-    groups: Sequence[GroupOptions],
-    states: Sequence[ParameterState],
+    source: Source,
+    *,
+    strict: bool = True,
+    rename: bool = False,
     incoming: Incoming | None = None,
-) -> None:
-    """Implement `CompressedOptimizer.load_parameter_states`.
+    quiet: bool = False,
+) -> LoadReport:
+    """Replace an optimizer's state.
 
     Every field is read and copied before the first is replaced, so that a failure to read one
     leaves the optimizer unchanged. So the old and the new state are both there for a moment: in
     memory, or in files with state on disk.
+
+    Args:
+        optimizer: that takes the state.
+        source: the state.
+        strict: as `planned` takes it.
+        rename: whether parameters get their saved names.
+        incoming: of `incoming_state`, where stored tensors are in it already.
+        quiet: whether nothing is logged of state of another algorithm.
     """
-    matched = _match(own, states)
-    for index, saved in enumerate(groups):
-        _check_group_options(index, saved, optimizer)
-    options = _group_options(optimizer, own, matched, groups)
-    chosen = [options[_index(optimizer, group)] for _, _, group in own]
-    for (name, param, _), wanted, state in zip(own, chosen, matched, strict=True):
-        check_state(name, param, wanted, state)
+    plan = planned(optimizer, source, strict=strict, rename=rename)
     if incoming is None:
-        stored = [bool(state.codecs) for state in matched]
-        incoming = _incoming(optimizer, compress(zip(own, chosen, strict=True), stored))
+        stored = [t for t in plan.taken if t.index is not None and source.has_state(t.index)]
+        incoming = _incoming(optimizer, stored)
     loaded = [
-        built_entry(name, param, wanted, state, _home(optimizer, param, incoming))
-        for (name, param, _), wanted, state in zip(own, chosen, matched, strict=True)
+        None
+        if taken.index is None
+        else source.entry(
+            taken.index, taken.own, taken.options, _home(optimizer, taken.own[1], incoming)
+        )
+        for taken in plan.taken
     ]
-    _replace(optimizer, own, options, loaded, incoming)
+    if not quiet:
+        _log(optimizer, plan)
+    _replace(optimizer, plan, loaded, incoming, rename=rename)
+    return plan.report
 
 
 def load_torch_state_dict(
-    optimizer: CompressedOptimizer, own: Sequence[OwnParameter], state_dict: Mapping[str, Any]
-) -> None:
-    """Implement `CompressedOptimizer.load_state_dict`.
-
-    As in `load_states`, the old and the new state are both there for a moment.
-    """
-    entries, saved_groups, ids = matched_parts(optimizer, state_dict, "state")
-    # Where PyTorch flattens a state dict, options that are empty mappings are lost.
-    saved_groups = [
-        {**{key: {} for key, value in group.items() if value == {}}, **saved}
-        for saved, group in zip(saved_groups, optimizer.param_groups, strict=True)
-    ]
-    for index, (saved, group) in enumerate(zip(saved_groups, optimizer.param_groups, strict=True)):
-        _check_group_options(index, saved, optimizer)
-        _check_names(index, saved, group)
-    names = dict(zip(_saved_names(saved_groups), (name for name, _, _ in own), strict=True))
-    saved_groups = [_under_own_names(saved, names) for saved in saved_groups]
-    options_of = [saved for saved in saved_groups for _ in saved["params"]]
-    stored = [isinstance(found := entries.get(key), Mapping) and bool(found) for key in ids]
-    incoming = _incoming(optimizer, compress(zip(own, options_of, strict=True), stored))
-    loaded = [
-        checked_entry(name, param, options, entries.get(key), _home(optimizer, param, incoming))
-        for (name, param, _), options, key in zip(own, options_of, ids, strict=True)
-    ]
-    options = [
-        copy.deepcopy({k: v for k, v in saved.items() if k not in _GROUP_IDENTITY})
-        for saved in saved_groups
-    ]
-    _replace(optimizer, own, options, loaded, incoming)
+    optimizer: CompressedOptimizer, state_dict: Mapping[str, Any], *, strict: bool
+) -> LoadReport:
+    """Implement `CompressedOptimizer.load_state_dict`."""
+    check_parts(state_dict, "state", optimizer.param_groups if strict else None)
+    foreign = is_adamw_state(state_dict)
+    source: Source
+    source = AdamWSource(state_dict) if foreign else StateDictSource(optimizer, state_dict)
+    rename = source.named and all("param_names" in group for group in state_dict["param_groups"])
+    return load_source(optimizer, source, strict=strict, rename=rename)
 
 
 def incoming_state(
-    optimizer: CompressedOptimizer,
-    own: Sequence[OwnParameter],
-    states: Sequence[tuple[str, ParameterState]],
+    optimizer: CompressedOptimizer, states: Sequence[MatchedState]
 ) -> Incoming | None:
     """Implement `CompressedOptimizer.incoming_state`."""
     offloader = optimizer.offloader
     if offloader is None:
         return None
-    params = {name: param for name, param, _ in own}
+    params = {name: param for name, param, _ in optimizer.parameters_by_name()}
     return offloader.incoming(
         [
-            Awaited(name, field_key(moment, field), place.spec.dtype, place.local_shape)
-            for name, state in states
-            if offloader.takes(params[name])
-            for moment, codec in state.codecs.items()
-            for field, place in field_places(params[name], codec).items()
+            Awaited(found.name, field_key(moment, field), place.spec.dtype, place.local_shape)
+            for found in states
+            if found.state.codecs and offloader.takes(params[found.name])
+            for moment, codec in found.codecs.items()
+            for field, place in field_places(params[found.name], codec).items()
         ]
     )
 
@@ -127,9 +104,7 @@ def _home(optimizer: CompressedOptimizer, param: Tensor, incoming: Incoming | No
     return optimizer.state_devices(param)._replace(incoming=incoming)
 
 
-def _incoming(
-    optimizer: CompressedOptimizer, wanted: Iterable[tuple[OwnParameter, Mapping[str, Any]]]
-) -> Incoming | None:
+def _incoming(optimizer: CompressedOptimizer, stored: Sequence[Taken]) -> Incoming | None:
     """Return a new block for the state of parameters, with the options that it is loaded with."""
     offloader = optimizer.offloader
     if offloader is None:
@@ -137,210 +112,62 @@ def _incoming(
     return offloader.incoming(
         [
             Awaited(name, key, place.spec.dtype, place.local_shape)
-            for (name, param, _), options in wanted
+            for (name, param, _), options in ((taken.own, taken.options) for taken in stored)
             if offloader.takes(param)
             for key, place in expected_fields(name, param, options).items()
         ]
     )
 
 
-def matched_parts(
-    optimizer: CompressedOptimizer, state_dict: Mapping[str, Any], what: str
-) -> tuple[Mapping[Any, Any], Sequence[Mapping[str, Any]], list[Any]]:
-    """Return the entries, groups and parameter ids of a ``state_dict`` that fits the optimizer.
-
-    Args:
-        optimizer: gives the groups and how many parameters each has.
-        state_dict: of any optimizer of PyTorch's layout.
-        what: the kind of state, for messages.
-
-    Raises:
-        StateMismatchError: a part is missing, or groups or parameters do not fit.
-    """
-    for key, kind in (("state", Mapping), ("param_groups", list | tuple)):
-        if not isinstance(state_dict.get(key), kind):
-            found = f"is a {type(state_dict[key]).__name__}" if key in state_dict else "is missing"
-            raise StateMismatchError(
-                f"{key!r} of the {what} {found}; a state dict has a mapping 'state' and a list "
-                "'param_groups'.",
-                hint="Give what an optimizer's state_dict() returned.",
-            )
-    entries, saved_groups = state_dict["state"], state_dict["param_groups"]
-    groups = optimizer.param_groups
-    if len(saved_groups) != len(groups):
-        raise StateMismatchError(
-            f"the {what} has {len(saved_groups)} parameter groups; the optimizer has {len(groups)}."
+def _log(optimizer: CompressedOptimizer, plan: LoadPlan) -> None:
+    """Say once what is not as the optimizer was built, or not as it was saved."""
+    name = type(optimizer).__name__
+    if plan.foreign is not None:
+        _LOGGER.warning(
+            "state of %r is loaded into %s: moments are coded in its own codecs, by rounding to "
+            "nearest, and of the options only %s are adopted.",
+            plan.foreign,
+            name,
+            ", ".join(SHARED_OPTIONS),
         )
-    ids: list[Any] = []
-    for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
-        place = f"parameter group {index} of the {what}"
-        if not isinstance(saved, Mapping) or not isinstance(saved.get("params"), list | tuple):
-            raise StateMismatchError(f"{place} has no 'params', a list of its parameters' ids.")
-        if len(saved["params"]) != len(group["params"]):
-            raise StateMismatchError(
-                f"{place} has {len(saved['params'])} parameters; "
-                f"the optimizer's has {len(group['params'])}."
-            )
-        ids.extend(saved["params"])
-    listed = set(ids)
-    stray = [str(key) for key in entries if key not in listed]
-    if stray:
-        raise StateMismatchError(
-            f"the {what} has entries for {some_names(stray)}, which no parameter group lists."
+    groups = list(zip(optimizer.param_groups, plan.adopted, strict=True))
+    if any(
+        "codecs" in options and options["codecs"] != group["codecs"] for group, options in groups
+    ):
+        _LOGGER.warning(
+            "the loaded state keeps the codecs that it was saved with, not those that %s was built "
+            "with. import_adamw_state() of its export_adamw_state() codes it in others.",
+            name,
         )
-    return entries, saved_groups, ids
+    kept = [index for index, (_, options) in enumerate(groups) if "codecs" not in options]
+    if kept and plan.foreign is None:
+        _LOGGER.warning(
+            "parameter groups %s keep their own options, for their parameters are not those of one "
+            "saved group.",
+            ", ".join(map(str, kept)),
+        )
 
 
 def _replace(
     optimizer: CompressedOptimizer,
-    own: Sequence[OwnParameter],
-    options: Sequence[GroupOptions],
+    plan: LoadPlan,
     loaded: Sequence[dict[str, Tensor] | None],
     incoming: Incoming | None,
+    *,
+    rename: bool,
 ) -> None:
-    """Put checked options and entries in place; nothing here fails."""
-    for group, adopted in zip(optimizer.param_groups, options, strict=True):
-        _adopt(group, adopted)
-    for (_, param, _), entry in zip(own, loaded, strict=True):
+    """Put checked options, names and entries in place; nothing here fails."""
+    names = iter([taken.own[0] for taken in plan.taken])
+    for group, adopted in zip(optimizer.param_groups, plan.adopted, strict=True):
+        adopt(group, adopted)
+        if rename:
+            group["param_names"] = [next(names) for _ in group["params"]]
+    optimizer.forget_names()
+    for taken, entry in zip(plan.taken, loaded, strict=True):
+        param = taken.own[1]
         if entry is None:
             optimizer.state.pop(param, None)
         else:
             optimizer.state[param] = entry
     if incoming is not None and optimizer.offloader is not None:
         optimizer.offloader.take(incoming)
-
-
-def _match(own: Sequence[OwnParameter], states: Sequence[ParameterState]) -> list[ParameterState]:
-    names = [name for name, _, _ in own]
-    by_name = {state.name: state for state in states}
-    if set(names) == set(by_name):
-        return [by_name[name] for name in names]
-    positional = all(_POSITIONAL.fullmatch(name) for name in names) or all(
-        _POSITIONAL.fullmatch(name) for name in by_name
-    )
-    if positional and len(names) == len(states):
-        return list(states)
-    missing = [name for name in names if name not in by_name]
-    unexpected = [name for name in by_name if name not in set(names)]
-    raise StateMismatchError(
-        f"the state is for {len(states)} parameters, the optimizer has {len(names)}: "
-        f"missing {some_names(missing)}, unexpected {some_names(unexpected)}.",
-        hint="Build the optimizer over the same model as when the state was saved.",
-    )
-
-
-def group_names(group: Mapping[str, Any]) -> list[str] | None:
-    """Return the names of a group's parameters, or ``None`` where it has none for them.
-
-    DeepSpeed's ZeRO leaves names in a group whose parameters it replaces by a flat one.
-    """
-    names = group.get("param_names")
-    return names if names is not None and len(names) == len(group["params"]) else None
-
-
-def _index(optimizer: CompressedOptimizer, group: dict[str, Any]) -> int:
-    return next(i for i, other in enumerate(optimizer.param_groups) if other is group)
-
-
-def _group_options(
-    optimizer: CompressedOptimizer,
-    own: Sequence[OwnParameter],
-    matched: Sequence[ParameterState],
-    groups: Sequence[GroupOptions],
-) -> list[GroupOptions]:
-    """Return the saved options for each of the optimizer's groups."""
-    sources: list[set[int]] = [set() for _ in optimizer.param_groups]
-    for (_, _, group), state in zip(own, matched, strict=True):
-        if not 0 <= state.group < len(groups):
-            raise StateMismatchError(
-                f"{state.name!r} is of the saved group {state.group}; "
-                f"the state has {len(groups)} groups, counted from 0."
-            )
-        sources[_index(optimizer, group)].add(state.group)
-    names = {state.name: name for (name, _, _), state in zip(own, matched, strict=True)}
-    options = []
-    for index, found in enumerate(sources):
-        if len(found) > 1:
-            raise StateMismatchError(
-                f"parameter group {index} holds parameters of the saved groups "
-                f"{', '.join(map(str, sorted(found)))}; it must hold those of one.",
-                hint="Group the parameters as they were grouped when the state was saved.",
-            )
-        saved = groups[found.pop()] if found else {}
-        options.append(copy.deepcopy(_under_own_names(saved, names)))
-    return options
-
-
-def _saved_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    names: list[str] = []
-    for group in groups:
-        first = len(names)
-        names += group_names(group) or [
-            f"param.{index}" for index in range(first, first + len(group["params"]))
-        ]
-    return names
-
-
-def _under_own_names(options: Mapping[str, Any], names: Mapping[str, str]) -> GroupOptions:
-    """Return a saved group's options with single parameters' under this optimizer's names."""
-    codecs = options.get("parameter_codecs")
-    if codecs is None:
-        return dict(options)
-    own = {names[name]: config for name, config in codecs.items() if name in names}
-    return {**options, "parameter_codecs": own}
-
-
-def _check_group_options(
-    index: int, saved: Mapping[str, Any], optimizer: CompressedOptimizer
-) -> None:
-    moments, single = optimizer.rule.moments, "parameter_codecs"
-    single_needed = single in optimizer.param_groups[0]
-    if single in saved and not single_needed:
-        raise StateMismatchError(
-            f"saved parameter group {index} has {single!r}, which only AdamMini has: it is not "
-            "state of this optimizer."
-        )
-    foreign = sorted((KNOWN_OPTIONS & saved.keys()) - optimizer.param_groups[0].keys())
-    if foreign:
-        raise StateMismatchError(
-            f"saved parameter group {index} has {foreign[0]!r}, an option that "
-            f"{type(optimizer).__name__} does not have: it is another optimizer's state.",
-            hint="export_adamw_state() and import_adamw_state() carry moments across.",
-        )
-    for key in (*_REQUIRED_OPTIONS, *[single] * single_needed):
-        if key not in saved:
-            raise StateMismatchError(
-                f"saved parameter group {index} has no {key!r}: it is not state of this optimizer.",
-                hint="Load AdamW state with import_adamw_state().",
-            )
-    try:
-        check_options(saved)
-        check_codecs(saved["codecs"], moments)
-        check_parameter_codecs(saved.get(single, {}), moments)
-    except ConfigurationError as error:
-        raise StateMismatchError(
-            f"saved parameter group {index}: {error.message}", hint=error.hint
-        ) from error
-
-
-def _check_names(index: int, saved: Mapping[str, Any], group: Mapping[str, Any]) -> None:
-    own = group_names(group)
-    if "param_names" in saved and own is not None:
-        for name, expected in zip_longest(saved["param_names"], own):
-            if name != expected:
-                raise StateMismatchError(
-                    f"saved parameter group {index} has {name!r} where the optimizer has "
-                    f"{expected!r}.",
-                    hint="Build the optimizer over the same parameters in the same order.",
-                )
-
-
-def _adopt(group: dict[str, Any], options: Mapping[str, Any]) -> None:
-    for key, value in options.items():
-        if key in _GROUP_IDENTITY or key in ADAMW_KEYWORDS:
-            continue
-        current = group.get(key)
-        if isinstance(current, Tensor) and not isinstance(value, Tensor):
-            current.fill_(value)
-        else:
-            group[key] = tuple(value) if key == "betas" else value

@@ -259,6 +259,14 @@ class CompressedOptimizer(torch.optim.Optimizer):
         """Look up parameters' names anew, as is done where groups change."""
         self._by_name: dict[str, tuple[str, Tensor, dict[str, Any]]] = {}
         self._names: dict[Tensor, str] = {}
+        self._indices: dict[int, int] = {}
+
+    def _index_of(self, group: dict[str, Any]) -> int:
+        """Return the index of a group, in one look-up however many groups there are."""
+        index = self._indices.get(id(group), len(self.param_groups))
+        if index >= len(self.param_groups) or self.param_groups[index] is not group:
+            self._indices = {id(item): i for i, item in enumerate(self.param_groups)}
+        return self._indices[id(group)]
 
     def _settle(self) -> None:
         """Wait until state that is offloaded may be read."""
@@ -337,12 +345,11 @@ class CompressedOptimizer(torch.optim.Optimizer):
         return [self._state_of(*item) for item in self.parameters_by_name()]
 
     def _state_of(self, name: str, param: Tensor, group: dict[str, Any]) -> ParameterState:
-        index = next(i for i, other in enumerate(self.param_groups) if other is group)
         head = ParameterState(
             name=name,
             shape=tuple(param.shape),
             dtype=str(param.dtype).removeprefix("torch."),
-            group=index,
+            group=self._index_of(group),
         )
         state = self.state.get(param)
         if not state:

@@ -52,7 +52,7 @@ def shared_options(group: Mapping[str, Any]) -> GroupOptions:
     decay = group.get("weight_decay", 0)
     if not group.get("decoupled_weight_decay", True) and decay != 0:
         raise ConversionError(
-            f"the state is Adam's with weight_decay={decay} added to the gradient, which AdamW "
+            f"the state is of Adam with weight_decay={decay} added to the gradient, which AdamW "
             "cannot continue.",
             hint="Only the state of torch.optim.AdamW can be read.",
         )

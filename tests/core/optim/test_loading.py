@@ -1,0 +1,393 @@
+"""State saved elsewhere: under other names, in other groups, of other optimizers, or of a part."""
+
+import copy
+import logging
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from luma_core import LAMB, LUMA, AdamMini, TurboAdam
+from luma_core.errors import ConversionError, LumaError, StateMismatchError
+from luma_core.optim.base import CompressedOptimizer
+
+Optimizer = type[CompressedOptimizer]
+Sizes = dict[str, tuple[int, ...]]
+
+SIZES: Sizes = {"a.weight": (40, 64), "a.bias": (40,), "b.weight": (8, 40), "b.bias": (8,)}
+OPTIMIZERS = [LUMA, TurboAdam, LAMB, AdamMini]
+
+
+def parameters(sizes: Sizes = SIZES, prefix: str = "") -> list[tuple[str, nn.Parameter]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (prefix + name, nn.Parameter(torch.randn(size, generator=generator)))
+        for name, size in sizes.items()
+    ]
+
+
+def unnamed(sizes: Sizes = SIZES) -> list[nn.Parameter]:
+    return [param for _, param in parameters(sizes)]
+
+
+def take_steps(optimizer: torch.optim.Optimizer, steps: int = 2, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                param.grad = torch.randn(param.shape, generator=generator)
+        optimizer.step()
+
+
+def stepped(kind: Any, params: Any, **options: Any) -> Any:
+    optimizer = kind(params, **options)
+    take_steps(optimizer)
+    return optimizer
+
+
+def assert_same_state(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys() != set()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def by_name(optimizer: CompressedOptimizer) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: optimizer.state[param] for name, param, _ in optimizer.parameters_by_name()}
+
+
+def rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    return [round(float(group["lr"]), 6) for group in optimizer.param_groups]
+
+
+# Tensors as options
+
+
+def two_groups(kind: Optimizer = LUMA, lr: Any = 1e-3, **options: Any) -> CompressedOptimizer:
+    weight, bias = parameters()[:2]
+    return kind([{"params": [weight]}, {"params": [bias]}], lr=lr, **options)  # type: ignore[call-arg]
+
+
+def with_rates(*values: float) -> dict[str, Any]:
+    optimizer = two_groups()
+    for group, value in zip(optimizer.param_groups, values, strict=True):
+        group["lr"] = value
+    return optimizer.state_dict()
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize(
+    "made",
+    [lambda o: o, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))],
+    ids=["built", "copied", "pickled"],
+)
+def test_groups_that_share_a_tensor_as_rate_are_loaded_each_for_itself(
+    made: Callable[[Any], Any], capturable: bool
+) -> None:
+    rate = torch.tensor(0.5)
+    others = [two_groups(LAMB, rate), torch.optim.AdamW(unnamed(), lr=rate)]
+    built = two_groups(lr=rate, capturable=capturable)
+    optimizer = made(built)
+    optimizer.load_state_dict(with_rates(0.1, 0.3))
+    assert rates(optimizer) == [0.1, 0.3]
+    assert all(isinstance(group["lr"], torch.Tensor) for group in optimizer.param_groups)
+    assert float(rate) == float(optimizer.defaults["lr"]) == 0.5
+    assert {value for other in others for value in rates(other)} == {0.5}
+    if optimizer is not built:
+        assert rates(built) == [0.5, 0.5]
+
+
+def test_rates_from_one_tensor_that_was_saved_are_independent() -> None:
+    saved = two_groups(lr=torch.tensor(0.5)).state_dict()
+    optimizer = two_groups()
+    optimizer.load_state_dict(saved)
+    optimizer.param_groups[0]["lr"].fill_(0.25)
+    assert rates(optimizer) == [0.25, 0.5]
+    assert float(saved["param_groups"][0]["lr"]) == 0.5
+
+
+def test_a_tensor_that_only_a_capturable_group_holds_stays_the_one_that_graphs_read() -> None:
+    own = torch.tensor(0.5)
+    saved = LUMA(parameters(), lr=0.1, capturable=True).state_dict()
+    optimizer = LUMA([{"params": parameters(), "lr": own}], capturable=True)
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] is own
+    assert rates(optimizer) == [0.1]
+    other = TurboAdam([{"params": parameters(), "lr": own}])
+    saved["param_groups"][0]["lr"] = 0.2
+    optimizer.load_state_dict(saved)
+    assert (rates(optimizer), rates(other)) == ([0.2], [0.1])
+
+
+# Names
+
+
+@pytest.mark.parametrize("saved", ["", "_orig_mod.", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("own", ["", "_orig_mod.module."])
+def test_state_is_found_under_any_wrappers_and_goes_on_bit_for_bit(own: str, saved: str) -> None:
+    whole = stepped(LUMA, parameters(prefix=saved), seed=1)
+    resumed = LUMA(parameters(prefix=own), seed=2)
+    for (_, param, _), (_, other, _) in zip(
+        resumed.parameters_by_name(), whole.parameters_by_name(), strict=True
+    ):
+        param.data.copy_(other.data)
+    resumed.load_state_dict(whole.state_dict())
+    for optimizer in (whole, resumed):
+        take_steps(optimizer, seed=5)
+    for x, y in zip(whole.parameter_states(), resumed.parameter_states(), strict=True):
+        assert (x.noise_key, x.step) == (y.noise_key, 4)
+        assert all(torch.equal(x.fields[key], y.fields[key]) for key in x.fields)
+
+
+@pytest.mark.parametrize("there", ["named", "unnamed", "wrapped"])
+@pytest.mark.parametrize("here", ["named", "unnamed"])
+@pytest.mark.parametrize("kind", [LUMA, torch.optim.AdamW])
+def test_names_are_adopted_as_adamw_adopts_them(there: str, here: str, kind: Any) -> None:
+    given: dict[str, Callable[[], Any]] = {
+        "named": parameters,
+        "unnamed": unnamed,
+        "wrapped": lambda: parameters(prefix="module."),
+    }
+    adamw = torch.optim.AdamW(given[here]())
+    adamw.load_state_dict(stepped(torch.optim.AdamW, given[there]()).state_dict())
+    luma = LUMA(given[here]())
+    luma.load_state_dict(stepped(kind, given[there]()).state_dict())
+    assert luma.param_groups[0].get("param_names") == adamw.param_groups[0].get("param_names")
+    assert luma.named == (here == "named" or there != "unnamed")
+    take_steps(luma)
+
+
+def test_names_in_another_order_find_their_own_state() -> None:
+    saved = stepped(LUMA, parameters())
+    other = LUMA(parameters()[::-1])
+    other.load_state_dict(saved.state_dict())
+    assert other.parameter_names() == saved.parameter_names()[::-1]
+    for name, state in by_name(saved).items():
+        assert_same_state(state, by_name(other)[name])
+
+
+def test_names_that_wrappers_alone_tell_apart_are_refused() -> None:
+    sizes = {"x.module.w": (8, 64), "x.w": (8, 64)}
+    optimizer = LUMA(parameters({"module.x.w": (8, 64), "x.y": (8, 64)}))
+    with pytest.raises(StateMismatchError, match="it is not known whose state is whose"):
+        optimizer.load_state_dict(stepped(LUMA, parameters(sizes)).state_dict())
+    assert not optimizer.state
+
+
+def other_names(way: str) -> None:
+    count = 8000
+    own = LUMA([(f"a.{i}", nn.Parameter(torch.ones(1))) for i in range(count)])
+    params = [(f"b.{i}", nn.Parameter(torch.ones(1))) for i in range(count)]
+    if way == "adamw":
+        own.import_adamw_state(torch.optim.AdamW(params).state_dict())
+    elif way == "states":
+        source = LUMA(params)
+        own.load_parameter_states(source.group_options(), source.parameter_states())
+    else:
+        own.load_state_dict(LUMA(params).state_dict())
+
+
+@pytest.mark.parametrize("way", ["state_dict", "states", "adamw"])
+def test_a_mismatch_of_thousands_of_names_is_found_in_linear_work(way: str) -> None:
+    """What is called grows with the number of names, not with its square."""
+    import cProfile
+    import pstats
+
+    profile = cProfile.Profile()
+    with pytest.raises(StateMismatchError, match="and 7997 more"):
+        profile.runcall(other_names, way)
+    assert pstats.Stats(profile).total_calls < 8000 * 400  # type: ignore[attr-defined]
+
+
+# Groups
+
+
+def regrouped(named: bool) -> LUMA:
+    a, b = parameters()[:2], parameters()[2:]
+    groups = [{"params": b, "lr": 1e-4, "eps": 1e-6}, {"params": a}]
+    if not named:
+        groups = [{**group, "params": [p for _, p in group["params"]]} for group in groups]  # type: ignore[union-attr, misc]
+    return LUMA(groups, lr=1e-2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("way", ["state_dict", "states", "adamw"])
+def test_state_without_names_is_refused_by_groups_of_other_sizes(way: str) -> None:
+    source = stepped(torch.optim.AdamW if way == "adamw" else LUMA, unnamed())
+    optimizer = regrouped(named=False)
+    with pytest.raises(StateMismatchError, match="groups"):
+        if way == "states":
+            optimizer.load_parameter_states(source.group_options(), source.parameter_states())
+        else:
+            optimizer.load_state_dict(source.state_dict())
+    with pytest.raises(StateMismatchError, match=r"groups of the same sizes: \[4\].*\[2, 2\]"):
+        optimizer.load_state_dict(source.state_dict(), strict=False)
+    assert not optimizer.state
+
+
+def test_groups_that_are_no_saved_group_keep_their_own_options(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = stepped(LUMA, parameters(), lr=0.5, block_size=64)
+    optimizer = regrouped(named=True)
+    optimizer.load_parameter_states(source.group_options(), source.parameter_states())
+    assert rates(optimizer) == [1e-4, 1e-2]
+    assert "parameter groups 0, 1 keep their own options" in caplog.text
+    assert optimizer.param_groups[0]["codecs"]["exp_avg"]["block_size"] == 128
+    for state in optimizer.parameter_states():
+        want = source.parameter_state(state.name)
+        torch.testing.assert_close(
+            state.decode("exp_avg"), want.decode("exp_avg"), rtol=1e-3, atol=1e-6
+        )
+        assert (state.step, state.noise_key) == (2, want.noise_key)
+    take_steps(optimizer)
+
+
+def test_options_follow_the_parameters_of_their_group_wherever_it_stands() -> None:
+    a, b = parameters()[:2], parameters()[2:]
+    source = stepped(LUMA, [{"params": a, "lr": 0.1}, {"params": b, "lr": 0.2}])
+    optimizer = LUMA([{"params": parameters()[2:]}, {"params": parameters()[:2]}])
+    optimizer.load_state_dict(source.state_dict())
+    assert rates(optimizer) == [0.2, 0.1]
+    for name, state in by_name(source).items():
+        assert_same_state(state, by_name(optimizer)[name])
+    one = LUMA(parameters(), lr=0.7)
+    one.load_state_dict(source.state_dict(), strict=False)
+    assert rates(one) == [0.7]
+
+
+# Parts
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_what_there_is_is_loaded_and_the_rest_is_reported(kind: Optimizer) -> None:
+    """A new head, a body of which a layer was frozen, and one that is gone."""
+    saved_sizes = {**SIZES, "frozen.weight": (8, 64), "old.weight": (4, 64)}
+    source: Any = kind(parameters(saved_sizes), lr=0.1)
+    for name, param, _ in source.parameters_by_name():
+        if name != "frozen.weight":
+            param.grad = torch.ones_like(param)
+    source.step()
+    sizes = {**SIZES, "b.weight": (10, 40), "b.bias": (10,), "frozen.weight": (8, 64)}
+    sizes["new.weight"] = (4, 64)
+    optimizer: Any = kind(parameters(sizes, prefix="_orig_mod."))
+    take_steps(optimizer, 3)
+    with pytest.raises(StateMismatchError):
+        optimizer.load_state_dict(source.state_dict())
+    assert int(optimizer.parameter_state("_orig_mod.a.bias").step) == 3
+    report = optimizer.load_state_dict(source.state_dict(), strict=False)
+    assert report.new == ("_orig_mod.b.weight", "_orig_mod.b.bias", "_orig_mod.new.weight")
+    assert report.missing == ("_orig_mod.frozen.weight",)
+    assert report.left_out == ("b.weight", "b.bias", "old.weight")
+    assert rates(optimizer) == [0.1]
+    states = {
+        state.name.removeprefix("_orig_mod."): state for state in optimizer.parameter_states()
+    }
+    assert [name for name, state in states.items() if state.codecs] == ["a.weight", "a.bias"]
+    for name in ("a.weight", "a.bias"):
+        want = source.parameter_state(name)
+        assert all(torch.equal(want.fields[key], states[name].fields[key]) for key in want.fields)
+    take_steps(optimizer)
+    assert {int(state.step) for state in optimizer.parameter_states()} == {2, 3}
+
+
+def test_adamws_state_is_loaded_in_part_too() -> None:
+    adamw = stepped(torch.optim.AdamW, parameters())
+    optimizer = LUMA(parameters({**SIZES, "b.bias": (9,), "c": (3,)}))
+    report = optimizer.load_state_dict(adamw.state_dict(), strict=False)
+    assert (report.new, report.left_out) == (("b.bias", "c"), ("b.bias",))
+    assert int(optimizer.parameter_state("a.weight").step) == 2
+
+
+# Other optimizers' state
+
+
+@pytest.mark.parametrize("there", OPTIMIZERS)
+@pytest.mark.parametrize("here", OPTIMIZERS)
+@pytest.mark.parametrize("way", ["state_dict", "states"])
+def test_state_of_another_optimizer_is_coded_in_this_ones_codecs(
+    here: Optimizer, there: Optimizer, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source: Any = stepped(there, parameters(), lr=0.1, seed=1)
+    source.param_groups[0]["initial_lr"] = 0.1
+    optimizer: Any = here(parameters(), seed=2)  # type: ignore[call-arg]
+    built = optimizer.group_options()[0]
+    if way == "state_dict":
+        optimizer.load_state_dict(source.state_dict())
+    else:
+        optimizer.load_parameter_states(source.group_options(), source.parameter_states())
+    group = optimizer.group_options()[0]
+    assert (group["lr"], group["initial_lr"]) == (0.1, 0.1)
+    assert group["codecs"] == built["codecs"]
+    assert len(caplog.records) == (here is not there)
+    for want, got in zip(source.parameter_states(), optimizer.parameter_states(), strict=True):
+        assert (want.step, want.noise_key) == (got.step, got.noise_key)
+        if want.codecs == got.codecs:
+            assert all(torch.equal(want.fields[key], got.fields[key]) for key in want.fields)
+        else:
+            coded = got.codecs["exp_avg"].encode_tensor(want.decode("exp_avg"))
+            assert all(torch.equal(coded[k], got.fields[f"exp_avg.{k}"]) for k in coded)
+    take_steps(optimizer)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("named", [True, False])
+def test_adamws_state_dict_is_imported_and_that_is_logged_once(
+    kind: Optimizer, named: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    if kind is AdamMini and not named:
+        pytest.skip("needs names")
+    params: Callable[[], Any] = parameters if named else unnamed
+    adamw = stepped(torch.optim.AdamW, params(), lr=3e-3, weight_decay=0.2)
+    adamw.param_groups[0]["initial_lr"] = 1e-2
+    optimizer, imported = kind(params(), seed=1), kind(params(), seed=1)  # type: ignore[call-arg]
+    optimizer.load_state_dict(adamw.state_dict())
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "state of 'adamw' is loaded into" in caplog.text
+    imported.import_adamw_state(adamw.state_dict())  # type: ignore[attr-defined]
+    assert len(caplog.records) == 1
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["initial_lr"]) == (3e-3, 0.2, 1e-2)
+    for x, y in zip(optimizer.state.values(), imported.state.values(), strict=True):
+        assert_same_state(x, y)
+
+
+@pytest.mark.parametrize("load", ["load_state_dict", "import_adamw_state"])
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (torch.optim.Adam, {"weight_decay": 0.1}, "Adam with weight_decay=0.1 added to the grad"),
+        (torch.optim.AdamW, {"amsgrad": True}, "amsgrad=True"),
+        (torch.optim.NAdam, {}, "mu_product"),
+        (torch.optim.SGD, {"momentum": 0.9}, "saved parameter group 0 has no 'codecs'|no 'betas'"),
+    ],
+)
+def test_state_that_cannot_be_continued_is_refused_and_nothing_changes(
+    kind: Any, options: dict[str, Any], message: str, load: str
+) -> None:
+    source = stepped(kind, unnamed(), lr=0.1, **options)
+    optimizer = stepped(LUMA, unnamed(), lr=torch.tensor(0.5))
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(LumaError, match=message) as caught:
+        getattr(optimizer, load)(source.state_dict())
+    assert isinstance(caught.value, ConversionError | StateMismatchError)
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    for index, entry in before["state"].items():
+        assert_same_state(entry, after["state"][index])
+
+
+def test_adams_state_without_weight_decay_is_adamws() -> None:
+    optimizer = LUMA(unnamed(), weight_decay=0.3)
+    optimizer.load_state_dict(stepped(torch.optim.Adam, unnamed(), lr=0.1).state_dict())
+    assert (rates(optimizer), optimizer.param_groups[0]["weight_decay"]) == ([0.1], 0)
+
+
+def test_codecs_that_stay_those_of_the_saved_state_are_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = stepped(TurboAdam, parameters(), preset="8bit")
+    optimizer = TurboAdam(parameters(), m_bits=4)
+    optimizer.load_state_dict(source.state_dict())
+    assert optimizer.param_groups[0]["codecs"] == source.param_groups[0]["codecs"]
+    assert "keeps the codecs that it was saved with" in caplog.text

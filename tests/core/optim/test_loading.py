@@ -4,6 +4,7 @@ import copy
 import logging
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -79,7 +80,7 @@ def with_rates(*values: float) -> dict[str, Any]:
 @pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize(
     "made",
-    [lambda o: o, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))],
+    [lambda o: o, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))],  # noqa: S301
     ids=["built", "copied", "pickled"],
 )
 def test_groups_that_share_a_tensor_as_rate_are_loaded_each_for_itself(
@@ -215,11 +216,13 @@ def regrouped(named: bool) -> LUMA:
 def test_state_without_names_is_refused_by_groups_of_other_sizes(way: str) -> None:
     source = stepped(torch.optim.AdamW if way == "adamw" else LUMA, unnamed())
     optimizer = regrouped(named=False)
+    if way == "states":
+        groups, states = source.group_options(), source.parameter_states()
+        load = partial(optimizer.load_parameter_states, groups, states)
+    else:
+        load = partial(optimizer.load_state_dict, source.state_dict())
     with pytest.raises(StateMismatchError, match="groups"):
-        if way == "states":
-            optimizer.load_parameter_states(source.group_options(), source.parameter_states())
-        else:
-            optimizer.load_state_dict(source.state_dict())
+        load()
     with pytest.raises(StateMismatchError, match=r"groups of the same sizes: \[4\].*\[2, 2\]"):
         optimizer.load_state_dict(source.state_dict(), strict=False)
     assert not optimizer.state

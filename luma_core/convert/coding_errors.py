@@ -145,8 +145,8 @@ def _compared(got: Tensor, want: Tensor) -> Part:
         # NumPy counts and compares several times as fast.
         bound = want.abs().mul_(_CHANGED).numpy()
         moved = np.greater(error.abs_().numpy(), bound)
-        changed = np.count_nonzero(moved)
-        zeroed = np.count_nonzero(moved & np.equal(got.numpy(), 0)) if changed else 0
+        changed = int(np.count_nonzero(moved))
+        zeroed = int(np.count_nonzero(moved & np.equal(got.numpy(), 0))) if changed else 0
     return Part(errors, squares, largest_error, largest, want.numel(), zeroed, changed)
 
 

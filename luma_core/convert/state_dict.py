@@ -160,7 +160,7 @@ class StateDictSource:
         if namer is not None and not self.named:
             shapes: list[list[Wanted]] = [[] for _ in content["param_groups"]]
             for _, index, entry in found:
-                shapes[index].append(entry and entry.shape)
+                shapes[index].append(None if entry is None else entry.shape)
             given = namer.names(shapes)
         self.named = self.named or given is not None
         for position, (own_name, index, entry) in enumerate(found):

@@ -43,7 +43,7 @@ from luma_core.optim.options import (
 )
 from luma_core.optim.rules import Rule
 from luma_core.optim.state_io.plan import planned
-from luma_core.optim.state_io.sources import StatesSource, group_names
+from luma_core.optim.state_io.sources import OwnParameter, StatesSource, group_names
 from luma_core.optim.stepping import Stepper
 from luma_core.sharding import local_tensor, part_of, state_of_part
 from luma_core.state import (
@@ -216,7 +216,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         """
         self._init_state(self.parameters_by_name())
 
-    def _init_state(self, wanted: Iterable[loading.OwnParameter]) -> None:
+    def _init_state(self, wanted: Iterable[OwnParameter]) -> None:
         for name, param, group in wanted:
             if is_steppable(param):
                 self.state_of(name, param, group)

@@ -32,13 +32,14 @@ def _as_it_is(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def _without_private(names: Sequence[str]) -> list[str]:
+def without_private(names: Sequence[str]) -> list[str]:
+    """Take off parts that no model has, wherever they stand."""
     return [_without(_PRIVATE, name) for name in names]
 
 
-def _without_root(names: Sequence[str]) -> list[str]:
-    """Take off ``module.`` as often as all names begin with it."""
-    split = [name.split(".") for name in _without_private(names)]
+def without_root(names: Sequence[str]) -> list[str]:
+    """Take off these, and ``module.`` as often as all names begin with it."""
+    split = [name.split(".") for name in without_private(names)]
     counts = [sum(1 for _ in takewhile(_MODULE.__eq__, parts[:-1])) for parts in split]
     common = min(counts, default=0)
     return [".".join(parts[common:]) for parts in split]
@@ -50,8 +51,8 @@ def _without_any(names: Sequence[str]) -> list[str]:
 
 _READINGS: tuple[Callable[[Sequence[str]], list[str]], ...] = (
     _as_it_is,
-    _without_private,
-    _without_root,
+    without_private,
+    without_root,
     _without_any,
 )
 """How names are compared, the closest to the letter first."""

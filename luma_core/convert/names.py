@@ -27,6 +27,7 @@ from luma_core.convert.base import Url
 from luma_core.convert.places import File, Folder, file_at, folder_at
 from luma_core.convert.torch_file import load_torch_file
 from luma_core.errors import CheckpointNotFoundError, ConversionError, some_names
+from luma_core.naming import without_private, without_root
 
 T = TypeVar("T")
 
@@ -38,9 +39,6 @@ _WEIGHTS = (
 )
 _NESTS = ("state_dict", "model", "model_state_dict", "module", "model_state", "net", "network")
 
-_WRAPPERS = re.compile(
-    r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)
 _DDP = "module."
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "inv_freq")
@@ -143,15 +141,13 @@ def plain_names(names: Sequence[str]) -> list[str]:
 
     ``module.`` is DDP's where all names begin with it.
     """
-    plain = [_WRAPPERS.sub("", name) for name in names]
-    while plain and all(name.startswith(_DDP) for name in plain):
-        plain = [name.removeprefix(_DDP) for name in plain]
+    plain = without_root(names)
     return plain if len(set(plain)) == len(plain) else list(names)
 
 
 def plain_name(name: str) -> str:
     """Return a name without those of the modules that may wrap a model."""
-    return _WRAPPERS.sub("", name).removeprefix(_DDP)
+    return without_private([name])[0].removeprefix(_DDP)
 
 
 def with_plain_names(values: Mapping[str, T]) -> dict[str, T]:

@@ -80,8 +80,9 @@ class MomentPass:
 
     def _new_moments(self) -> Iterator[tuple[Tile, dict[str, Tensor]]]:
         item = self._item
-        some = next(iter(item.moments.values())).codec
-        for tile in some.grid(item.param.shape).tiles():
+        # Codecs that pack store short blocks at full length, beside others that do not.
+        grids = [stored.codec.grid(item.param.shape) for stored in item.moments.values()]
+        for tile in max(grids, key=lambda grid: grid.block_size or 0).tiles():
             grad = tile.read(item.grad).float()
             if item.grad_factor is not None:
                 grad = grad * item.grad_factor

@@ -5,6 +5,10 @@ import os
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # Triton reads it when it is imported, which PyTorch's own test helpers do.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 def pytest_configure() -> None:
     """Give each of several test processes its share of the cores, and all the width of a pipe.

@@ -171,8 +171,8 @@ class LocalStore(Store):
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[bool]:
         descriptor, locked = self._locked_folder()
-        self._held = os.fstat(descriptor)
         try:
+            self._held = os.fstat(descriptor)
             yield locked
         finally:
             self._held = None

@@ -179,7 +179,8 @@ class Checkpoint:
             return field_rows(shape, rows, partial(elements, None, field))
         if not boxes:
             return moment_rows(codec, entry.shape, rows, partial(elements, None))
-        found = torch.empty((len(row_range(entry.shape, rows)), *entry.shape[1:]))
+        count = len(row_range(entry.shape, rows))
+        found = torch.empty((count, *entry.shape[1:]), device="cpu")
         for box, inside, place in boxes_of_rows(boxes, row_range(entry.shape, rows)):
             found[place] = moment_rows(codec, box_shape(box), inside, partial(elements, box))
         return found

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pydantic import TypeAdapter
 
 from luma_core import __version__, stats
-from luma_core.errors import CorruptCheckpointError, ServiceError
+from luma_core.errors import CheckpointReplacedError, CorruptCheckpointError, ServiceError
 from luma_core.stats import STATS_VERSION, CheckpointStats
 from luma_server.cache import SingleFlight
 from luma_server.catalog import Catalog
@@ -125,7 +125,7 @@ class Service:
                 raise ReplacedError
             try:
                 report = stats.compute(opened, pattern=pattern, progress=self.stop_if_closing)
-            except CorruptCheckpointError as error:
+            except (CheckpointReplacedError, CorruptCheckpointError) as error:
                 if self.digest(run, step) != digest:
                     raise ReplacedError from error
                 raise

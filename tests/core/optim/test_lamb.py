@@ -309,7 +309,11 @@ def test_codecs_by_configuration_and_by_group() -> None:
             ConfigurationError,
             "must map each of 'exp_avg', 'exp_avg_sq'",
         ),
-        ({"block_size": 0}, ConfigurationError, "block_size=0 must be a positive integer or None"),
+        (
+            {"block_size": 0},
+            ConfigurationError,
+            "block_size=0 must be a positive integer",
+        ),
         ({"max_grad_norm": 0.0}, ConfigurationError, "max_grad_norm=0.0 must be a finite number"),
         ({"max_grad_norm": True}, ConfigurationError, "max_grad_norm=True must be"),
         ({"max_grad_norm": math.inf}, ConfigurationError, "max_grad_norm=inf must be"),

@@ -18,4 +18,5 @@ def test_small_matrices_step_alike_on_all_backends(shape: tuple[int, int]) -> No
             param.grad = torch.randn(shape, generator=torch.Generator().manual_seed(step))
             optimizer.step()
         ends.append(param.detach())
-    assert torch.equal(*ends)
+    # First moments in float32 may differ in the last place, whatever the rows.
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-7)

@@ -28,7 +28,7 @@ BETA1, BETA2 = 0.9, 0.999
 SIGMAS = (0.3, 1.0, 2.0)
 
 SECOND: tuple[tuple[str, Codec], ...] = (
-    ("RootV, 2 bits, the default", RootV(bits=2)),
+    ("RootV, 2 bits, without rise", RootV(bits=2)),
     ("LogV, 4 bits", LogV(bits=4)),
     ("LogV, 5 bits, the 8bit preset", LogV(bits=5)),
     ("LogV, 8 bits", LogV(bits=8)),

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from luma_core import checkpoint
 from luma_core.checkpoint import Manifest
-from luma_core.checkpoint.compression import CHUNK_BYTES, ZSTD_LEVEL
+from luma_core.checkpoint.format.compression import CHUNK_BYTES, ZSTD_LEVEL
 from luma_core.optim import LUMA, TurboAdam
 
 Bytes = npt.NDArray[np.uint8]

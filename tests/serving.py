@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from luma_server import Settings, create_app
-from luma_server.protocol import protocol
+from luma_server.http.protocol import protocol
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.checkpoint.measure import used_memory
-from luma_core.checkpoint.memory import new_tensor, touch
+from luma_core.checkpoint.staging.memory import new_tensor, touch
 
 ROUNDS = 3
 

@@ -26,7 +26,7 @@ from benchmarks.service.processes import (
 )
 from luma_client import Client
 from luma_core.checkpoint import Manifest
-from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.storage.local import LocalStore
 
 TRANSFER_BYTES = 2 << 30
 MEMORY_BYTES = 1 << 30

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 from urllib.parse import SplitResult, urlsplit
 
-from luma_core.checkpoint.names import check_name
+from luma_core.checkpoint.storage.names import check_name
 from luma_core.errors import ConfigurationError
 
 DEFAULT_PORT = 8000

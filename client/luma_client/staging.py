@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO
 
-from luma_core.checkpoint.store import (
+from luma_core.checkpoint.storage.store import (
     ObjectWriter,
     Version,
     changed_meanwhile,

@@ -42,7 +42,7 @@ Progress = Callable[[int, int], None]
 
 
 class Readable(Protocol):
-    """What an upload reads; every `luma_core.checkpoint.store.Store` is that."""
+    """What an upload reads; every `luma_core.checkpoint.storage.store.Store` is that."""
 
     def read_into(self, name: str, start: int, out: memoryview) -> int:
         """Read the bytes of a file from ``start`` on into ``out``; return how many there were."""

@@ -1,13 +1,9 @@
 """The on-disk format: safetensors shards, checksums, and a manifest that is written last."""
 
 from luma_core.changes import before_change
-from luma_core.checkpoint.background import SaveHandle, wait_for_saves
-from luma_core.checkpoint.compression import Chunk, Compression
-from luma_core.checkpoint.distributed import load_sharded, save_sharded
 from luma_core.checkpoint.flatten import flatten
-from luma_core.checkpoint.loading import LoadedCheckpoint, load
-from luma_core.checkpoint.manager import CheckpointManager
-from luma_core.checkpoint.manifest import (
+from luma_core.checkpoint.format.compression import Chunk, Compression
+from luma_core.checkpoint.format.manifest import (
     MAX_CHAIN,
     BaseEntry,
     FileEntry,
@@ -17,13 +13,17 @@ from luma_core.checkpoint.manifest import (
     TensorEntry,
     parse_manifest,
 )
-from luma_core.checkpoint.names import MANIFEST_NAME, check_name
-from luma_core.checkpoint.plan import SavableState
-from luma_core.checkpoint.preparation import prepare
-from luma_core.checkpoint.reader import Checkpoint, exists, open
+from luma_core.checkpoint.format.plan import SavableState
+from luma_core.checkpoint.manager import CheckpointManager
+from luma_core.checkpoint.read.load import LoadedCheckpoint, load
+from luma_core.checkpoint.read.reader import Checkpoint, exists, open
+from luma_core.checkpoint.read.verify import Problem, VerifyReport, verify
 from luma_core.checkpoint.sharded_manager import ShardedCheckpointManager
-from luma_core.checkpoint.verification import Problem, VerifyReport, verify
-from luma_core.checkpoint.writer import MAX_SHARD_BYTES, save
+from luma_core.checkpoint.staging.async_executor import SaveHandle, wait_for_saves
+from luma_core.checkpoint.storage.names import MANIFEST_NAME, check_name
+from luma_core.checkpoint.write.prepare import prepare
+from luma_core.checkpoint.write.saver import MAX_SHARD_BYTES, save
+from luma_core.checkpoint.write.sharded import load_sharded, save_sharded
 
 __all__ = [
     "MANIFEST_NAME",

@@ -7,20 +7,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from luma_core.checkpoint import background
-from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
-from luma_core.checkpoint.compression import Compression
-from luma_core.checkpoint.consistency import tensor_name
-from luma_core.checkpoint.dtypes import torch_dtype
-from luma_core.checkpoint.files import Progress
-from luma_core.checkpoint.manifest import Manifest, TensorEntry
-from luma_core.checkpoint.names import ShardKind
-from luma_core.checkpoint.pieces import boxes_of_moments
-from luma_core.checkpoint.plan import Plan
-from luma_core.checkpoint.reader import Checkpoint, open
-from luma_core.checkpoint.shard import PlannedTensor, plan_shards
-from luma_core.checkpoint.store import Place, open_store
-from luma_core.checkpoint.writer import MAX_SHARD_BYTES, check_options, run_plan
+from luma_core.checkpoint.format.compression import Compression
+from luma_core.checkpoint.format.consistency import tensor_name
+from luma_core.checkpoint.format.dtypes import torch_dtype
+from luma_core.checkpoint.format.manifest import Manifest, TensorEntry
+from luma_core.checkpoint.format.plan import Plan
+from luma_core.checkpoint.format.shard import PlannedTensor, plan_shards
+from luma_core.checkpoint.format.stored_tensors import boxes_of_moments
+from luma_core.checkpoint.read.files import Progress
+from luma_core.checkpoint.read.reader import Checkpoint, open
+from luma_core.checkpoint.staging import async_executor as background
+from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES, Budget
+from luma_core.checkpoint.storage.names import ShardKind
+from luma_core.checkpoint.storage.store import Place, open_store
+from luma_core.checkpoint.write.saver import MAX_SHARD_BYTES, check_options, run_plan
 from luma_core.state import field_key
 
 

@@ -11,21 +11,20 @@ from typing import Literal, Unpack, overload
 
 from torch import nn
 
-from luma_core.checkpoint import background
-from luma_core.checkpoint.background import SaveHandle
-from luma_core.checkpoint.base import BaseChoice
-from luma_core.checkpoint.budget import MAX_MEMORY_BYTES
-from luma_core.checkpoint.chain import base_folder
-from luma_core.checkpoint.files import Progress
-from luma_core.checkpoint.folder import GRACE_SECONDS, read_manifest
-from luma_core.checkpoint.loading import LoadableState, LoadedCheckpoint, load
-from luma_core.checkpoint.manifest import MAX_CHAIN, Manifest
-from luma_core.checkpoint.names import MANIFEST_NAME
-from luma_core.checkpoint.plan import SavableState
-from luma_core.checkpoint.reader import Checkpoint, open
+from luma_core.checkpoint.format.folder import GRACE_SECONDS, read_manifest
+from luma_core.checkpoint.format.manifest import MAX_CHAIN, Manifest
+from luma_core.checkpoint.format.plan import SavableState
+from luma_core.checkpoint.format.steps import damage, is_marked, mark, remove_files, remove_finished
+from luma_core.checkpoint.read.delta_chain import base_folder
+from luma_core.checkpoint.read.files import Progress
+from luma_core.checkpoint.read.load import LoadableState, LoadedCheckpoint, load
+from luma_core.checkpoint.read.reader import Checkpoint, open
 from luma_core.checkpoint.retention import Retention
-from luma_core.checkpoint.steps import damage, is_marked, mark, remove_files, remove_finished
-from luma_core.checkpoint.store import (
+from luma_core.checkpoint.staging import async_executor as background
+from luma_core.checkpoint.staging.async_executor import SaveHandle
+from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES
+from luma_core.checkpoint.storage.names import MANIFEST_NAME
+from luma_core.checkpoint.storage.store import (
     ABSENT,
     Place,
     Store,
@@ -33,7 +32,8 @@ from luma_core.checkpoint.store import (
     open_store,
     storage_errors,
 )
-from luma_core.checkpoint.writer import SaveOptions, prepared
+from luma_core.checkpoint.write.delta_base import BaseChoice
+from luma_core.checkpoint.write.saver import SaveOptions, prepared
 from luma_core.codecs.base import is_number_in
 from luma_core.errors import (
     CheckpointError,

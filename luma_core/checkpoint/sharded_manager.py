@@ -9,16 +9,16 @@ from typing import Literal, Unpack, overload
 from torch import distributed as dist
 from torch import nn
 
-from luma_core.checkpoint import background
-from luma_core.checkpoint.agreement import Processes
-from luma_core.checkpoint.background import SaveHandle
-from luma_core.checkpoint.budget import MAX_MEMORY_BYTES
-from luma_core.checkpoint.distributed import SharedOptions, load_sharded, prepared_sharded
-from luma_core.checkpoint.folder import GRACE_SECONDS
-from luma_core.checkpoint.loading import LoadedCheckpoint
+from luma_core.checkpoint.format.folder import GRACE_SECONDS
+from luma_core.checkpoint.format.manifest import Manifest
 from luma_core.checkpoint.manager import CheckpointManager
-from luma_core.checkpoint.manifest import Manifest
-from luma_core.checkpoint.store import Place
+from luma_core.checkpoint.read.load import LoadedCheckpoint
+from luma_core.checkpoint.staging import async_executor as background
+from luma_core.checkpoint.staging.async_executor import SaveHandle
+from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES
+from luma_core.checkpoint.storage.store import Place
+from luma_core.checkpoint.write.coordination import Processes
+from luma_core.checkpoint.write.sharded import SharedOptions, load_sharded, prepared_sharded
 from luma_core.errors import CheckpointNotFoundError, CorruptCheckpointError
 from luma_core.optim.base import CompressedOptimizer
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from luma_core.checkpoint.local import is_local, local_path
-from luma_core.checkpoint.remote import FsspecStore
-from luma_core.checkpoint.store import open_store, storage_errors
+from luma_core.checkpoint.storage.local import is_local, local_path
+from luma_core.checkpoint.storage.remote import FsspecStore
+from luma_core.checkpoint.storage.store import open_store, storage_errors
 from luma_core.convert.base import Url
 from luma_core.direct import opened
 from luma_core.errors import CheckpointNotFoundError, ConversionError, StorageError

@@ -7,17 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from luma_core import checkpoint
-from luma_core.convert import (
-    beside_model,
-    dcp,
-    deepspeed,
-    fsdp,
-    lightning,
-    luma,
-    torch_adamw,
-    universal,
-    universal_writing,
-)
+from luma_core.convert import beside_model
 from luma_core.convert.base import (
     MomentError,
     Progress,
@@ -28,6 +18,16 @@ from luma_core.convert.base import (
     total_elements,
 )
 from luma_core.convert.coding_errors import warn_of_errors
+from luma_core.convert.formats import (
+    dcp,
+    deepspeed,
+    fsdp,
+    lightning,
+    luma,
+    torch_adamw,
+    universal,
+    universal_writing,
+)
 from luma_core.convert.places import resolved
 from luma_core.errors import CheckpointNotFoundError, ConfigurationError
 

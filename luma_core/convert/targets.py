@@ -17,9 +17,9 @@ from typing import IO, Any, cast
 
 import torch
 
-from luma_core.checkpoint.local import LocalWriter, make_folder, sync_folder
-from luma_core.checkpoint.s3 import S3Store
-from luma_core.checkpoint.store import storage_errors
+from luma_core.checkpoint.storage.local import LocalWriter, make_folder, sync_folder
+from luma_core.checkpoint.storage.s3 import S3Store
+from luma_core.checkpoint.storage.store import storage_errors
 from luma_core.convert.base import SinkOptions, Url, Written
 from luma_core.convert.places import (
     File,

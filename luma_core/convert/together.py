@@ -9,15 +9,15 @@ from typing import cast
 from torch import distributed as dist
 
 from luma_core.checkpoint import MAX_SHARD_BYTES, Compression
-from luma_core.checkpoint.agreement import Processes
-from luma_core.checkpoint.budget import MAX_MEMORY_BYTES, Budget
-from luma_core.checkpoint.plan import Plan, plan_save
-from luma_core.checkpoint.store import open_store
-from luma_core.checkpoint.together import SharedSave, shared_out
-from luma_core.checkpoint.writer import check_options
-from luma_core.convert import luma
+from luma_core.checkpoint.format.plan import Plan, plan_save
+from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES, Budget
+from luma_core.checkpoint.storage.store import open_store
+from luma_core.checkpoint.write.coordination import Processes
+from luma_core.checkpoint.write.saver import check_options
+from luma_core.checkpoint.write.shared_save import SharedSave, shared_out
 from luma_core.convert.base import Progress, Url, total_elements
 from luma_core.convert.coding_errors import warn_of_errors
+from luma_core.convert.formats import luma
 from luma_core.convert.registry import ConversionReport, open_source, target_names
 from luma_core.errors import ConfigurationError
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from luma_core.convert.base import MOMENTS, AdamWState, ParameterInfo, Progress, Source
 from luma_core.errors import ConversionError
-from luma_core.optim.interchange import adamw_group
+from luma_core.optim.state_io.interchange import adamw_group
 from luma_core.optim.state_io.sources import SHARED_OPTIONS
 
 _LUMA_OPTIONS = {

@@ -4,13 +4,13 @@ from luma_core.optim.adam_mini import AdamMini
 from luma_core.optim.backward import StepsInBackward, step_in_backward
 from luma_core.optim.base import CompressedOptimizer
 from luma_core.optim.fsdp1 import load_unflattened, unflattened
-from luma_core.optim.gathered import GatheredState
 from luma_core.optim.lamb import LAMB
 from luma_core.optim.luma import LUMA, luma_codecs
 from luma_core.optim.parity import ParityReport, ParityRow, parity_check
-from luma_core.optim.rules import AdamWHyper, AdamWRule
+from luma_core.optim.state_io.gathered import GatheredState
 from luma_core.optim.telemetry import ParameterTelemetry
 from luma_core.optim.turbo_adam import TurboAdam, turbo_codecs
+from luma_core.rules import AdamWHyper, AdamWRule
 
 __all__ = [
     "LAMB",

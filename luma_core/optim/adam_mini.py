@@ -26,7 +26,6 @@ from luma_core.errors import ConfigurationError, UnknownCodecError
 from luma_core.optim.adamw_state import AdamWStateOptimizer
 from luma_core.optim.offload import DEFAULT_BUFFER_BYTES, offload_options
 from luma_core.optim.options import group_of, is_steppable
-from luma_core.optim.rules import AdamMiniRule, Rule
 from luma_core.optim.telemetry import ParameterTelemetry, measure
 from luma_core.partition import (
     Overrides,
@@ -36,6 +35,7 @@ from luma_core.partition import (
     partition_model,
     partition_names,
 )
+from luma_core.rules import AdamMiniRule, Rule
 from luma_core.sharding import local_tensor, part_of
 from luma_core.state import field_key
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from luma_core.optim import interchange
 from luma_core.optim.base import CompressedOptimizer
+from luma_core.optim.state_io import interchange
 from luma_core.state import LoadReport
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from luma_core.codecs import Codec
 from luma_core.errors import ConfigurationError
 from luma_core.optim.base import CompressedOptimizer
-from luma_core.optim.lookups import lookups_by_row
 from luma_core.optim.offload import Offloader
-from luma_core.optim.passes import Passes
-from luma_core.optim.rules import Rule
-from luma_core.optim.stepping import Stepper
+from luma_core.optim.step.lookups import lookups_by_row
+from luma_core.optim.step.passes import Passes
+from luma_core.optim.step.stepping import Stepper
+from luma_core.rules import Rule
 from luma_core.sharding import is_flattened
 
 _DATA_PARALLEL = "torch.nn.parallel"

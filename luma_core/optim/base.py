@@ -16,11 +16,6 @@ from torch.optim.optimizer import ParamsT
 from luma_core import rounding
 from luma_core.codecs import Codec, moment_codecs, parameter_codecs
 from luma_core.errors import ConfigurationError
-from luma_core.optim import loading
-from luma_core.optim.adoption import register
-from luma_core.optim.backend import check_backend
-from luma_core.optim.dry_step import is_dry
-from luma_core.optim.entries import StateDevices, carried_entry
 from luma_core.optim.offload import (
     Incoming,
     Offloader,
@@ -41,10 +36,15 @@ from luma_core.optim.options import (
     group_of,
     is_steppable,
 )
-from luma_core.optim.rules import Rule
+from luma_core.optim.state_io import loading
+from luma_core.optim.state_io.adoption import register
+from luma_core.optim.state_io.entries import StateDevices, carried_entry
 from luma_core.optim.state_io.plan import planned
 from luma_core.optim.state_io.sources import OwnParameter, StatesSource, group_names
-from luma_core.optim.stepping import Stepper
+from luma_core.optim.step.backend import check_backend
+from luma_core.optim.step.dry_step import is_dry
+from luma_core.optim.step.stepping import Stepper
+from luma_core.rules import Rule
 from luma_core.sharding import local_tensor, part_of, state_of_part
 from luma_core.state import (
     GroupOptions,

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from luma_core.errors import ConfigurationError, StateMismatchError, some_names
 from luma_core.optim.adamw_state import AdamWStateOptimizer
-from luma_core.optim.interchange import adamw_group
 from luma_core.optim.options import PARAMETER_DTYPES
-from luma_core.optim.rules.adamw import MOMENTS
+from luma_core.optim.state_io.interchange import adamw_group
+from luma_core.rules.adamw import MOMENTS
 from luma_core.sharding import is_flattened, is_sharded, local_tensor, part_at
 
 if TYPE_CHECKING:

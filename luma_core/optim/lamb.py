@@ -13,7 +13,7 @@ from luma_core.codecs import MIN_COMPRESS_ELEMENTS
 from luma_core.optim.adamw_state import AdamWStateOptimizer
 from luma_core.optim.offload import DEFAULT_BUFFER_BYTES, offload_options
 from luma_core.optim.presets import preset_codecs
-from luma_core.optim.rules import LAMBRule, Rule
+from luma_core.rules import LAMBRule, Rule
 
 
 class LAMB(AdamWStateOptimizer):

@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 from luma_core.codecs import MIN_COMPRESS_ELEMENTS, Luma16M, Luma16V
 from luma_core.optim.adamw_state import AdamWStateOptimizer
 from luma_core.optim.offload import DEFAULT_BUFFER_BYTES, offload_options
-from luma_core.optim.rules import AdamWRule, Rule
+from luma_core.rules import AdamWRule, Rule
 
 
 def luma_codecs(*, block_size: int | None = 128) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 from luma_core.codecs import BF16, FP32, Codec
 from luma_core.errors import UnknownCodecError
 from luma_core.optim.luma import luma_codecs
-from luma_core.optim.rules.adamw import MOMENTS
+from luma_core.rules.adamw import MOMENTS
 
 CodecConfigs = dict[str, dict[str, Any]]
 """Each moment's codec as its `to_dict` returned it."""

@@ -14,7 +14,7 @@ from luma_core.errors import ConfigurationError
 from luma_core.optim.adamw_state import AdamWStateOptimizer
 from luma_core.optim.offload import DEFAULT_BUFFER_BYTES, offload_options
 from luma_core.optim.options import check_codecs
-from luma_core.optim.rules import AdamWRule, Rule
+from luma_core.rules import AdamWRule, Rule
 
 TURBO_PRESETS: dict[str, dict[str, Any]] = {
     "5bit": {"m_bits": 3, "v_bits": 2, "v_floor": 0.25},

@@ -15,9 +15,9 @@ from luma_core.errors import LumaError, ServiceError
 from luma_core.stats import ModuleList, StateDiff, by_module
 from luma_core.wire import CheckpointInfo
 from luma_core.wire_stats import Comparison, Series, SeriesPoint
-from luma_server.cache import SingleFlight
+from luma_server.catalog.cache import SingleFlight
+from luma_server.catalog.place import not_found
 from luma_server.numbers import Numbers, Wanted
-from luma_server.place import not_found
 from luma_server.service import ReplacedError, Service, stats_adapter
 
 _NUMBERS_BYTES = 64 << 20

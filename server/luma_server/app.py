@@ -11,10 +11,10 @@ from typing import Any
 from fastapi import FastAPI
 
 from luma_core import __version__
-from luma_server.middleware import RequestMiddleware
+from luma_server.http.middleware import RequestMiddleware
+from luma_server.http.problems import document_problems, install_problems
 from luma_server.page import router as page_router
 from luma_server.parts import Parts
-from luma_server.problems import document_problems, install_problems
 from luma_server.routes import router
 from luma_server.settings import Settings
 

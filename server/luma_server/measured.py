@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 
 from luma_core import __version__
-from luma_core.checkpoint.store import storage_errors
+from luma_core.checkpoint.storage.store import storage_errors
 from luma_core.errors import ConcurrentSaveError, StorageError
 from luma_core.stats import STATS_VERSION
-from luma_server.claims import held, remove_left
-from luma_server.place import Root
+from luma_server.catalog.claims import held, remove_left
+from luma_server.catalog.place import Root
 
 _log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from anyio.to_thread import run_sync
 
 from luma_core.errors import LumaError
-from luma_server.access import Authority
 from luma_server.analysis import Analysis
-from luma_server.catalog import Catalog
-from luma_server.jobs import Jobs
+from luma_server.catalog.checkpoints import Catalog
+from luma_server.catalog.place import Root
+from luma_server.http.access import Authority
+from luma_server.jobs.queue import Jobs
 from luma_server.metrics import Metrics
-from luma_server.place import Root
 from luma_server.service import Service
 from luma_server.settings import Settings
 from luma_server.uploads.receive import Receiver

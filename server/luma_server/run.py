@@ -12,8 +12,8 @@ import uvicorn
 
 from luma_core.errors import ConfigurationError
 from luma_server.app import create_app
+from luma_server.http.protocol import protocol
 from luma_server.logs import log_to_stderr
-from luma_server.protocol import protocol
 from luma_server.settings import Settings
 
 _log = logging.getLogger(__name__)

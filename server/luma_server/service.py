@@ -14,10 +14,10 @@ from pydantic import TypeAdapter
 from luma_core import __version__, stats
 from luma_core.errors import CheckpointReplacedError, CorruptCheckpointError, ServiceError
 from luma_core.stats import STATS_VERSION, CheckpointStats
-from luma_server.cache import SingleFlight
-from luma_server.catalog import Catalog
+from luma_server.catalog.cache import SingleFlight
+from luma_server.catalog.checkpoints import Catalog
+from luma_server.catalog.place import Root
 from luma_server.measured import KeptStats, MeasuredElsewhereError
-from luma_server.place import Root
 from luma_server.settings import Settings
 
 StatsKey = tuple[str, ...]

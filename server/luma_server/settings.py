@@ -8,10 +8,10 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from luma_core.checkpoint.local import is_local, local_path
+from luma_core.checkpoint.storage.local import is_local, local_path
 from luma_core.errors import ConfigurationError
 from luma_core.paths import resolve_path
-from luma_server.place import check_folder
+from luma_server.catalog.place import check_folder
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "port": (0, 65535),

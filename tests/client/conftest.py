@@ -12,7 +12,7 @@ import fsspec  # noqa: F401 - loaded first, it learns of luma:// from the packag
 import pytest
 
 from luma_client.cli import app
-from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.storage.local import LocalStore
 from luma_server import Settings, create_app
 from tests.serving import running
 

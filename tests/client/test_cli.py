@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from luma_client.cli.app import app, main
-from luma_client.cli.output import Output
+from luma_client.console.output import Output
 from luma_core import LUMA, checkpoint, convert
 
 COMMANDS = (
@@ -264,7 +264,7 @@ class Terminal(io.StringIO):
 
 
 def test_long_work_shows_a_bar_on_a_terminal_only(monkeypatch):
-    monkeypatch.setattr("luma_client.cli.output._SHORT_SECONDS", -1.0)
+    monkeypatch.setattr("luma_client.console.output._SHORT_SECONDS", -1.0)
     for stream, shown in ((Terminal(), True), (io.StringIO(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
         with Output().progress("measuring") as progress:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from luma_client.cli import offload_advice
 from luma_client.cli.app import run
+from luma_client.console import offload_advice
 from luma_core import native
 from luma_kernels import cpu
 from luma_kernels.cpu import library

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from luma_client.cli.app import app
-from luma_client.cli.errors import EXIT_CODES
+from luma_client.console.errors import EXIT_CODES
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 SECTIONS = {

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from luma_client.cli.errors import EXIT_CODES, exit_code
+from luma_client.console.errors import EXIT_CODES, exit_code
 from luma_core import LUMA, checkpoint
 from luma_core.errors import ConfigurationError, LumaError
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from luma_client.cli.app import run
-from luma_client.cli.server_process import ServerProcess
+from luma_client.console.server_process import ServerProcess
 from luma_core.errors import ServiceError
 
 # Whoever runs the tests in the background of a shell has them ignore interruptions.

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from luma_server.tokens import read_tokens
+from luma_server.http.tokens import read_tokens
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from luma_client.cli.app import run
-from luma_client.cli.output import Output
+from luma_client.console.output import Output
 from luma_client.demo import DemoOptions, run_demo
 from luma_client.demo.data import Corpus
 from luma_client.demo.folder import DemoFolder

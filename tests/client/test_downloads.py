@@ -7,7 +7,7 @@ import pytest
 
 from luma_client import Client
 from luma_core import checkpoint
-from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.storage.local import LocalStore
 from luma_core.errors import (
     CheckpointExistsError,
     CorruptCheckpointError,

@@ -11,7 +11,7 @@ import torch
 
 from luma_client import Client
 from luma_core import LUMA, checkpoint
-from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.storage.local import LocalStore
 from luma_core.errors import BrokenChainError, ConfigurationError
 
 from .transfers import watched

@@ -11,8 +11,8 @@ import pytest
 import luma_client
 from luma_client import LumaFileSystem
 from luma_core import checkpoint
-from luma_core.checkpoint.store import open_store
-from luma_core.checkpoint.testing import loaded_steps, save
+from luma_core.checkpoint.storage.conformance import loaded_steps, save
+from luma_core.checkpoint.storage.store import open_store
 from luma_core.errors import ConfigurationError, LumaError
 
 _runs = itertools.count()

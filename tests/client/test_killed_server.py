@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from luma_client import Client, Retries
-from luma_client.cli.server_process import ServerProcess
+from luma_client.console.server_process import ServerProcess
 from luma_core import LUMA, checkpoint
-from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.storage.local import LocalStore
 
 ELEMENTS = 6_000_000
 

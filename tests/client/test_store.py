@@ -13,9 +13,15 @@ from luma_client import Client, LumaStore
 from luma_client.staging import StagedFile
 from luma_core import checkpoint
 from luma_core.checkpoint import CheckpointManager
-from luma_core.checkpoint.commit import ConditionalPut
-from luma_core.checkpoint.store import ABSENT, open_store
-from luma_core.checkpoint.testing import StoreConformance, loaded_steps, put, save, trained
+from luma_core.checkpoint.storage.commit import ConditionalPut
+from luma_core.checkpoint.storage.conformance import (
+    StoreConformance,
+    loaded_steps,
+    put,
+    save,
+    trained,
+)
+from luma_core.checkpoint.storage.store import ABSENT, open_store
 from luma_core.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,

@@ -12,7 +12,7 @@ from luma_client import AsyncClient, Client
 from luma_client.effects import Buffers
 from luma_client.uploads import LANES
 from luma_core import checkpoint
-from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.storage.local import LocalStore
 from luma_core.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,

@@ -10,7 +10,7 @@ import torch
 
 from luma_client import Client, Retries
 from luma_core import LUMA, checkpoint
-from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.storage.local import LocalStore
 
 
 def saved(folder: Path, seed: int = 0, *, rows: int = 32, model: bool = False) -> LocalStore:

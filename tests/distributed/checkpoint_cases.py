@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 
 from luma_core import checkpoint
-from luma_core.checkpoint.shard import ShardWriter
+from luma_core.checkpoint.format.shard import ShardWriter
 from luma_core.errors import CheckpointExistsError, StateMismatchError, StorageError
 
 BEFORE, AFTER = 4, 10

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from luma_core.checkpoint.shard import ShardWriter
+from luma_core.checkpoint.format.shard import ShardWriter
 from luma_core.convert import convert_together
 from luma_core.errors import CheckpointNotFoundError, ConfigurationError, StorageError
 

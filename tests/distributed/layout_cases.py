@@ -18,8 +18,9 @@ from luma_core.errors import (
     NonFiniteGradientError,
     UnsupportedParameterError,
 )
-from luma_core.optim import GatheredState, collective
-from luma_core.optim.work import LocalTensors
+from luma_core.optim import GatheredState
+from luma_core.optim.step import collective
+from luma_core.optim.step.work import LocalTensors
 from luma_core.sharding import local_tensor
 from luma_core.stats import compute
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from luma_core import checkpoint
 from luma_core.convert import convert, open_source
-from luma_core.convert.luma import EncodedState
+from luma_core.convert.formats.luma import EncodedState
 
 from .convert_cases import SHARD_BYTES
 from .harness import run

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from luma_core import TurboAdam, checkpoint
-from luma_core.checkpoint.consistency import check_consistency
+from luma_core.checkpoint.format.consistency import check_consistency
 from luma_core.convert import convert
 from luma_core.errors import CorruptCheckpointError
 from luma_core.stats import compute

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from luma_core import LUMA, checkpoint
-from luma_core.checkpoint import ShardedCheckpointManager, staging
-from luma_core.checkpoint.agreement import group_for_saves
+from luma_core.checkpoint import ShardedCheckpointManager
+from luma_core.checkpoint.staging import staged as staging
+from luma_core.checkpoint.write.coordination import group_for_saves
 from luma_core.errors import CheckpointExistsError, ConfigurationError
 
 

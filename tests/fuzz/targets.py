@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from luma_core import LUMA, checkpoint
-from luma_core.checkpoint.compression import Chunk
-from luma_core.checkpoint.manifest import canonical_json
-from luma_core.checkpoint.shard import header_bytes
+from luma_core.checkpoint.format.compression import Chunk
+from luma_core.checkpoint.format.manifest import canonical_json
+from luma_core.checkpoint.format.shard import header_bytes
 from luma_core.errors import LumaError
 
 

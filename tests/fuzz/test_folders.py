@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from luma_core import convert
-from luma_core.convert.dcp_metadata import read_metadata
+from luma_core.convert.formats.dcp_metadata import read_metadata
 from luma_core.convert.places import LocalFolder
 from tests.fuzz import mutations
 from tests.fuzz.test_objects import ODD, adamw_state, survives

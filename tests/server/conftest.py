@@ -204,6 +204,6 @@ def worker(monkeypatch, tmp_path) -> Callable[..., None]:
         lines += [f"print({line!r}, flush=True)", "" if ends else "sys.stdin.read()"]
         script.write_text("\n".join(lines))
         script.chmod(0o755)
-        monkeypatch.setattr("luma_server.jobs.sys.executable", str(script))
+        monkeypatch.setattr("luma_server.jobs.queue.sys.executable", str(script))
 
     return replace_by

@@ -12,7 +12,7 @@ import pytest
 
 from luma_core.errors import ConfigurationError
 from luma_server import Settings, create_app
-from luma_server.tokens import create_token, read_tokens, revoke_token
+from luma_server.http.tokens import create_token, read_tokens, revoke_token
 
 
 @pytest.fixture

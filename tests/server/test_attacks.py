@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 
 from luma_core import checkpoint
-from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.storage.local import LocalStore
 from luma_server import create_app
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from luma_core import checkpoint, stats
 from luma_server import Settings, create_app
-from luma_server.cache import BoundedCache, SingleFlight
+from luma_server.catalog.cache import BoundedCache, SingleFlight
 
 
 def test_the_least_recently_used_values_go_first() -> None:
@@ -161,7 +161,7 @@ def test_statistics_outlive_the_server_and_damaged_ones_are_computed_again(
 
 
 def test_a_root_that_cannot_be_written_is_served_all_the_same(http, root, monkeypatch) -> None:
-    from luma_core.checkpoint.local import LocalStore
+    from luma_core.checkpoint.storage.local import LocalStore
 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
@@ -184,7 +184,7 @@ def test_content_that_moved_is_not_computed_again(http, root, counted) -> None:
 def test_a_checkpoint_replaced_meanwhile_is_answered_whole(
     http, root, optimizer, monkeypatch, when
 ) -> None:
-    from luma_server.catalog import Catalog
+    from luma_server.catalog.checkpoints import Catalog
 
     place = root / "gpt" / "9"
     replaced = []

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from luma_core import LUMA, checkpoint
-from luma_core.checkpoint.manifest import canonical_json
+from luma_core.checkpoint.format.manifest import canonical_json
 
 
 @pytest.fixture

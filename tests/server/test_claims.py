@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from luma_core.checkpoint.s3 import S3Store
-from luma_core.checkpoint.store import open_store
+from luma_core.checkpoint.storage.s3 import S3Store
+from luma_core.checkpoint.storage.store import open_store
 from luma_core.errors import ConcurrentSaveError
-from luma_server import claims
-from luma_server.claims import CLAIM_NAME, LostClaimError, claimed, held
-from luma_server.place import Root
+from luma_server.catalog import claims
+from luma_server.catalog.claims import CLAIM_NAME, LostClaimError, claimed, held
+from luma_server.catalog.place import Root
 from luma_server.uploads.joining import SMALLEST_JOINED_BYTES, join
 
 STALE_SECONDS = 1.0

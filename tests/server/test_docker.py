@@ -22,8 +22,8 @@ import yaml
 
 from luma_client import Client
 from luma_core import checkpoint
-from luma_core.checkpoint.local import LocalStore
-from luma_server.tokens import create_token
+from luma_core.checkpoint.storage.local import LocalStore
+from luma_server.http.tokens import create_token
 
 REPOSITORY = Path(__file__).parents[2]
 DOCKER = REPOSITORY / "docker"

@@ -11,7 +11,8 @@ import httpx
 
 from luma_core.stats import METRICS
 from luma_core.wire import Problem
-from luma_server import Settings, create_app, problems
+from luma_server import Settings, create_app
+from luma_server.http import problems
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "server.md").read_text()
 

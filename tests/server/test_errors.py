@@ -12,8 +12,8 @@ import pytest
 from luma_core import stats
 from luma_core.errors import ConfigurationError
 from luma_server import Settings, create_app
-from luma_server.place import Root
-from luma_server.tokens import create_token
+from luma_server.catalog.place import Root
+from luma_server.http.tokens import create_token
 
 
 @pytest.mark.parametrize("path", ["/runs/", "/x", "/v1", "/v1/checkpoints/", "/v1/checkpoints/gpt"])

@@ -11,7 +11,7 @@ import uvicorn
 
 from luma_core import checkpoint
 from luma_server import Settings, create_app
-from luma_server.transfer import Span, parse_range
+from luma_server.http.transfer import Span, parse_range
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import torch
 
 from luma_core import checkpoint
 from luma_server import create_app
-from luma_server.job_records import JobRecords
-from luma_server.jobs import Jobs
+from luma_server.jobs.queue import Jobs
+from luma_server.jobs.records import JobRecords
 
 
 def wait_for(http: httpx.Client, job: dict, *states: str) -> dict:
@@ -341,7 +341,7 @@ def test_what_a_killed_server_published_is_done(
 
 def test_the_worker_ends_with_the_server(root, tmp_path) -> None:
     code = (
-        "import luma_server.worker as w, luma_core.convert as c, time\n"
+        "import luma_server.jobs.worker as w, luma_core.convert as c, time\n"
         "c.convert = lambda **_: time.sleep(60)\nw.main()"
     )
     command = [sys.executable, "-c", code]

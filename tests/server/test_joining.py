@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from luma_core import LUMA, checkpoint
-from luma_core.checkpoint.s3 import S3Store
+from luma_core.checkpoint.storage.s3 import S3Store
 from luma_server import Settings, create_app
 from luma_server.uploads import remote, running
 from luma_server.uploads.joining import SMALLEST_JOINED_BYTES

@@ -10,8 +10,8 @@ import pytest
 
 from luma_core import checkpoint
 from luma_core.errors import StorageError
-from luma_server.catalog import Catalog
-from luma_server.kept import KeptSummaries
+from luma_server.catalog.checkpoints import Catalog
+from luma_server.catalog.summary_cache import KeptSummaries
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_root_that_cannot_be_written_is_listed_all_the_same(place, monkeypatch
     def full(*_, **__):
         raise StorageError(f"{place}/.luma: no room.")
 
-    monkeypatch.setattr("luma_core.checkpoint.remote.FsspecStore.put", full)
+    monkeypatch.setattr("luma_core.checkpoint.storage.remote.FsspecStore.put", full)
     assert len(listed(place)) == 2
     assert "summaries were not kept: " in caplog.text
 
@@ -109,7 +109,7 @@ def test_a_local_root_keeps_none(root):
 
 
 def test_what_is_known_is_written_after_a_while(place, monkeypatch):
-    monkeypatch.setattr("luma_server.kept.SAVE_SECONDS", 0.01)
+    monkeypatch.setattr("luma_server.catalog.summary_cache.SAVE_SECONDS", 0.01)
     catalog = Catalog(place)
     catalog.list()
     timer = catalog._saved._timer

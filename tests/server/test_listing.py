@@ -12,9 +12,9 @@ import pytest
 
 from luma_core import checkpoint
 from luma_server import Settings, create_app
-from luma_server.annotations import Annotations
-from luma_server.catalog import Catalog
-from luma_server.place import Root
+from luma_server.catalog.annotations import Annotations
+from luma_server.catalog.checkpoints import Catalog
+from luma_server.catalog.place import Root
 
 
 @pytest.fixture

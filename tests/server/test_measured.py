@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from luma_core import LUMA, checkpoint, stats
-from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.storage.local import LocalStore
 from luma_server import Settings, measured
-from luma_server.place import Root
+from luma_server.catalog.place import Root
 from luma_server.service import Service
 from tests.serving import running_several
 

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from luma_server import Settings, create_app
-from luma_server.place import Root
-from luma_server.tokens import create_token, read_tokens
+from luma_server.catalog.place import Root
+from luma_server.http.tokens import create_token, read_tokens
 
 
 @pytest.mark.parametrize(

@@ -14,19 +14,20 @@ import httpx
 import pytest
 
 from luma_core import checkpoint
-from luma_server import Settings, presence
-from luma_server.claims import CLAIM_NAME
-from luma_server.jobs import Jobs
-from luma_server.place import Root
-from luma_server.presence import Presence
+from luma_server import Settings
+from luma_server.catalog import presence
+from luma_server.catalog.claims import CLAIM_NAME
+from luma_server.catalog.place import Root
+from luma_server.catalog.presence import Presence
+from luma_server.jobs.queue import Jobs
 from tests.serving import running_several
 
 SILENT_SECONDS = 1.0
 
 ALIVE = """
 import sys, time
-from luma_server.place import Root
-from luma_server.presence import Presence
+from luma_server.catalog.place import Root
+from luma_server.catalog.presence import Presence
 here = Presence(Root(sys.argv[1]))
 print(here.enter(), flush=True)
 time.sleep(60)

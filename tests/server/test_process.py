@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from luma_server.__main__ import main
-from luma_server.tokens import create_token
+from luma_server.http.tokens import create_token
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import pytest
 
 from luma_core import checkpoint
 from luma_server import Settings
-from luma_server.listing import RemoteListing
+from luma_server.catalog.listing import RemoteListing
 from tests.serving import running_several
 
 
@@ -85,8 +85,8 @@ def test_one_of_three_commits_at_the_same_time(place, source, optimizer, uploade
 def test_a_claim_of_a_server_that_is_gone_is_taken_over(
     place, source, uploader_of, monkeypatch
 ) -> None:
-    from luma_server import claims
-    from luma_server.place import Root
+    from luma_server.catalog import claims
+    from luma_server.catalog.place import Root
 
     store = Root(place).private("claims", "gpt", "1")
     with store.write("claim.json") as out:
@@ -103,7 +103,7 @@ def test_a_claim_of_a_server_that_is_gone_is_taken_over(
 
 
 def test_listing_and_single_looks_agree_on_a_manifests_identity(place, source) -> None:
-    from luma_core.checkpoint.store import open_store
+    from luma_core.checkpoint.storage.store import open_store
 
     target = open_store(f"{place}/gpt/1")
     for path in source.iterdir():

@@ -8,8 +8,8 @@ import json
 import pytest
 
 from luma_core import checkpoint
-from luma_core.checkpoint.manifest import canonical_json
-from luma_server.summary import quick_summary, summary_of
+from luma_core.checkpoint.format.manifest import canonical_json
+from luma_server.catalog.summary import quick_summary, summary_of
 
 
 def sealed(body: dict) -> bytes:

@@ -12,11 +12,12 @@ import httpx
 import pytest
 
 from luma_core import checkpoint
-from luma_core.checkpoint.store import Store
-from luma_server import Settings, create_app, kept, measured
-from luma_server.claims import CLAIM_NAME, claimed
+from luma_core.checkpoint.storage.store import Store
+from luma_server import Settings, create_app, measured
+from luma_server.catalog import summary_cache as kept
+from luma_server.catalog.claims import CLAIM_NAME, claimed
+from luma_server.catalog.place import Root
 from luma_server.measured import UNUSED_SECONDS
-from luma_server.place import Root
 from luma_server.service import Service
 
 OLD = time.time() - UNUSED_SECONDS - 60
@@ -112,7 +113,7 @@ def test_nothing_goes_while_checkpoints_cannot_be_listed(root, service, monkeypa
 
 def test_claims_of_servers_that_are_gone_go(monkeypatch) -> None:
     monkeypatch.setattr(measured, "STALE_SECONDS", 0.3)
-    monkeypatch.setattr("luma_server.claims.STALE_SECONDS", 0.3)
+    monkeypatch.setattr("luma_server.catalog.claims.STALE_SECONDS", 0.3)
     service = Service(Settings(root="memory://tidied-claims", allow_anonymous=True))
     root = service.catalog.root
     dead = [root.private("measuring", "a" * 64), root.private("claims", "gpt", "9")]

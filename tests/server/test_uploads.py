@@ -12,7 +12,7 @@ import pytest
 
 from luma_core import checkpoint
 from luma_server import Settings, create_app
-from luma_server.tokens import create_token
+from luma_server.http.tokens import create_token
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -201,7 +201,7 @@ def test_what_the_server_has_is_read_again_first(uploader, root, source) -> None
 
 
 def test_a_published_file_is_never_written_to(uploader, root, source, monkeypatch) -> None:
-    from luma_core.checkpoint.local import LocalStore
+    from luma_core.checkpoint.storage.local import LocalStore
     from luma_server.uploads import commit
 
     session = uploader.begin(source, "new", "1")

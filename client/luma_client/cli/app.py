@@ -112,7 +112,7 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        from luma_client.cli.errors import report
+        from luma_client.console.errors import report
 
         code = report(error, as_json="--json" in arguments)
         if code is None:

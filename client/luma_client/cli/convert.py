@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from luma_client.cli.formats import bytes_text, percent
-from luma_client.cli.output import JsonOption, Output, QuietOption
+from luma_client.console.formats import bytes_text, percent
+from luma_client.console.output import JsonOption, Output, QuietOption
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -149,7 +149,7 @@ def _hint_of_overwriting(command: str) -> Iterator[None]:
 
 
 def _table(source: str, report: ConversionReport) -> Table:
-    from luma_client.cli.tables import facts
+    from luma_client.console.tables import facts
 
     ratio = (
         f"  ({percent(report.result_bytes / report.source_bytes)})" if report.source_bytes else ""

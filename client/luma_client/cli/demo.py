@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from luma_client.cli.output import JsonOption, Output, QuietOption
+from luma_client.console.output import JsonOption, Output, QuietOption
 
 HELP = (
     "Train a small GPT with AdamW and with LUMA, save, convert, resume, ask the server, and write "

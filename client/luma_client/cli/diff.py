@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luma_client.cli.output import JsonOption, Output, QuietOption
 from luma_client.cli.stats import ParamOption
+from luma_client.console.output import JsonOption, Output, QuietOption
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -39,7 +39,7 @@ def command(
     quiet: QuietOption = False,
 ) -> None:
     """Run ``luma diff``."""
-    from luma_client.cli.sources import open_state, require_match
+    from luma_client.console.sources import open_state, require_match
     from luma_core import stats
 
     output = Output(json=as_json, quiet=quiet)
@@ -69,7 +69,7 @@ def _values_equal(result: StateDiff) -> bool:
 def _view(a: str, b: str, result: StateDiff) -> Group:
     from rich.console import Group, RenderableType
 
-    from luma_client.cli.tables import diff_table
+    from luma_client.console.tables import diff_table
 
     parts: list[RenderableType] = [diff_table(result)]
     for place, names in ((a, result.only_in_a), (b, result.only_in_b)):

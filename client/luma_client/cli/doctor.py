@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from luma_client.cli import offload_advice
-from luma_client.cli.output import JsonOption, Output, QuietOption
+from luma_client.console import offload_advice
+from luma_client.console.output import JsonOption, Output, QuietOption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from luma_core.codecs import Codec
-    from luma_core.optim.rules import Rule
+    from luma_core.rules import Rule
 
 HELP = (
     "Show versions, devices, the native library, and which backend takes which step.\n\n"
@@ -149,7 +149,7 @@ def _cuda() -> list[dict[str, Any]]:
 
 def _backends() -> list[dict[str, Any]]:
     """Return who takes the steps of every optimizer's parameters."""
-    from luma_core.optim import backend
+    from luma_core.optim.step import backend
 
     entries = []
     for device in ("cpu", "cuda"):
@@ -195,8 +195,8 @@ def _choices() -> Iterator[tuple[str, Rule, dict[str, Codec]]]:
 def _view(found: Diagnosis) -> Group:
     from rich.console import Group
 
-    from luma_client.cli.formats import bytes_text
-    from luma_client.cli.tables import facts, plain_table
+    from luma_client.console.formats import bytes_text
+    from luma_client.console.tables import facts, plain_table
 
     versions = ", ".join(f"{name} {text}" for name, text in found.versions.items() if text)
     missing = ", ".join(name for name, text in found.versions.items() if text is None)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from luma_client.cli.formats import bytes_text
-from luma_client.cli.output import JsonOption, Output, QuietOption
+from luma_client.console.formats import bytes_text
+from luma_client.console.output import JsonOption, Output, QuietOption
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,7 +77,7 @@ def command(
 
 
 def _table(source: str, destination: str, before: Manifest, manifest: Manifest) -> Table:
-    from luma_client.cli.tables import facts
+    from luma_client.console.tables import facts
 
     chain = f"{before.chain} checkpoint{'s' * (before.chain > 1)}"
     return facts(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luma_client.cli.formats import bytes_text, number, shape_text
-from luma_client.cli.output import JsonOption, Output, QuietOption
+from luma_client.console.formats import bytes_text, number, shape_text
+from luma_client.console.output import JsonOption, Output, QuietOption
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -248,7 +248,7 @@ def _float32(lines: list[ParameterLine], groups: tuple[dict[str, Any], ...]) -> 
 def _view(found: Inspection, params: bool) -> Group:
     from rich.console import Group, RenderableType
 
-    from luma_client.cli.tables import facts, plain_table
+    from luma_client.console.tables import facts, plain_table
 
     parts: list[RenderableType] = [facts(_head_rows(found))]
     if found.files:
@@ -262,7 +262,7 @@ def _view(found: Inspection, params: bool) -> Group:
 
 
 def _head_rows(found: Inspection) -> list[tuple[str, str]]:
-    from luma_client.cli.tables import state_size_rows
+    from luma_client.console.tables import state_size_rows
 
     version = "" if found.version is None else f" v{found.version}"
     rows = [
@@ -306,7 +306,7 @@ def _options_text(group: dict[str, Any]) -> str:
 
 
 def _parameter_table(found: Inspection) -> Table:
-    from luma_client.cli.tables import plain_table
+    from luma_client.console.tables import plain_table
 
     table = plain_table(["parameter", "shape", "codecs", "dtype", "group", "step", "bits"], left=3)
     for line in found.parameter_table:

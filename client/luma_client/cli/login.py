@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from luma_client.cli.output import JsonOption, Output, QuietOption
-from luma_client.cli.remote import client_of, location_of
+from luma_client.console.output import JsonOption, Output, QuietOption
+from luma_client.console.remote import client_of, location_of
 
 HELP = (
     "Keep the token of a server for later commands.\n\nThe token is asked for, or read from "
@@ -30,7 +30,7 @@ def command(
 ) -> None:
     """Run ``luma login``."""
     from luma_client.credentials import keep_token
-    from luma_core.checkpoint.store import storage_errors
+    from luma_core.checkpoint.storage.store import storage_errors
 
     output = Output(json=as_json, quiet=quiet)
     base = location_of(url).base_url

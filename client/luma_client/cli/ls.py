@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luma_client.cli.formats import DASH, bytes_text, percent
-from luma_client.cli.output import JsonOption, Output, QuietOption
-from luma_client.cli.remote import client_of, location_of
+from luma_client.console.formats import DASH, bytes_text, percent
+from luma_client.console.output import JsonOption, Output, QuietOption
+from luma_client.console.remote import client_of, location_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -99,7 +99,7 @@ def _label(text: str) -> tuple[str, str | None]:
 
 
 def _checkpoints_table(found: Sequence[CheckpointInfo]) -> Table:
-    from luma_client.cli.tables import plain_table
+    from luma_client.console.tables import plain_table
 
     columns = ["run", "step", "optimizer", "notes", "completed", "elements", "size", "share"]
     table = plain_table([*columns, "created"], left=4)
@@ -131,7 +131,7 @@ def _notes(info: CheckpointInfo) -> str:
 
 
 def _files_table(files: Sequence[FileInfo]) -> Table:
-    from luma_client.cli.tables import plain_table
+    from luma_client.console.tables import plain_table
 
     table = plain_table(["file", "size", "sha256"])
     for file in files:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luma_client.cli.output import JsonOption, Output, QuietOption
+from luma_client.console.output import JsonOption, Output, QuietOption
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -180,8 +180,8 @@ def _made_model(source: str) -> nn.Module:
 def _view(table: PartitionTable) -> Group:
     from rich.console import Group
 
-    from luma_client.cli.formats import shape_text
-    from luma_client.cli.tables import plain_table
+    from luma_client.console.formats import shape_text
+    from luma_client.console.tables import plain_table
 
     shown = plain_table(["parameter", "shape", "kind", "one v per", "rule", "v"], left=5)
     for row in table:

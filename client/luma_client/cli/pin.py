@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from luma_client.cli.output import JsonOption, Output, QuietOption
-from luma_client.cli.remote import CheckpointArgument, client_of, location_of
+from luma_client.console.output import JsonOption, Output, QuietOption
+from luma_client.console.remote import CheckpointArgument, client_of, location_of
 
 HELP = "Keep a checkpoint on a server from being removed and replaced, or let go of it."
 EPILOG = "Example: luma pin luma://127.0.0.1:8000/gpt2/1000\n\nJSON keys: url, pinned"

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from luma_client.cli.formats import bytes_text
-from luma_client.cli.output import JsonOption, Output, QuietOption
-from luma_client.cli.remote import CheckpointArgument, client_of, location_of
+from luma_client.console.formats import bytes_text
+from luma_client.console.output import JsonOption, Output, QuietOption
+from luma_client.console.remote import CheckpointArgument, client_of, location_of
 
 HELP = (
     "Bring a checkpoint from a server into a folder.\n\nEvery hash is checked, and the manifest is "
@@ -39,7 +39,7 @@ def command(
     quiet: QuietOption = False,
 ) -> None:
     """Run ``luma pull``."""
-    from luma_core.checkpoint.store import open_store, storage_errors
+    from luma_core.checkpoint.storage.store import open_store, storage_errors
     from luma_core.errors import CheckpointExistsError
 
     output = Output(json=as_json, quiet=quiet)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from luma_client.cli.formats import bytes_text
-from luma_client.cli.output import JsonOption, Output, QuietOption
-from luma_client.cli.remote import client_of, location_of
+from luma_client.console.formats import bytes_text
+from luma_client.console.output import JsonOption, Output, QuietOption
+from luma_client.console.remote import client_of, location_of
 
 HELP = (
     "Send a checkpoint to a server.\n\nThe server checks every hash and shows the checkpoint only "
@@ -40,8 +40,8 @@ def command(
     quiet: QuietOption = False,
 ) -> None:
     """Run ``luma push``."""
-    from luma_core.checkpoint.folder import read_manifest
-    from luma_core.checkpoint.store import open_store, storage_errors
+    from luma_core.checkpoint.format.folder import read_manifest
+    from luma_core.checkpoint.storage.store import open_store, storage_errors
     from luma_core.errors import CheckpointExistsError
 
     output = Output(json=as_json, quiet=quiet)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from luma_client.cli.output import JsonOption, Output, QuietOption
-from luma_client.cli.remote import client_of, location_of
+from luma_client.console.output import JsonOption, Output, QuietOption
+from luma_client.console.remote import client_of, location_of
 
 HELP = "Remove checkpoints from a server. Pinned ones stay, and are an error."
 EPILOG = "Example: luma rm luma://127.0.0.1:8000/gpt2/1000 --yes\n\nJSON keys: removed"

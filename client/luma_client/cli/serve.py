@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from luma_client.cli.output import JsonOption, Output, QuietOption
+from luma_client.console.output import JsonOption, Output, QuietOption
 
 HELP = (
     "Serve checkpoints, laid out as ROOT/RUN/STEP, over HTTP until interrupted.\n\n"
@@ -49,7 +49,7 @@ def command(
     quiet: QuietOption = False,
 ) -> int:
     """Run ``luma serve``."""
-    from luma_client.cli.server_process import ServerProcess
+    from luma_client.console.server_process import ServerProcess
 
     output = Output(json=as_json, quiet=quiet)
     more = [] if tokens_file is None else ["--tokens-file", str(tokens_file)]

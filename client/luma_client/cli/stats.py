@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luma_client.cli.output import JsonOption, Output, QuietOption
+from luma_client.console.output import JsonOption, Output, QuietOption
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -44,7 +44,7 @@ def command(
     quiet: QuietOption = False,
 ) -> None:
     """Run ``luma stats``."""
-    from luma_client.cli.sources import open_state, require_match
+    from luma_client.console.sources import open_state, require_match
     from luma_core import stats
 
     output = Output(json=as_json, quiet=quiet)
@@ -62,7 +62,7 @@ def command(
 def _view(result: CheckpointStats, columns: int) -> Group:
     from rich.console import Group
 
-    from luma_client.cli.tables import facts, scale_rows, stats_table
+    from luma_client.console.tables import facts, scale_rows, stats_table
 
     missing = result.total.parameters_without_state
     note = f"{missing:,} of them have no state yet: they had no gradient." if missing else None

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from luma_client.cli.output import JsonOption, Output, QuietOption
+from luma_client.console.output import JsonOption, Output, QuietOption
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from luma_server.tokens import Token
+    from luma_server.http.tokens import Token
 
 HELP = (
     "Make, list and revoke tokens for `luma serve --tokens-file`.\n\n"
@@ -130,10 +130,10 @@ def revoke(
 
 
 def _tokens() -> Any:
-    from luma_client.cli.server_process import ServerProcess
+    from luma_client.console.server_process import ServerProcess
 
     ServerProcess.require()
-    from luma_server import tokens
+    from luma_server.http import tokens
 
     return tokens
 

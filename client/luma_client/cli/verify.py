@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luma_client.cli.formats import bytes_text
-from luma_client.cli.output import JsonOption, Output, QuietOption
+from luma_client.console.formats import bytes_text
+from luma_client.console.output import JsonOption, Output, QuietOption
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luma_core.checkpoint.store import storage_errors
+from luma_core.checkpoint.storage.store import storage_errors
 from luma_core.errors import CheckpointExistsError
 
 RUN = "demo"

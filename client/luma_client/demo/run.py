@@ -9,10 +9,10 @@ from typing import Literal
 
 import torch
 
-from luma_client.cli.formats import signed_percent
-from luma_client.cli.output import Output
-from luma_client.cli.server_process import ServerProcess
 from luma_client.client import Client
+from luma_client.console.formats import signed_percent
+from luma_client.console.output import Output
+from luma_client.console.server_process import ServerProcess
 from luma_client.demo.data import Corpus
 from luma_client.demo.folder import RUN, DemoFolder
 from luma_client.demo.model import ModelConfig

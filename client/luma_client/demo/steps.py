@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from luma_client.cli.sources import ForeignState
+from luma_client.console.sources import ForeignState
 from luma_client.demo.data import Corpus
 from luma_client.demo.folder import DemoFolder
 from luma_client.demo.model import GPT, ModelConfig

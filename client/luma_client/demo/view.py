@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from luma_client.cli.formats import bytes_text, percent, signed_percent
-from luma_client.cli.output import Output
-from luma_client.cli.tables import plain_table, stats_table
+from luma_client.console.formats import bytes_text, percent, signed_percent
+from luma_client.console.output import Output
+from luma_client.console.tables import plain_table, stats_table
 from luma_client.demo.results import (
     Check,
     Conversion,

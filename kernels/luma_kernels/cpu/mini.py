@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from luma_core.codecs import Codec, Partition, SegmentMean
-from luma_core.optim.rules import ParameterStep
-from luma_core.optim.rules.adamw import MOMENTS
+from luma_core.rules import ParameterStep
+from luma_core.rules.adamw import MOMENTS
 from luma_kernels.cpu.coding import describe_layout, moment_kind
 from luma_kernels.cpu.library import address, native_library
 from luma_kernels.cpu.structs import (

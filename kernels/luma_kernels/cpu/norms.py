@@ -1,4 +1,4 @@
-"""Exact sums of squares: see `luma_core.optim.rules.norms`."""
+"""Exact sums of squares: see `luma_core.rules.norms`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from luma_core.codecs import BlockGrid
-from luma_core.optim.rules.norms import DIGITS
+from luma_core.rules.norms import DIGITS
 from luma_kernels.cpu.coding import DTYPES, is_plain, thread_count
 from luma_kernels.cpu.library import address, native_library
 from luma_kernels.cpu.structs import Squares
@@ -23,7 +23,7 @@ def square_digits(
         instruction_set: one of the library's; the fastest by default.
 
     Returns:
-        int64 ``[DIGITS]``, to be read by `luma_core.optim.rules.norms.total`; ``None`` where the
+        int64 ``[DIGITS]``, to be read by `luma_core.rules.norms.total`; ``None`` where the
         library does not support the tensor. Carries between digits may differ from the eager
         code's; the number is the same.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from luma_core.codecs import Codec, SegmentMean
-from luma_core.optim.rules import (
+from luma_core.rules import (
     AdamMiniRule,
     AdamWHyper,
     AdamWRule,
@@ -19,7 +19,7 @@ from luma_core.optim.rules import (
     ParameterStep,
     Rule,
 )
-from luma_core.optim.rules.adamw import MOMENTS
+from luma_core.rules.adamw import MOMENTS
 from luma_kernels.cpu.coding import (
     DTYPES,
     describe_layout,

@@ -10,7 +10,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from luma_core.optim import collective
+from luma_core.optim.step import collective
 from luma_kernels.triton.exact import DIGITS
 from luma_kernels.triton.exchange import Groups
 from luma_kernels.triton.lamb_passes import LambBucket

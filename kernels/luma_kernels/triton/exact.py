@@ -1,4 +1,4 @@
-"""Sums of squares as integers, which depend on no order: those of `luma_core.optim.rules.norms`.
+"""Sums of squares as integers, which depend on no order: those of `luma_core.rules.norms`.
 
 A sum is ``DIGITS`` int64 numbers, of units ``2**(32 * digit - 149)``. Programs add to them in
 memory, and so may processes. In flat tensors, which may be cut anywhere, each square counts by

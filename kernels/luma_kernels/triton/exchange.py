@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from luma_core.optim import collective
+from luma_core.optim.step import collective
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from luma_core.codecs import BlockGrid, Codec
-from luma_core.optim.rules.lamb import adapts
+from luma_core.rules.lamb import adapts
 from luma_core.sharding import Part
 from luma_kernels.triton.exact import DIGITS
 from luma_kernels.triton.exchange import Sums

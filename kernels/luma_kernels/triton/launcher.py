@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from luma_core.codecs import BlockGrid, Codec
-from luma_core.optim.rules import Rule
+from luma_core.rules import Rule
 from luma_core.sharding import Part
 from luma_kernels.triton.clip import FusedClip
 from luma_kernels.triton.exchange import Call, adding, clearing

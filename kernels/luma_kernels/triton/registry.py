@@ -1,6 +1,6 @@
 """Which rules have fused steps."""
 
-from luma_core.optim.rules import AdamMiniRule, AdamWRule, LAMBRule, Rule
+from luma_core.rules import AdamMiniRule, AdamWRule, LAMBRule, Rule
 from luma_kernels.triton.lamb_passes import LAMB
 from luma_kernels.triton.mini_rule import ADAM_MINI
 from luma_kernels.triton.passes import ADAMW, RuleKernels

@@ -109,7 +109,7 @@ def prepare_kernel(
     store_float(row + INVERSE_CORRECTION, 1.0 / correction1, mask)
     store_float(row + WEIGHT_DECAY, tl.load(option + 6, mask=mask, other=0.0), mask)
     store_float(row + LR, lr, mask)
-    # Of the first moment over the divisor: `luma_core.optim.rules.adamw.update_limit`.
+    # Of the first moment over the divisor: `luma_core.rules.adamw.update_limit`.
     limit = 2.0 * tl.maximum((1.0 - beta1) / tl.sqrt(1.0 - beta2), 1.0)
     store_float(row + LIMIT, limit * correction1, mask)
     store_float(row + EXTRA_OPTION, tl.load(option + 8, mask=mask, other=0.0), mask)

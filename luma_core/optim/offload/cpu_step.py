@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from luma_core import changes
-from luma_core.optim.batch import Batch
-from luma_core.optim.clipping import GradientClip, gradient_square_digits
 from luma_core.optim.offload.arena import ALIGNMENT_BYTES, HostArena
 from luma_core.optim.offload.pieces import Piece, cut
-from luma_core.optim.rules.norms import total
-from luma_core.optim.work import Steppable, Work
+from luma_core.optim.step.batch import Batch
+from luma_core.optim.step.clipping import GradientClip, gradient_square_digits
+from luma_core.optim.step.work import Steppable, Work
+from luma_core.rules.norms import total
 
 _SLOTS = 4
 

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from luma_core.codecs import Codec, Fields
 from luma_core.errors import ConfigurationError
-from luma_core.optim.batch import Batch
-from luma_core.optim.clipping import GradientClip
 from luma_core.optim.offload.arena import Arena, HostArena, blank, place
 from luma_core.optim.offload.cpu_step import CpuStepBatch, HostSlots
 from luma_core.optim.offload.file_movers import FileCudaMover, FileMover
@@ -24,7 +22,9 @@ from luma_core.optim.offload.options import OffloadOptions
 from luma_core.optim.offload.pipeline import Mover, Pipeline
 from luma_core.optim.offload.snapshot import Snapshot
 from luma_core.optim.offload.streamed import StreamedBatch
-from luma_core.optim.work import Steppable, Work
+from luma_core.optim.step.batch import Batch
+from luma_core.optim.step.clipping import GradientClip
+from luma_core.optim.step.work import Steppable, Work
 from luma_core.sharding import local_tensor
 from luma_core.values import has_values
 

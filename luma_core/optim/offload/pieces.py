@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from luma_core.codecs import BlockGrid, Codec, CoStateM
-from luma_core.optim.rules import Rule
-from luma_core.optim.work import Work
+from luma_core.optim.step.work import Work
+from luma_core.rules import Rule
 from luma_core.state import field_key
 
 _ALIGNED_ROWS = 16

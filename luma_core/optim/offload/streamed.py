@@ -12,12 +12,12 @@ from torch import Tensor
 
 from luma_core import changes
 from luma_core.direct import PAGE_BYTES
-from luma_core.optim.batch import Batch
-from luma_core.optim.clipping import GradientClip
 from luma_core.optim.offload.arena import ALIGNMENT_BYTES, DIRECT_BYTES
 from luma_core.optim.offload.pieces import Piece, Stored, cut
 from luma_core.optim.offload.pipeline import Chunk, Move, Pipeline
-from luma_core.optim.work import Steppable, Work
+from luma_core.optim.step.batch import Batch
+from luma_core.optim.step.clipping import GradientClip
+from luma_core.optim.step.work import Steppable, Work
 
 _ALIGNED = 16
 

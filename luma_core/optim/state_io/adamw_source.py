@@ -8,10 +8,9 @@ from typing import Any
 from luma_core import rounding
 from luma_core.codecs import FP32, Codec
 from luma_core.errors import ConversionError, StateMismatchError
-from luma_core.optim.adamw_entry import AdamWEntry, check_moment_values, checked_entry
-from luma_core.optim.entries import check_entry_kind
 from luma_core.optim.options import check_options
-from luma_core.optim.rules.adamw import MOMENTS
+from luma_core.optim.state_io.adamw_entry import AdamWEntry, check_moment_values, checked_entry
+from luma_core.optim.state_io.entries import check_entry_kind
 from luma_core.optim.state_io.sources import (
     ADAMW,
     SHARED_OPTIONS,
@@ -20,6 +19,7 @@ from luma_core.optim.state_io.sources import (
     members_of,
     saved_names,
 )
+from luma_core.rules.adamw import MOMENTS
 from luma_core.state import GroupOptions, ParameterState, field_key
 
 WHAT = "AdamW state"

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from luma_core.codecs import Codec, parameter_codecs
 from luma_core.errors import ConfigurationError, StateMismatchError, some_names
-from luma_core.optim.entries import (
+from luma_core.optim.options import (
+    check_codecs,
+    check_options,
+    check_parameter_codecs,
+)
+from luma_core.optim.state_io.entries import (
     StateDevices,
     built_entry,
     check_entry,
@@ -23,11 +28,6 @@ from luma_core.optim.entries import (
     entry_fits,
     expected_fields,
     stored_fields,
-)
-from luma_core.optim.options import (
-    check_codecs,
-    check_options,
-    check_parameter_codecs,
 )
 from luma_core.state import GroupOptions, ParameterState
 

@@ -11,8 +11,8 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
-from luma_server.problems import ApiError
-from luma_server.transfer import cache_headers, is_known, not_modified
+from luma_server.http.problems import ApiError
+from luma_server.http.transfer import cache_headers, is_known, not_modified
 
 VIEWS: Final = ("/runs", "/runs/{run}", "/runs/{run}/{step}", "/compare", "/jobs")
 """Addresses of views: they can be shared, and are read by the page's script."""

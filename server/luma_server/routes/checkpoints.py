@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from luma_core.checkpoint import Manifest
 from luma_core.wire import CheckpointInfo, CheckpointPage, RunList
-from luma_server.access import Reader, Writer
-from luma_server.query import MAX_PAGE, Filters, list_page, list_runs
+from luma_server.http.access import Reader, Writer
+from luma_server.http.query import MAX_PAGE, Filters, list_page, list_runs
+from luma_server.http.transfer import is_known, not_modified
 from luma_server.routes.common import (
     CONDITIONAL,
     MAX_NAME_CHARACTERS,
@@ -21,7 +22,6 @@ from luma_server.routes.common import (
     audit,
     json_response,
 )
-from luma_server.transfer import is_known, not_modified
 from luma_server.uploads.commit import delete_checkpoint
 
 MAX_LABELS = 64

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from fastapi import Depends, Path, Request, Response
 
 from luma_core.wire import Problem
-from luma_server.access import Principal
+from luma_server.http.access import Principal
+from luma_server.http.transfer import cache_headers
 from luma_server.parts import Parts
-from luma_server.transfer import cache_headers
 
 _audit = logging.getLogger("luma_server.audit")
 

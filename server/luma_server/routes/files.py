@@ -8,13 +8,13 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 
 from luma_core.checkpoint import MANIFEST_NAME, check_name
-from luma_core.checkpoint.steps import STEP_NAME
-from luma_core.checkpoint.store import storage_errors
+from luma_core.checkpoint.format.steps import STEP_NAME
+from luma_core.checkpoint.storage.store import storage_errors
 from luma_core.wire import FileInfo, FileList
-from luma_server.access import Reader
-from luma_server.problems import ApiError
+from luma_server.http.access import Reader
+from luma_server.http.problems import ApiError
+from luma_server.http.transfer import file_response
 from luma_server.routes.common import CONDITIONAL, Run, Server, Step
-from luma_server.transfer import file_response
 from luma_server.uploads.commit import MAX_MARK_BYTES
 
 router = APIRouter()

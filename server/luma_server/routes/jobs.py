@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict
 from luma_core.checkpoint import check_name
 from luma_core.errors import CheckpointExistsError, CheckpointNotFoundError
 from luma_core.wire import Job, JobList, Place
-from luma_server.access import Reader, Writer
-from luma_server.job_records import RESULT_NAME
-from luma_server.jobs import DOWNLOADS
-from luma_server.problems import ApiError
+from luma_server.http.access import Reader, Writer
+from luma_server.http.problems import ApiError
+from luma_server.http.transfer import file_response
+from luma_server.jobs.queue import DOWNLOADS
+from luma_server.jobs.records import RESULT_NAME
 from luma_server.routes.common import Run, Server, Step, audit
-from luma_server.transfer import file_response
 
 router = APIRouter()
 

@@ -6,12 +6,12 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Response
 
 from luma_core import __version__
-from luma_core.checkpoint.store import storage_errors
+from luma_core.checkpoint.storage.store import storage_errors
 from luma_core.errors import StorageError
 from luma_core.wire import Health
-from luma_server.access import Reader
+from luma_server.http.access import Reader
+from luma_server.http.problems import ApiError
 from luma_server.metrics import CONTENT_TYPE
-from luma_server.problems import ApiError
 from luma_server.routes.common import Server
 
 router = APIRouter()

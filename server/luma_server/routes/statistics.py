@@ -13,11 +13,12 @@ from luma_core.errors import ServiceError
 from luma_core.stats import METRICS, CheckpointStats, ModuleList
 from luma_core.wire import CheckpointInfo
 from luma_core.wire_stats import Comparison, Series
-from luma_server.access import Reader
 from luma_server.analysis import spread
+from luma_server.catalog.place import not_found
+from luma_server.http.access import Reader
+from luma_server.http.problems import ApiError
+from luma_server.http.transfer import is_known, not_modified
 from luma_server.numbers import Wanted
-from luma_server.place import not_found
-from luma_server.problems import ApiError
 from luma_server.routes.common import (
     CONDITIONAL,
     MAX_NAME_CHARACTERS,
@@ -28,7 +29,6 @@ from luma_server.routes.common import (
     json_response,
 )
 from luma_server.service import ReplacedError, stats_etag
-from luma_server.transfer import is_known, not_modified
 
 MAX_DEPTH = 32
 MAX_POINTS = 500

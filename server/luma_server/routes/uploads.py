@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict
 
 from luma_core.wire import Committed, UploadList, UploadSession
-from luma_server.access import Writer
+from luma_server.http.access import Writer
 from luma_server.routes.common import Server, audit
 from luma_server.uploads.receive import MAX_PART_NUMBER
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from luma_core.checkpoint import MANIFEST_NAME, FileEntry, Manifest
-from luma_core.checkpoint.folder import read_manifest
-from luma_core.checkpoint.names import INDEX_NAME
-from luma_core.checkpoint.steps import STEP_NAME
-from luma_core.checkpoint.store import ABSENT, Store, Version, storage_errors
+from luma_core.checkpoint.format.folder import read_manifest
+from luma_core.checkpoint.format.steps import STEP_NAME
+from luma_core.checkpoint.storage.names import INDEX_NAME
+from luma_core.checkpoint.storage.store import ABSENT, Store, Version, storage_errors
 from luma_core.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
@@ -17,10 +17,10 @@ from luma_core.errors import (
     StorageError,
     some_names,
 )
-from luma_server.catalog import Catalog
-from luma_server.claims import claimed, remove_empty
-from luma_server.place import not_found
-from luma_server.problems import ApiError
+from luma_server.catalog.checkpoints import Catalog
+from luma_server.catalog.claims import claimed, remove_empty
+from luma_server.catalog.place import not_found
+from luma_server.http.problems import ApiError
 from luma_server.uploads.record import Record, session_store
 from luma_server.uploads.staging import Part, Staging, WrongFileError
 

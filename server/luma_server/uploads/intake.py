@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from luma_core.checkpoint import Manifest, parse_manifest
 from luma_core.errors import CheckpointExistsError, CheckpointNotFoundError, LumaError
-from luma_server.access import Principal
-from luma_server.catalog import Catalog
-from luma_server.problems import ApiError
+from luma_server.catalog.checkpoints import Catalog
+from luma_server.http.access import Principal
+from luma_server.http.problems import ApiError
 from luma_server.settings import Settings
 from luma_server.uploads.commit import check_expected
 from luma_server.uploads.record import Record, Source

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from luma_core.checkpoint.remote import FsspecStore
-from luma_core.checkpoint.s3 import S3Store
-from luma_core.checkpoint.store import Store
+from luma_core.checkpoint.storage.remote import FsspecStore
+from luma_core.checkpoint.storage.s3 import S3Store
+from luma_core.checkpoint.storage.store import Store
 
 SMALLEST_JOINED_BYTES = 5 << 20
 """S3 joins parts that have that many bytes, but for the last."""

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from luma_core.checkpoint.local import LocalStore, make_folder, sync_folder
-from luma_core.checkpoint.names import check_name
-from luma_core.checkpoint.store import Store
+from luma_core.checkpoint.storage.local import LocalStore, make_folder, sync_folder
+from luma_core.checkpoint.storage.names import check_name
+from luma_core.checkpoint.storage.store import Store
 from luma_core.direct import opened
 from luma_server.uploads.staging import READ_BYTES, Part, PartWriter, Staging, WrongFileError
 

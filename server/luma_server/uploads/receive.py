@@ -14,9 +14,9 @@ from anyio.to_thread import run_sync
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from luma_core.checkpoint.steps import STEP_NAME
-from luma_server.access import Authority, Principal
-from luma_server.problems import ApiError
+from luma_core.checkpoint.format.steps import STEP_NAME
+from luma_server.http.access import Authority, Principal
+from luma_server.http.problems import ApiError
 from luma_server.settings import Settings
 from luma_server.uploads.record import Record
 from luma_server.uploads.sessions import Sessions, is_wanted

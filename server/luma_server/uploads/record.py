@@ -9,10 +9,10 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from luma_core.checkpoint.store import Store
+from luma_core.checkpoint.storage.store import Store
 from luma_core.errors import UnsafeNameError
 from luma_core.wire import FileInfo
-from luma_server.place import Root
+from luma_server.catalog.place import Root
 from luma_server.uploads.staging import UPLOADS
 
 RECORD_NAME = "session.json"

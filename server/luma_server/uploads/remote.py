@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from luma_core.checkpoint.names import check_name
-from luma_core.checkpoint.store import ObjectWriter, Store
+from luma_core.checkpoint.storage.names import check_name
+from luma_core.checkpoint.storage.store import ObjectWriter, Store
 from luma_server.uploads.joining import copy, join
 from luma_server.uploads.running import RunningHashes
 from luma_server.uploads.staging import Part, PartWriter, Staging, WrongFileError

@@ -13,13 +13,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from luma_core.checkpoint import MANIFEST_NAME, Manifest, check_name
-from luma_core.checkpoint.steps import STEP_NAME
-from luma_core.checkpoint.store import storage_errors
+from luma_core.checkpoint.format.steps import STEP_NAME
+from luma_core.checkpoint.storage.store import storage_errors
 from luma_core.errors import StorageError
 from luma_core.wire import Committed, FileInfo, UploadFile, UploadSession
-from luma_server.access import Principal
-from luma_server.catalog import Catalog
-from luma_server.problems import ApiError
+from luma_server.catalog.checkpoints import Catalog
+from luma_server.http.access import Principal
+from luma_server.http.problems import ApiError
 from luma_server.settings import Settings
 from luma_server.uploads.commit import REPLACING_NAME, commit_upload
 from luma_server.uploads.intake import adopt_files, check_place, parse_upload

@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from luma_core.checkpoint.store import Store
-from luma_server.place import Root
-from luma_server.problems import ApiError
+from luma_core.checkpoint.storage.store import Store
+from luma_server.catalog.place import Root
+from luma_server.http.problems import ApiError
 
 UPLOADS = "uploads"
 READ_BYTES = 4 << 20

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from luma_core import LAMB, LUMA, AdamMini, TurboAdam, checkpoint
-from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.storage.local import LocalStore
 
 OPTIMIZERS = {"luma": LUMA, "turboadam": TurboAdam, "lamb": LAMB, "adam-mini": AdamMini}
 MODES = ["resident", "host", "disk", "cpu-step"]

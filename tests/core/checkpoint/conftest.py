@@ -20,9 +20,11 @@ import torch
 from torch import nn
 
 from luma_core import changes, checkpoint
-from luma_core.checkpoint import copies, staging, writer
-from luma_core.checkpoint.held import HostTensor
-from luma_core.checkpoint.s3 import S3Store
+from luma_core.checkpoint.staging import pool as copies
+from luma_core.checkpoint.staging import staged as staging
+from luma_core.checkpoint.staging.tensors import HostTensor
+from luma_core.checkpoint.storage.s3 import S3Store
+from luma_core.checkpoint.write import saver as writer
 from luma_core.optim import LUMA
 from luma_core.optim.offload import Offloader
 from luma_core.optim.offload.files import Folder
@@ -257,9 +259,9 @@ def small_pieces(monkeypatch):
     # As on a file system that cannot clone files.
     monkeypatch.setattr(Folder, "clone", lambda *_: None)
     yield
-    checkpoint.background.finish()
+    checkpoint.staging.async_executor.finish()
     assert not changes.anybody_reads()
-    checkpoint.background.before_save(wait=True)
+    checkpoint.staging.async_executor.before_save(wait=True)
 
 
 @pytest.fixture

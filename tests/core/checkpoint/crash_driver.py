@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from luma_core import checkpoint
-from luma_core.checkpoint import local
+from luma_core.checkpoint.storage import local
 from luma_core.errors import CheckpointNotFoundError
 from luma_core.optim import LUMA
 

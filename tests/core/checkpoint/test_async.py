@@ -34,7 +34,7 @@ def gate():
 @pytest.fixture(autouse=True)
 def nothing_left_over():
     yield
-    checkpoint.background.before_save(wait=True)
+    checkpoint.staging.async_executor.before_save(wait=True)
 
 
 def test_what_is_saved_is_the_state_at_the_call(tmp_path, new_run, same, gate):
@@ -112,7 +112,7 @@ def test_an_error_that_nobody_asked_for_is_raised_by_the_next_save(tmp_path, new
     run = new_run()
     (tmp_path / "file").write_text("")
     handle = checkpoint.save(tmp_path / "file" / "c", optimizer=run.optimizer, wait=False)
-    checkpoint.background.finish()
+    checkpoint.staging.async_executor.finish()
     assert handle.done()
     with pytest.raises(StorageError, match=r"an earlier save behind training failed: .*file"):
         checkpoint.save(tmp_path / "c", optimizer=run.optimizer, wait=wait)
@@ -127,7 +127,7 @@ def test_every_failure_is_told_once(tmp_path, new_run):
         checkpoint.save(tmp_path / "file" / name, optimizer=run.optimizer, wait=False)
         for name in "ab"
     ]
-    checkpoint.background.finish()
+    checkpoint.staging.async_executor.finish()
     for name in "ab":
         with pytest.raises(StorageError, match=rf"an earlier save .*file/{name}"):
             checkpoint.save(tmp_path / "c", optimizer=run.optimizer)
@@ -168,10 +168,10 @@ def test_a_failure_that_nobody_heard_of_is_logged_at_exit(tmp_path, new_run, cap
     (tmp_path / "file").write_text("")
     checkpoint.save(tmp_path / "file" / "c", optimizer=new_run().optimizer, wait=False)
     with caplog.at_level(logging.ERROR, "luma"):
-        checkpoint.background._finish_and_tell()
+        checkpoint.staging.async_executor._finish_and_tell()
     assert "file/c: the save failed" in caplog.text
     with pytest.raises(StorageError, match="an earlier save"):
-        checkpoint.background.before_save(wait=True)
+        checkpoint.staging.async_executor.before_save(wait=True)
 
 
 FORK = """

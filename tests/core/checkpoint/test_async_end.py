@@ -88,7 +88,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 def test_the_step_that_failed_is_named(tmp_path, run, who):
     manager, other = CheckpointManager(tmp_path / "run"), CheckpointManager(tmp_path / "other")
     handle = manager.save(40, optimizer=run.optimizer, wait=False, progress=failing_with(FULL))
-    checkpoint.background.finish()
+    checkpoint.staging.async_executor.finish()
     ask = {
         "result": handle.result,
         "save behind": lambda: manager.save(41, optimizer=run.optimizer, wait=False),
@@ -116,7 +116,7 @@ def test_each_of_several_steps_that_failed_is_named(tmp_path, run):
     manager = CheckpointManager(tmp_path)
     for step in (1, 2):
         manager.save(step, optimizer=run.optimizer, wait=False, progress=failing_with(FULL))
-    checkpoint.background.finish()
+    checkpoint.staging.async_executor.finish()
     with pytest.raises(StorageError, match=r"earlier save .*: step 1 in .*'step 2 in .*0002'\."):
         manager.save(3, optimizer=run.optimizer, wait=False)
     with pytest.raises(StorageError, match=r"earlier save behind training failed: step 2 in"):
@@ -129,7 +129,7 @@ def test_each_of_several_steps_that_failed_is_named(tmp_path, run):
 def test_an_error_of_another_kind_is_kept_and_names_its_step(tmp_path, run, error):
     manager = CheckpointManager(tmp_path)
     handle = manager.save(5, optimizer=run.optimizer, wait=False, progress=failing_with(error))
-    checkpoint.background.finish()
+    checkpoint.staging.async_executor.finish()
     with pytest.raises(CheckpointError, match=rf"step 5 in .*00000005: {type(error).__name__}: "):
         checkpoint.wait_for_saves()
     for _ in range(2):
@@ -146,7 +146,7 @@ def test_a_save_without_a_step_is_named_by_its_folder_once(tmp_path, run):
         checkpoint.save(
             tmp_path / place, optimizer=run.optimizer, wait=False, progress=failing_with(error)
         )
-    checkpoint.background.finish()
+    checkpoint.staging.async_executor.finish()
     for place in ("a", "b"):
         with pytest.raises(ConfigurationError) as caught:
             checkpoint.wait_for_saves()
@@ -157,7 +157,7 @@ def test_a_save_without_a_step_is_named_by_its_folder_once(tmp_path, run):
 def test_what_is_printed_at_the_end_names_the_step(tmp_path, run, capsys):
     manager = CheckpointManager(tmp_path)
     manager.save(8, optimizer=run.optimizer, wait=False, progress=failing_with(FULL))
-    checkpoint.background._finish_and_tell()
+    checkpoint.staging.async_executor._finish_and_tell()
     assert f"step 8 in {tmp_path}/00000008: No space left" in capsys.readouterr().err
     with pytest.raises(LumaError, match="step 8 in"):
         checkpoint.wait_for_saves()

@@ -6,7 +6,8 @@ import threading
 import pytest
 
 from luma_core import changes, checkpoint
-from luma_core.checkpoint import CheckpointManager, copies
+from luma_core.checkpoint import CheckpointManager
+from luma_core.checkpoint.staging import pool as copies
 from luma_core.errors import ConfigurationError, StateChangedError, StorageError
 from tests.core.checkpoint.behind import (
     MODES,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from luma_core import changes, checkpoint
-from luma_core.checkpoint.held import HostTensor
+from luma_core.checkpoint.staging.tensors import HostTensor
 from luma_core.optim import step_in_backward
 from luma_core.optim.offload.files import Folder
 from tests.core.checkpoint.behind import (

@@ -9,7 +9,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luma_core.checkpoint.compression import (
+from luma_core.checkpoint.format.compression import (
     WORKERS,
     Chunk,
     ChunkEncoder,

@@ -7,10 +7,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from luma_core.checkpoint.commit import AtomicRename, ConditionalPut, ManifestLast
-from luma_core.checkpoint.local import LocalStore
-from luma_core.checkpoint.store import open_store
-from luma_core.checkpoint.testing import StoreConformance
+from luma_core.checkpoint.storage.commit import AtomicRename, ConditionalPut, ManifestLast
+from luma_core.checkpoint.storage.conformance import StoreConformance
+from luma_core.checkpoint.storage.local import LocalStore
+from luma_core.checkpoint.storage.store import open_store
 
 
 class TestLocal(StoreConformance):

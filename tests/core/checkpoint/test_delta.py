@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luma_core import checkpoint, stats
-from luma_core.checkpoint import writer
-from luma_core.checkpoint.local import LocalStore
-from luma_core.checkpoint.zigzag import add_difference, difference
+from luma_core.checkpoint.format.zigzag import add_difference, difference
+from luma_core.checkpoint.storage.local import LocalStore
+from luma_core.checkpoint.write import saver as writer
 from luma_core.errors import (
     BrokenChainError,
     CheckpointNotFoundError,
@@ -268,7 +268,7 @@ def test_what_cannot_be_a_base(tmp_path, monkeypatch):
         save(tmp_path / "run" / "0", compression="none")
     with pytest.raises(CheckpointNotFoundError, match="no checkpoint here"):
         save(tmp_path / "run" / "9")
-    monkeypatch.setattr(checkpoint.base, "MAX_CHAIN", 2)
+    monkeypatch.setattr(checkpoint.write.delta_base, "MAX_CHAIN", 2)
     with pytest.raises(ConfigurationError, match="a chain of 2 checkpoints"):
         save(tmp_path / "run" / "1")
     (tmp_path / "run" / "0" / SHARD).write_bytes(b"")

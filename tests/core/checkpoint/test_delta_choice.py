@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from luma_core.checkpoint import delta
-from luma_core.checkpoint.compression import ChunkEncoder
+from luma_core.checkpoint.format import delta
+from luma_core.checkpoint.format.compression import ChunkEncoder
 
 CHUNK_BYTES = 1 << 14
 
@@ -42,7 +42,7 @@ def test_the_first_chunk_tells_what_to_expect(monkeypatch, scales, differ, as_th
         out[:] = base[2 * start :][: out.nbytes]
 
     monkeypatch.setattr(delta, "encode_chunk", counted)
-    monkeypatch.setattr("luma_core.checkpoint.compression.encode_chunk", counted)
+    monkeypatch.setattr("luma_core.checkpoint.format.compression.encode_chunk", counted)
     with ChunkEncoder("zstd", workers=2) as encoder:
         found = list(delta.encode_against(encoder, raw, 2, read, CHUNK_BYTES))
     assert "".join("-" if chunk.crc32 is None else "d" for chunk in found) == differ

@@ -20,10 +20,10 @@ from luma_core.checkpoint import (
     ParameterEntry,
     Summary,
     TensorEntry,
-    compression,
     parse_manifest,
-    writer,
 )
+from luma_core.checkpoint.format import compression
+from luma_core.checkpoint.write import saver as writer
 from luma_core.optim import LUMA, TurboAdam
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "checkpoint-format.md").read_text()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from luma_core import checkpoint
-from luma_core.checkpoint import CheckpointManager, local
+from luma_core.checkpoint import CheckpointManager
+from luma_core.checkpoint.storage import local
 from luma_core.errors import StorageError
 from tests.core.checkpoint.killing import run_driver
 

@@ -9,7 +9,7 @@ import pytest
 
 from luma_core import checkpoint
 from luma_core.checkpoint import CheckpointManager, LoadedCheckpoint
-from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.storage.local import LocalStore
 from luma_core.errors import BrokenChainError, ConfigurationError, StorageError
 
 SHARD = "optimizer-00001-of-00001.safetensors"

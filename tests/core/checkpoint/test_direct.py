@@ -18,14 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import distributed
 
-from luma_core.checkpoint import file_reader
-from luma_core.checkpoint.budget import Budget
-from luma_core.checkpoint.compression import CHUNK_BYTES
-from luma_core.checkpoint.file_reader import FileReader
-from luma_core.checkpoint.file_writer import PIECE_BYTES, FileWriter
-from luma_core.checkpoint.local import LocalStore
-from luma_core.checkpoint.read_ahead import read_ahead
-from luma_core.checkpoint.shard import PlannedTensor, ShardWriter
+from luma_core.checkpoint.format.compression import CHUNK_BYTES
+from luma_core.checkpoint.format.shard import PlannedTensor, ShardWriter
+from luma_core.checkpoint.read.read_ahead import read_ahead
+from luma_core.checkpoint.storage import file_reader
+from luma_core.checkpoint.storage.budget import Budget
+from luma_core.checkpoint.storage.file_reader import FileReader
+from luma_core.checkpoint.storage.file_writer import PIECE_BYTES, FileWriter
+from luma_core.checkpoint.storage.local import LocalStore
 from luma_core.direct import PAGE_BYTES, is_cached, opened_directly, transfer_memory
 
 CONTENT = os.urandom(1 << 20) * 5
@@ -211,7 +211,7 @@ def test_an_error_of_the_disk_is_told_and_stays(tmp_path, monkeypatch, code):
 LIMITED = """
 import errno, resource, signal, sys
 from pathlib import Path
-from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.storage.local import LocalStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
 try:
@@ -332,7 +332,7 @@ def test_reading_ahead_is_in_order_and_uses_few_pieces_of_memory(path, monkeypat
         taken.append(size_bytes)
         return transfer_memory(size_bytes)
 
-    monkeypatch.setattr("luma_core.checkpoint.read_ahead.transfer_memory", counted)
+    monkeypatch.setattr("luma_core.checkpoint.read.read_ahead.transfer_memory", counted)
     spans = [Piece(start, start + 70_001) for start in range(0, len(CONTENT), 70_001)]
     used = set()
     with FileReader(path, direct=False) as reader:

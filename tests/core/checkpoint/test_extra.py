@@ -19,7 +19,7 @@ from torch.optim.swa_utils import SWALR
 from torch.testing._internal.two_tensor import TwoTensor
 
 from luma_core import LUMA, checkpoint
-from luma_core.checkpoint.extra import flatten_extra, restore_extra
+from luma_core.checkpoint.format.extra import flatten_extra, restore_extra
 from luma_core.errors import ConfigurationError, CorruptCheckpointError, UnsupportedVersionError
 
 

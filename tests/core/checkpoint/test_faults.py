@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 from luma_core import checkpoint
-from luma_core.checkpoint import remote
-from luma_core.checkpoint.s3 import S3Store
-from luma_core.checkpoint.store import ABSENT, open_store
-from luma_core.checkpoint.testing import loaded_steps, put, save
+from luma_core.checkpoint.storage import remote
+from luma_core.checkpoint.storage.conformance import loaded_steps, put, save
+from luma_core.checkpoint.storage.s3 import S3Store
+from luma_core.checkpoint.storage.store import ABSENT, open_store
 from luma_core.errors import ConcurrentSaveError, StorageError
 
 HANG_SECONDS = 3

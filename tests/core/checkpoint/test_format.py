@@ -9,10 +9,10 @@ import pytest
 
 from luma_core.checkpoint import FileEntry, Manifest, ParameterEntry, Summary, TensorEntry
 from luma_core.checkpoint import parse_manifest as parse
-from luma_core.checkpoint.compression import Chunk, decode_chunk
-from luma_core.checkpoint.manifest import canonical_json
-from luma_core.checkpoint.names import shard_generation, shard_name
-from luma_core.checkpoint.shard import header_bytes
+from luma_core.checkpoint.format.compression import Chunk, decode_chunk
+from luma_core.checkpoint.format.manifest import canonical_json
+from luma_core.checkpoint.format.shard import header_bytes
+from luma_core.checkpoint.storage.names import shard_generation, shard_name
 from luma_core.errors import CorruptCheckpointError
 
 SHARD = "optimizer-00001-of-00001.safetensors"

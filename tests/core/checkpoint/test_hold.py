@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from luma_core import changes
-from luma_core.checkpoint.copies import Copies
-from luma_core.checkpoint.held import DeviceTensor, HostTensor, Way
-from luma_core.checkpoint.hold import Hold, extent, on_several_threads
+from luma_core.checkpoint.staging.copy_on_write import Hold, extent, on_several_threads
+from luma_core.checkpoint.staging.pool import Copies
+from luma_core.checkpoint.staging.tensors import DeviceTensor, HostTensor, Way
 from luma_core.errors import ConfigurationError, StateChangedError
 from luma_core.optim.offload.files import FileArena
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from luma_core import checkpoint
-from luma_core.checkpoint import local
+from luma_core.checkpoint.storage import local
 from luma_core.errors import CheckpointExistsError, StorageError
 
 DRIVER = Path(__file__).with_name("crash_driver.py")

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from luma_core.checkpoint import CheckpointManager
-from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.storage.local import LocalStore
 from luma_core.errors import CorruptCheckpointError, StorageError
 
 SHARD = "optimizer-00001-of-00001.safetensors"

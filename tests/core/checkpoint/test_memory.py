@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from luma_core import checkpoint
-from luma_core.checkpoint.compression import CHUNK_BYTES
-from luma_core.checkpoint.file_reader import FileReader
-from luma_core.checkpoint.local import LocalStore
+from luma_core.checkpoint.format.compression import CHUNK_BYTES
+from luma_core.checkpoint.storage.file_reader import FileReader
+from luma_core.checkpoint.storage.local import LocalStore
 from luma_core.codecs import FP32
 from luma_core.state import ParameterState
 

@@ -9,7 +9,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.utils import parametrizations, spectral_norm
 
 from luma_core import LUMA, checkpoint
-from luma_core.checkpoint.reader import Checkpoint
+from luma_core.checkpoint.read.reader import Checkpoint
 from luma_core.errors import ConfigurationError, StateMismatchError
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from luma_core import checkpoint
-from luma_core.checkpoint import copies
-from luma_core.checkpoint.memory import new_tensor, touch
+from luma_core.checkpoint.staging import pool as copies
+from luma_core.checkpoint.staging.memory import new_tensor, touch
 from luma_core.errors import ConfigurationError
 
 
@@ -27,7 +27,7 @@ def made(monkeypatch):
     monkeypatch.setattr(copies, "_new", watched)
     yield found
     provided()
-    checkpoint.background.before_save(wait=True)
+    checkpoint.staging.async_executor.before_save(wait=True)
 
 
 def provided():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from luma_core import checkpoint
-from luma_core.checkpoint.compression import CHUNK_BYTES
+from luma_core.checkpoint.format.compression import CHUNK_BYTES
 from luma_core.errors import ConfigurationError, CorruptCheckpointError
 from luma_core.optim import LUMA, AdamMini
 

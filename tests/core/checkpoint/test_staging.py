@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from luma_core import checkpoint, optim
-from luma_core.checkpoint import copies, staging
-from luma_core.checkpoint.plan import plan_save
+from luma_core.checkpoint.format.plan import plan_save
+from luma_core.checkpoint.staging import pool as copies
+from luma_core.checkpoint.staging import staged as staging
 from luma_core.errors import StateChangedError, StorageError
 
 
@@ -36,7 +37,7 @@ def seen(monkeypatch):
     monkeypatch.setattr(Watched, "seen", [], raising=False)
     monkeypatch.setattr(staging, "Copies", Watched)
     yield Watched.seen
-    checkpoint.background.before_save(wait=True)
+    checkpoint.staging.async_executor.before_save(wait=True)
 
 
 def save(folder, run, **options):
@@ -69,7 +70,7 @@ def test_a_save_in_flight_keeps_its_memory_to_itself(tmp_path, new_run, seen):
     first, second = ({id(copy()) for copy in copies} for copies in seen)
     assert not first & second
     opened.set()
-    checkpoint.background.finish()
+    checkpoint.staging.async_executor.finish()
     for name, expected in zip("ab", states, strict=True):
         for state in checkpoint.open(tmp_path / name).states():
             for key, stored in state.fields.items():
@@ -82,7 +83,7 @@ def test_one_set_of_copies_is_kept_and_goes_with_its_optimizer(tmp_path, new_run
     for name in "ab":
         save(tmp_path / name, run, progress=lambda *_: opened.wait(60))
     opened.set()
-    checkpoint.background.finish()
+    checkpoint.staging.async_executor.finish()
     # The thread that saved lets go of the last save's plan when it waits for the next one.
     save(tmp_path / "c", new_run()).result()
     alive = [[copy() is not None for copy in copies] for copies in seen[:2]]

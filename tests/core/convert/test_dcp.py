@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from luma_core import checkpoint, convert
-from luma_core.convert.dcp_metadata import read_metadata
+from luma_core.convert.formats.dcp_metadata import read_metadata
 from luma_core.convert.places import LocalFolder
 from luma_core.errors import CheckpointExistsError, ConversionError, UnsafePickleError
 

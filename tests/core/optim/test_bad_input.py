@@ -15,7 +15,8 @@ from luma_core.errors import (
     UnknownCodecError,
     UnsupportedParameterError,
 )
-from luma_core.optim import AdamWRule, backend
+from luma_core.optim import AdamWRule
+from luma_core.optim.step import backend
 
 
 def parameter() -> nn.Parameter:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from luma_core import LAMB, native
 from luma_core.codecs import BlockGrid, Luma16M, Luma16V
 from luma_core.errors import BackendUnavailableError, ConfigurationError, UnknownCodecError
-from luma_core.optim import backend
-from luma_core.optim.rules import LAMBRule
+from luma_core.optim.step import backend
+from luma_core.rules import LAMBRule
 
 Make = Callable[..., nn.Module]
 Train = Callable[..., float]

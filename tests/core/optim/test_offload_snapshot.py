@@ -107,13 +107,13 @@ def test_a_step_does_not_wait_for_a_save_behind(
 ) -> None:
     """The save cannot go on before the steps are taken, and has the state from before them."""
     may_go_on = threading.Event()
-    call = checkpoint.shard.raw_chunks
+    call = checkpoint.format.shard.raw_chunks
 
     def held(*arguments: Any) -> Any:
         assert may_go_on.wait(60)
         return call(*arguments)
 
-    monkeypatch.setattr(checkpoint.shard, "raw_chunks", held)
+    monkeypatch.setattr(checkpoint.format.shard, "raw_chunks", held)
     named = named_parameters()
     optimizer = on_disk(named, folder / "s")
     take_steps(named, optimizer, range(3))

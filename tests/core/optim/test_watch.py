@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from luma_core import LUMA
-from luma_core.optim import watch
-from luma_core.optim.watch import Change, Watch, metadata_comparison
+from luma_core.optim.step import watch
+from luma_core.optim.step.watch import Change, Watch, metadata_comparison
 
 ONE_CALL = "_tensors_data_ptrs_at_indices_equal"
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from luma_core import LAMB
 from luma_core.codecs import Codec
-from luma_core.optim import backend
-from luma_core.optim.rules import AdamWRule, LAMBRule, ParameterStep
+from luma_core.optim.step import backend
+from luma_core.rules import AdamWRule, LAMBRule, ParameterStep
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
 

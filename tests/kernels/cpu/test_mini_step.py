@@ -22,8 +22,8 @@ from luma_core.codecs import (
     SegmentMean,
     TableM,
 )
-from luma_core.optim import backend
-from luma_core.optim.rules import AdamMiniRule, ParameterStep
+from luma_core.optim.step import backend
+from luma_core.rules import AdamMiniRule, ParameterStep
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from luma_core import LAMB
 from luma_core.codecs import BlockGrid
-from luma_core.optim import clipping
-from luma_core.optim.rules.norms import DIGITS, square_digits, total
+from luma_core.optim.step import clipping
+from luma_core.rules.norms import DIGITS, square_digits, total
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
 

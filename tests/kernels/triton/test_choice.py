@@ -3,8 +3,8 @@
 import pytest
 
 from luma_core.errors import BackendUnavailableError
-from luma_core.optim import gpu
-from luma_core.optim.rules import AdamWRule
+from luma_core.optim.step import gpu
+from luma_core.rules import AdamWRule
 
 pytest.importorskip("triton")
 

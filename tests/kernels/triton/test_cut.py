@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from luma_core import LAMB, AdamMini
 from luma_core.codecs import Partition, SegmentMean
-from luma_core.optim import collective
 from luma_core.optim.base import CompressedOptimizer
-from luma_core.optim.clipping import gradient_square_digits
-from luma_core.optim.rules.norms import total
+from luma_core.optim.step import collective
+from luma_core.optim.step.clipping import gradient_square_digits
+from luma_core.rules.norms import total
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*FP_FUSION.*")

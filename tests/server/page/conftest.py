@@ -13,7 +13,7 @@ import torch
 
 from luma_core import LUMA, checkpoint
 from luma_server import Settings, create_app
-from luma_server.tokens import create_token
+from luma_server.http.tokens import create_token
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from luma_client.cli.formats import bytes_text, number, percent, shape_text, signed_percent
+from luma_client.console.formats import bytes_text, number, percent, shape_text, signed_percent
 from luma_client.demo.report.chart import (
     Axis,
     Bar,

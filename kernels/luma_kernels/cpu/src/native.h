@@ -120,7 +120,7 @@ struct Segments {
   int32_t alone;
 };
 
-// A tensor whose squares are added up exactly: luma_core/optim/rules/norms.py.
+// A tensor whose squares are added up exactly: luma_core/rules/norms.py.
 struct Squares {
   const void* values;
   int64_t rows;

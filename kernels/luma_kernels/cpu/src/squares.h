@@ -1,4 +1,4 @@
-// Exact sums of squares: luma_core/optim/rules/norms.py.
+// Exact sums of squares: luma_core/rules/norms.py.
 #pragma once
 
 #include "elements.h"

@@ -1,0 +1,1 @@
+"""What is in a checkpoint: the manifest, shards, chunks, differences and names."""

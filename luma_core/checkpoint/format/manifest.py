@@ -1,0 +1,365 @@
+"""The manifest ``luma.json``: what a checkpoint holds, as frozen values.
+
+The file is canonical JSON, ``{"checksum": "sha256:<hex>", "manifest": {...}}`` with sorted keys,
+one space of indentation and one final newline; the checksum is that of the manifest's own
+canonical JSON. A reader requires the file to be exactly what it would write itself, so no byte of
+it can change unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from luma_core.checkpoint.format.compression import Chunk, Compression
+from luma_core.checkpoint.storage.names import MANIFEST_NAME, ShardKind
+from luma_core.errors import CorruptCheckpointError, UnsupportedVersionError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+FORMAT: Literal["luma"] = "luma"
+VERSION = 1
+
+DELTA_VERSION = 2
+"""Of checkpoints with a base; the others stay readable for software that knows none."""
+
+PIECES_VERSION = 3
+"""Of checkpoints whose tensors are in pieces, written by several processes; these have no base."""
+
+PARTS_VERSION = 4
+"""Of checkpoints with moments that are stored in parts, each coded on its own; without a base."""
+
+MAX_CHAIN = 32
+"""A longer chain is neither written nor read: each of its checkpoints is opened to read one."""
+
+MAX_MANIFEST_BYTES = 256 << 20
+"""Larger manifests are neither written nor read; 100,000 parameters take about a quarter."""
+
+Box = tuple[tuple[int, int], ...]
+"""Part of a tensor: the first index and the one behind the last, in each dimension."""
+
+FileKind = Literal["optimizer", "model", "extra", "index"]
+
+_CONFIG: dict[str, Any] = {"extra": "forbid", "strict": True}
+
+
+@dataclass(frozen=True)
+class ParameterEntry:
+    """One parameter's state, without its tensors.
+
+    Attributes:
+        name: its fully qualified name, or ``param.<i>``.
+        shape: its shape.
+        dtype: its dtype without ``torch.``.
+        group: index of its group.
+        step: completed steps.
+        noise_key: signed 64-bit key of its rounding noise.
+        nonfinite: blocks left out so far because their update was not finite.
+        codecs: codec configuration by moment; empty where there is no state yet.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _CONFIG
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    group: int
+    step: int
+    noise_key: int
+    nonfinite: int
+    codecs: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where and how one tensor is stored.
+
+    Attributes:
+        name: ``<parameter>/<moment>.<field>`` in optimizer shards, the state dict's key in model
+            shards, a JSON pointer in extra shards.
+        file: name of its shard.
+        dtype: safetensors' name of its dtype.
+        shape: its shape.
+        offset: of its first stored byte in the shard's data section.
+        chunks: its stored chunks, each of ``Manifest.chunk_bytes`` raw bytes but the last. Where
+            all are raw, the shard's header names the tensor's own dtype and shape; else the chunks
+            are one ``U8`` tensor of ``stored_bytes`` elements.
+        deltas: empty, or for each chunk the CRC-32 of its raw bytes where it is stored as a
+            difference to the base, and None where it is not.
+        first_row: of a tensor in pieces, the index of dimension 0 at which this piece of ``shape``
+            begins; None where the tensor is whole.
+        box: of a field of a moment that is stored in parts, the part of the parameter that it is
+            of, which is coded like a tensor of its own; None where the field is the whole moment's.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _CONFIG
+
+    name: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    chunks: tuple[Chunk, ...]
+    deltas: tuple[int | None, ...] = ()
+    first_row: int | None = None
+    box: Box | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the tensor in its shard."""
+        return sum(chunk.stored_bytes for chunk in self.chunks)
+
+    @property
+    def raw(self) -> bool:
+        """Whether the shard holds the tensor's own bytes."""
+        return all(chunk.raw for chunk in self.chunks)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a checkpoint.
+
+    Attributes:
+        name: its name in the folder.
+        bytes: its size.
+        sha256: hex digest of its content.
+        kind: ``optimizer``, ``model`` or ``extra`` for shards; ``index`` for the Hub's index of the
+            model shards, which is derived: a checkpoint without it can be loaded.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _CONFIG
+
+    name: str
+    bytes: int
+    sha256: str
+    kind: FileKind
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Totals of the optimizer state.
+
+    Attributes:
+        parameters: number of parameters.
+        elements: their elements.
+        state_bytes: size of all persistent state tensors in memory, counters included.
+        stored_bytes: size of the optimizer shards.
+        step: completed steps: the largest of any parameter.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _CONFIG
+
+    parameters: int
+    elements: int
+    state_bytes: int
+    stored_bytes: int
+    step: int
+
+
+@dataclass(frozen=True)
+class BaseEntry:
+    """The checkpoint that some chunks are differences to.
+
+    Attributes:
+        folder: its name; it lies beside the checkpoint, in the same folder.
+        digest: of its manifest.
+        chain: the checkpoints that it takes to read it, itself included: 1 where it is full.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _CONFIG
+
+    folder: str
+    digest: str
+    chain: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a checkpoint but its tensors' values.
+
+    Attributes:
+        format: ``"luma"``.
+        version: of the format: 2 where there is a base, 3 where tensors are in pieces, 4 where
+            moments are in parts, else 1.
+        generation: 1 or more, and larger than that of the checkpoint it replaced in place.
+        created: when it was written, ISO 8601 in UTC.
+        software: what wrote it.
+        algorithm: the optimizer's algorithm.
+        named: whether parameters have names of their own, so that state is matched by name.
+        compression: how optimizer and extra shards are compressed; model shards are not.
+        chunk_bytes: raw bytes per chunk.
+        groups: options of each parameter group.
+        parameters: all parameters, group by group.
+        tensors: all stored tensors, shard by shard, by offset.
+        aliases: model tensors that share another's memory: name to the name that is stored.
+        extra: the caller's own values as JSON; ``{"$tensor": name}`` stands for a tensor.
+        files: all files but the manifest.
+        summary: totals.
+        base: the checkpoint that some chunks are differences to; None where there are none.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _CONFIG
+
+    created: str
+    software: str
+    algorithm: str
+    named: bool
+    compression: Compression
+    chunk_bytes: int
+    groups: tuple[dict[str, Any], ...]
+    parameters: tuple[ParameterEntry, ...]
+    tensors: tuple[TensorEntry, ...]
+    files: tuple[FileEntry, ...]
+    summary: Summary
+    generation: int
+    extra: Any
+    aliases: dict[str, str] = field(default_factory=dict)
+    format: Literal["luma"] = FORMAT
+    version: int = VERSION
+    base: BaseEntry | None = None
+
+    @property
+    def chain(self) -> int:
+        """The checkpoints that it takes to read this one: 1 where it is full."""
+        return 1 if self.base is None else self.base.chain + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the manifest as plain JSON values, with the fields of its version."""
+        found = asdict(self)
+        if self.version < DELTA_VERSION:
+            del found["base"]
+        for entry in found["tensors"]:
+            if self.version < DELTA_VERSION:
+                del entry["deltas"]
+            if self.version < PIECES_VERSION:
+                del entry["first_row"]
+            if self.version < PARTS_VERSION:
+                del entry["box"]
+        return found
+
+    @cached_property
+    def _body(self) -> bytes:
+        return canonical_json(self.to_dict())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the manifest's canonical JSON, hex: identifies the checkpoint's content."""
+        return hashlib.sha256(self._body).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """Return the content of ``luma.json``."""
+        # Line breaks within strings are escaped, so each of these begins a line one level deeper.
+        body = self._body.removesuffix(b"\n").replace(b"\n", b"\n ")
+        return b'{\n "checksum": "sha256:%b",\n "manifest": %b\n}\n' % (self.digest.encode(), body)
+
+    def files_of(self, *kinds: FileKind) -> Iterator[FileEntry]:
+        """Yield the files of the given kinds."""
+        return (entry for entry in self.files if entry.kind in kinds)
+
+    def tensors_of(self, kind: ShardKind) -> Iterator[TensorEntry]:
+        """Yield the tensors in shards of one kind."""
+        shards = {entry.name for entry in self.files_of(kind)}
+        return (entry for entry in self.tensors if entry.file in shards)
+
+
+def version_of(tensors: Sequence[TensorEntry], base: BaseEntry | None) -> int:
+    """Return the least version of the format that can say what a manifest has."""
+    if any(entry.box is not None for entry in tensors):
+        return PARTS_VERSION
+    if any(entry.first_row is not None for entry in tensors):
+        return PIECES_VERSION
+    return VERSION if base is None else DELTA_VERSION
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one way to write ``value``: sorted keys, one space of indent, final newline.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+    """
+    return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+
+
+def parse_manifest(data: bytes, *, where: str = MANIFEST_NAME) -> Manifest:
+    """Return the manifest in ``data``, the content of ``luma.json``.
+
+    Args:
+        data: at most `MAX_MANIFEST_BYTES` bytes.
+        where: the file, for messages.
+
+    Raises:
+        CorruptCheckpointError: it is not canonical JSON, its checksum is wrong, or a field is
+            missing, unknown or impossible.
+        UnsupportedVersionError: it was written by a newer version of the format.
+        UnknownCodecError: a parameter is stored by a codec that is not known here.
+        UnsafeNameError: a file's name could point outside the folder.
+    """
+    from luma_core.checkpoint.format.consistency import check_consistency
+
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise CorruptCheckpointError(
+            f"{where}: {len(data)} bytes; a manifest has at most {MAX_MANIFEST_BYTES}."
+        )
+    body = _body_of(_decode(data, where), where)
+    manifest = _validated(body, where)
+    if manifest.to_bytes() != data:
+        raise CorruptCheckpointError(
+            f"{where}: the checksum does not match the manifest, or the file is not in canonical "
+            "form: it was changed after it was written.",
+            hint="Restore the file from a copy.",
+        )
+    check_consistency(manifest, where)
+    return manifest
+
+
+def _decode(data: bytes, where: str) -> Any:
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(data.decode(), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{where}: not valid JSON: {error}.") from error
+
+
+def _body_of(document: Any, where: str) -> dict[str, Any]:
+    body = document.get("manifest") if isinstance(document, dict) else None
+    if not isinstance(body, dict):
+        raise CorruptCheckpointError(f"{where}: it must be an object with the field 'manifest'.")
+    # A newer version may have other fields, so it is told before any of them is looked at.
+    version = body.get("version")
+    if type(version) is int and version > PARTS_VERSION:
+        raise UnsupportedVersionError(
+            f"{where}: format version {version}; this software reads up to {PARTS_VERSION}.",
+            hint="Upgrade the package 'luma-state'.",
+        )
+    return body
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[Manifest]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Manifest)
+
+
+def _validated(body: dict[str, Any], where: str) -> Manifest:
+    from pydantic import ValidationError
+
+    # Fields with defaults are defaults for callers only: a file must name them all.
+    for name in ("format", "version", "aliases"):
+        if name not in body:
+            raise CorruptCheckpointError(f"{where}: manifest.{name}: Field required.")
+    try:
+        return _adapter().validate_json(json.dumps(body))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in ("manifest", *first["loc"]))
+        raise CorruptCheckpointError(f"{where}: {place}: {first['msg']}.") from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{where}: {error}.") from error

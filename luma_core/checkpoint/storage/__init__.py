@@ -1,0 +1,1 @@
+"""Where checkpoints are kept: the contract of a store, and the stores."""

@@ -1,0 +1,1 @@
+"""Writing checkpoints, by one process or by many."""

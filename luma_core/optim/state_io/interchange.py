@@ -1,0 +1,108 @@
+"""Exchange of whole states with ``torch.optim.AdamW``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from luma_core import rounding
+from luma_core.codecs import parameter_codecs
+from luma_core.optim.state_io.adamw_source import WHAT, AdamWSource
+from luma_core.optim.state_io.loading import load_source
+from luma_core.optim.state_io.sources import (
+    SHARED_OPTIONS,
+    check_parts,
+    group_names,
+)
+from luma_core.rules.adamw import MOMENTS
+from luma_core.sharding import decoded_part, part_of
+from luma_core.state import GroupOptions, LoadReport, ParameterState, field_key
+
+if TYPE_CHECKING:
+    from luma_core.optim.base import CompressedOptimizer
+
+_TORCH_ONLY = {
+    "amsgrad": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+    "decoupled_weight_decay": True,
+}
+
+
+def adamw_group(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a ``torch.optim.AdamW`` group that match ``options``."""
+    group = {key: options[key] for key in SHARED_OPTIONS}
+    group["betas"] = tuple(group["betas"])
+    return {**group, **_TORCH_ONLY}
+
+
+def export_adamw_state(optimizer: CompressedOptimizer) -> dict[str, Any]:
+    """Implement `AdamWStateOptimizer.export_adamw_state`."""
+    entries: dict[int, dict[str, Tensor]] = {}
+    params = [param for _, param, _ in optimizer.parameters_by_name()]
+    for index, (state, param) in enumerate(zip(optimizer.parameter_states(), params, strict=True)):
+        if state.codecs:
+            entries[index] = {
+                "step": torch.tensor(float(state.step), device="cpu"),
+                **{moment: _decoded(state, moment, param) for moment in MOMENTS},
+            }
+    groups = []
+    first = 0
+    for group in optimizer.param_groups:
+        last = first + len(group["params"])
+        exported = {**adamw_group(group), "params": list(range(first, last))}
+        if (names := group_names(group)) is not None:
+            exported["param_names"] = list(names)
+        groups.append(exported)
+        first = last
+    return {"state": entries, "param_groups": groups}
+
+
+def _decoded(state: ParameterState, moment: str, param: Tensor) -> Tensor:
+    part = part_of(param)
+    if part is None:
+        return state.decode(moment)
+    fields = state.moment_fields(moment)
+    return part.like_whole(decoded_part(part, state.codecs[moment], fields))
+
+
+def import_adamw_state(
+    optimizer: CompressedOptimizer, state_dict: Mapping[str, Any], *, strict: bool
+) -> LoadReport:
+    """Implement `AdamWStateOptimizer.import_adamw_state`."""
+    check_parts(state_dict, WHAT, optimizer.param_groups if strict else None)
+    return load_source(optimizer, AdamWSource(state_dict), strict=strict, quiet=True)
+
+
+def encode_state(
+    head: ParameterState, options: GroupOptions, *, step: int, moments: Mapping[str, Tensor]
+) -> ParameterState:
+    """Code a parameter's float moments by rounding to nearest.
+
+    Args:
+        head: name, shape, dtype and group of the parameter.
+        options: its group's options, with ``codecs``, ``min_compress_elements`` and ``seed``.
+        step: completed steps.
+        moments: float tensors of the parameter's shape by moment name.
+    """
+    codecs = parameter_codecs(options, head.name, head.shape)
+    fields = {
+        field_key(moment, name): tensor
+        for moment, codec in codecs.items()
+        for name, tensor in codec.encode_tensor(moments[moment]).items()
+    }
+    return ParameterState(
+        name=head.name,
+        shape=head.shape,
+        dtype=head.dtype,
+        group=head.group,
+        step=step,
+        noise_key=rounding.parameter_key(options["seed"], head.name),
+        codecs=codecs,
+        fields=fields,
+    )

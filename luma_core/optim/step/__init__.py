@@ -1,0 +1,1 @@
+"""Taking a step: what is checked first, which backend takes each parameter, what is reduced."""

@@ -1,0 +1,1 @@
+"""The checkpoints under the root: which there are, and what is known of each."""

@@ -1,0 +1,1 @@
+"""Requests and answers: protocol, limits, errors and files."""

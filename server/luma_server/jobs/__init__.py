@@ -1,0 +1,1 @@
+"""Conversions behind the answer."""

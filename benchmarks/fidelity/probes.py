@@ -2,8 +2,8 @@
 
 An optimizer named ``probe:M/V`` rounds all matrices' moments together in one compiled function, so
 that an idea costs one line here. ``M`` and ``V`` are ``f32`` or a rounding and how it is done,
-``nearest``, ``random`` (stochastic) or ``dither`` (subtractive): ``probe:sharp3-nearest/f32``.
-docs/experiments.md tells what was found.
+``nearest``, ``random`` (stochastic), ``dither`` (subtractive) or ``shifted`` (subtractive, replayed
+from one byte a block): ``probe:sharp3-nearest/f32``. docs/experiments.md tells what was found.
 """
 
 from __future__ import annotations
@@ -52,11 +52,18 @@ def _from_table(u: Tensor, levels: tuple[float, ...], how: str) -> Tensor:
 
 def _linear(u: Tensor, bits: int, how: str) -> Tensor:
     half = 2 ** (bits - 1)
-    if how != "dither":
+    if how not in ("dither", "shifted"):
         return _round(u * (half - 1), how) / (half - 1)
-    noise = torch.rand_like(u)
+    noise = torch.rand_like(u) if how == "dither" else _shifted(u)
     code = torch.floor(u * (half - 0.5) + noise).clamp(-half, half - 1)
     return (code - noise + 0.5) / (half - 0.5)
+
+
+def _shifted(u: Tensor) -> Tensor:
+    """Return noise that a byte for each block gives: evenly spread values, all moved alike."""
+    places = torch.arange(u.shape[-1], device=u.device) * 0.6180339887498949
+    byte = torch.randint(256, (*u.shape[:-1], 1), device=u.device)
+    return torch.frac(places + (byte + 0.5) / 256)
 
 
 def round_first(m: Tensor, name: str) -> Tensor:
@@ -104,6 +111,11 @@ def round_second(v: Tensor, name: str) -> Tensor:
     elif kind.startswith("quarter"):
         steps = 2 ** int(kind[7:]) - 1
         y = _round((share - 0.25) / 0.75 * steps, how).clamp(0, steps) / steps * 0.75 + 0.25
+    elif kind.startswith("octave"):
+        bits, _, per_octave = kind[6:].partition("b")
+        steps = range(2 ** int(bits) - 1, -1, -1)
+        levels = tuple(2.0 ** (-step / float(per_octave)) for step in steps)
+        y = _from_table(share.clamp_min(levels[0]), levels, how)
     elif kind.startswith("log"):
         bits, _, per_octave = kind[3:].partition("b")
         top, fine = 2 ** int(bits) - 1, 2.0 ** int(per_octave)

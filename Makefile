@@ -28,7 +28,7 @@ test: $(VENV)/.installed-dev ## run the tests; PYTEST_ARGS adds arguments
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal $(PYTEST_ARGS)
 
 test-gpu: ## run the kernels' tests on this machine's GPU, with PYTHON's own torch and triton
-	PYTHONPATH=.:kernels:client:server $(PYTHON) -m pytest tests/kernels/triton tests/core/optim/test_offload_gpu.py tests/core/checkpoint/test_staging.py -m 'gpu or not gpu' $(PYTEST_ARGS)
+	PYTHONPATH=.:kernels:client:server $(PYTHON) -m pytest tests/kernels/triton tests/core/optim/offload/test_offload_gpu.py tests/core/checkpoint/staging/test_staging.py -m 'gpu or not gpu' $(PYTEST_ARGS)
 
 check: lint test ## what CI runs: lint, then the tests
 

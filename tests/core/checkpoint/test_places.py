@@ -12,7 +12,7 @@ from luma_core.checkpoint.storage.store import open_store
 from luma_core.errors import StorageError
 from luma_core.optim import LUMA
 from luma_core.paths import resolve_path
-from tests.core.checkpoint.behind import gate
+from tests.core.checkpoint.staging.behind import gate
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from luma_core.checkpoint.format import compression
 from luma_core.checkpoint.write import saver as writer
 from luma_core.optim import LUMA, TurboAdam
 
-DOCUMENT = (Path(__file__).parents[3] / "docs" / "checkpoint-format.md").read_text()
+DOCUMENT = (Path(__file__).parents[4] / "docs" / "checkpoint-format.md").read_text()
 PROGRAM = re.search(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)[1]
 SHARD = "optimizer-00001-of-00001.safetensors"
 OPTIMIZERS = {

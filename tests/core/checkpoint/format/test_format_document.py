@@ -18,7 +18,7 @@ from luma_core.checkpoint.write import saver as writer
 from luma_core.codecs import BF16, CoStateM, LogV, Luma16M, Luma16V, RootV, TableM, codec_names
 from luma_core.optim import LUMA, luma_codecs
 
-DOCUMENT = (Path(__file__).parents[3] / "docs" / "checkpoint-format.md").read_text()
+DOCUMENT = (Path(__file__).parents[4] / "docs" / "checkpoint-format.md").read_text()
 PROGRAM = re.search(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)[1]
 
 

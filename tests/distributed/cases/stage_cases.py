@@ -13,7 +13,7 @@ from luma_core import LUMA, AdamMini, TurboAdam, checkpoint
 from luma_core.errors import ConfigurationError, LumaError, StateMismatchError
 from luma_core.optim.base import CompressedOptimizer
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "pipeline-and-experts.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "pipeline-and-experts.md"
 PROGRAM = DOCUMENT.read_text().split("```python\n")[1].split("```")[0]
 
 Params = list[tuple[str, nn.Parameter]]

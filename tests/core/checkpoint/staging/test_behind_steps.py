@@ -11,7 +11,7 @@ from luma_core import changes, checkpoint
 from luma_core.checkpoint.staging.tensors import HostTensor
 from luma_core.optim import step_in_backward
 from luma_core.optim.offload.files import Folder
-from tests.core.checkpoint.behind import (
+from tests.core.checkpoint.staging.behind import (
     MODES,
     OPTIMIZERS,
     Training,

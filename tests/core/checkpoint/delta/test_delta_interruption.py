@@ -10,7 +10,7 @@ from luma_core import checkpoint
 from luma_core.checkpoint import CheckpointManager
 from luma_core.checkpoint.storage import local
 from luma_core.errors import StorageError
-from tests.core.checkpoint.killing import run_driver
+from tests.core.checkpoint.write.killing import run_driver
 
 DRIVER = Path(__file__).with_name("delta_kill_driver.py")
 

@@ -13,7 +13,7 @@ import typer
 from luma_client.cli.app import app
 from luma_client.console.errors import EXIT_CODES
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+DOCUMENT = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
 SECTIONS = {
     match[1]: match[2]
     for match in re.finditer(r"^## `luma (\w+).*?`\n(.*?)(?=^## |\Z)", DOCUMENT, re.M | re.S)

@@ -9,7 +9,7 @@ from luma_core import changes, checkpoint
 from luma_core.checkpoint import CheckpointManager
 from luma_core.checkpoint.staging import pool as copies
 from luma_core.errors import ConfigurationError, StateChangedError, StorageError
-from tests.core.checkpoint.behind import (
+from tests.core.checkpoint.staging.behind import (
     MODES,
     Training,
     WatchedStore,

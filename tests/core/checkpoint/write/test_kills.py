@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.checkpoint.killing import run_driver
+from tests.core.checkpoint.write.killing import run_driver
 
 DRIVER = Path(__file__).with_name("kill_driver.py")
 

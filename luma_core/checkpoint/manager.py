@@ -24,14 +24,8 @@ from luma_core.checkpoint.staging import async_executor as background
 from luma_core.checkpoint.staging.async_executor import SaveHandle
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES
 from luma_core.checkpoint.storage.names import MANIFEST_NAME
-from luma_core.checkpoint.storage.store import (
-    ABSENT,
-    Place,
-    Store,
-    Version,
-    open_store,
-    storage_errors,
-)
+from luma_core.checkpoint.storage.open import open_store
+from luma_core.checkpoint.storage.store import ABSENT, Place, Store, Version, storage_errors
 from luma_core.checkpoint.write.delta_base import BaseChoice
 from luma_core.checkpoint.write.saver import SaveOptions, prepared
 from luma_core.codecs.base import is_number_in

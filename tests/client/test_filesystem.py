@@ -12,7 +12,7 @@ import luma_client
 from luma_client import LumaFileSystem
 from luma_core import checkpoint
 from luma_core.checkpoint.storage.conformance import loaded_steps, save
-from luma_core.checkpoint.storage.store import open_store
+from luma_core.checkpoint.storage.open import open_store
 from luma_core.errors import ConfigurationError, LumaError
 
 _runs = itertools.count()

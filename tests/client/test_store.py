@@ -21,7 +21,8 @@ from luma_core.checkpoint.storage.conformance import (
     save,
     trained,
 )
-from luma_core.checkpoint.storage.store import ABSENT, open_store
+from luma_core.checkpoint.storage.open import open_store
+from luma_core.checkpoint.storage.store import ABSENT
 from luma_core.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,

@@ -50,7 +50,8 @@ from luma_core.checkpoint.read.shard_reader import ShardReader
 from luma_core.checkpoint.read.shard_stream import Room, Target, read_shard
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES, Budget
 from luma_core.checkpoint.storage.names import MANIFEST_NAME
-from luma_core.checkpoint.storage.store import Place, Store, open_store, storage_errors
+from luma_core.checkpoint.storage.open import open_store
+from luma_core.checkpoint.storage.store import Place, Store, storage_errors
 from luma_core.codecs import Fields, codec_from_dict
 from luma_core.direct import Bytes
 from luma_core.errors import CorruptCheckpointError

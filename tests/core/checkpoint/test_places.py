@@ -8,7 +8,7 @@ import torch
 from luma_core import checkpoint, convert
 from luma_core.checkpoint import CheckpointManager
 from luma_core.checkpoint.storage.local import LocalStore
-from luma_core.checkpoint.storage.store import open_store
+from luma_core.checkpoint.storage.open import open_store
 from luma_core.errors import StorageError
 from luma_core.optim import LUMA
 from luma_core.paths import resolve_path

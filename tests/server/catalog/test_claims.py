@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from luma_core.checkpoint.storage.open import open_store
 from luma_core.checkpoint.storage.s3 import S3Store
-from luma_core.checkpoint.storage.store import open_store
 from luma_core.errors import ConcurrentSaveError
 from luma_server.catalog import claims
 from luma_server.catalog.claims import CLAIM_NAME, LostClaimError, claimed, held

@@ -3,7 +3,7 @@
 import pytest
 
 from luma_core import checkpoint
-from luma_core.checkpoint.storage.store import open_store
+from luma_core.checkpoint.storage.open import open_store
 from luma_core.errors import CheckpointReplacedError, CorruptCheckpointError
 
 WAYS = {

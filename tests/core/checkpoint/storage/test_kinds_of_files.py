@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from luma_core import checkpoint
-from luma_core.checkpoint.storage.store import open_store
+from luma_core.checkpoint.storage.open import open_store
 from luma_core.convert import convert
 from luma_core.errors import LumaError
 

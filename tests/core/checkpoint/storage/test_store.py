@@ -11,8 +11,8 @@ from luma_core import checkpoint
 from luma_core.checkpoint.format.compression import CHUNK_BYTES
 from luma_core.checkpoint.storage.budget import Budget
 from luma_core.checkpoint.storage.local import LocalStore
+from luma_core.checkpoint.storage.open import open_store
 from luma_core.checkpoint.storage.s3 import PART_BYTES, PARTS_IN_FLIGHT
-from luma_core.checkpoint.storage.store import open_store
 from luma_core.errors import (
     ConcurrentSaveError,
     ConfigurationError,

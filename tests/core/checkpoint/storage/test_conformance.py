@@ -8,9 +8,9 @@ import fsspec
 import pytest
 
 from luma_core.checkpoint.storage.commit import AtomicRename, ConditionalPut, ManifestLast
-from luma_core.checkpoint.storage.conformance import StoreConformance
 from luma_core.checkpoint.storage.local import LocalStore
 from luma_core.checkpoint.storage.open import open_store
+from luma_core.testing.store import StoreConformance
 
 
 class TestLocal(StoreConformance):

@@ -13,11 +13,11 @@ import pytest
 
 from luma_core import checkpoint
 from luma_core.checkpoint.storage import remote
-from luma_core.checkpoint.storage.conformance import loaded_steps, put, save
 from luma_core.checkpoint.storage.open import open_store
 from luma_core.checkpoint.storage.s3 import S3Store
 from luma_core.checkpoint.storage.store import ABSENT
 from luma_core.errors import ConcurrentSaveError, StorageError
+from luma_core.testing.store import loaded_steps, put, save
 
 HANG_SECONDS = 3
 

@@ -23,6 +23,7 @@ from luma_server.http.problems import ApiError
 from luma_server.settings import Settings
 from luma_server.uploads.commit import REPLACING_NAME, commit_upload
 from luma_server.uploads.intake import adopt_files, check_place, parse_upload
+from luma_server.uploads.open import open_staging
 from luma_server.uploads.record import (
     RECORD_NAME,
     Record,
@@ -31,7 +32,7 @@ from luma_server.uploads.record import (
     session_store,
     write_record,
 )
-from luma_server.uploads.staging import UPLOADS, Staging, WrongFileError, open_staging
+from luma_server.uploads.staging import UPLOADS, Staging, WrongFileError
 
 _log = logging.getLogger(__name__)
 

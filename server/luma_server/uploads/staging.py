@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from luma_core.checkpoint.storage.store import Store
-from luma_server.catalog.place import Root
 from luma_server.http.problems import ApiError
 
 UPLOADS = "uploads"
@@ -147,14 +146,3 @@ def file_sha256(store: Store, name: str, size_bytes: int) -> str:
     for start in range(0, size_bytes, READ_BYTES):
         found.update(store.read_range(name, start, min(start + READ_BYTES, size_bytes)))
     return found.hexdigest()
-
-
-def open_staging(root: Root, session_id: str, part_bytes: int) -> Staging:
-    """Return the staging area of a session."""
-    from luma_server.uploads.local import LocalStaging
-    from luma_server.uploads.remote import RemoteStaging
-
-    folder = root.private_path(UPLOADS, session_id)
-    if folder is not None:
-        return LocalStaging(folder, part_bytes)
-    return RemoteStaging(root.private(UPLOADS, session_id))

@@ -24,8 +24,8 @@ from torch import Tensor
 from luma_core.checkpoint.format.shard import MAX_HEADER_BYTES
 from luma_core.convert.alignment import Shape, Wanted, align
 from luma_core.convert.base import Url
-from luma_core.convert.formats.torch_file import load_torch_file
 from luma_core.convert.places import File, Folder, file_at, folder_at
+from luma_core.convert.torch_file import load_torch_file
 from luma_core.errors import CheckpointNotFoundError, ConversionError, some_names
 from luma_core.naming import without_private, without_root
 

@@ -23,7 +23,6 @@ from luma_core.convert.base import (
     total_elements,
 )
 from luma_core.convert.formats.deepspeed import MODEL_STATES
-from luma_core.convert.formats.torch_file import load_torch_file
 from luma_core.convert.formats.universal import (
     FORMAT,
     INFO,
@@ -46,6 +45,7 @@ from luma_core.convert.names import (
 )
 from luma_core.convert.places import Folder
 from luma_core.convert.targets import write_folder
+from luma_core.convert.torch_file import load_torch_file
 from luma_core.convert.writing import param_groups, require_names
 from luma_core.errors import ConfigurationError, ConversionError
 

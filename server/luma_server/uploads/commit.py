@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from luma_core.checkpoint import MANIFEST_NAME, FileEntry, Manifest
 from luma_core.checkpoint.format.folder import read_manifest
-from luma_core.checkpoint.format.steps import STEP_NAME
+from luma_core.checkpoint.steps import STEP_NAME
 from luma_core.checkpoint.storage.names import INDEX_NAME
 from luma_core.checkpoint.storage.store import ABSENT, Store, Version, storage_errors
 from luma_core.errors import (

@@ -14,7 +14,7 @@ from anyio.to_thread import run_sync
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from luma_core.checkpoint.format.steps import STEP_NAME
+from luma_core.checkpoint.steps import STEP_NAME
 from luma_server.http.access import Authority, Principal
 from luma_server.http.problems import ApiError
 from luma_server.settings import Settings

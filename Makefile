@@ -32,10 +32,12 @@ test-gpu: ## run the kernels' tests on this machine's GPU, with PYTHON's own tor
 
 check: lint test ## what CI runs: lint, then the tests
 
-lint: $(VENV)/.installed-dev ## ruff and mypy
+lint: $(VENV)/.installed-dev ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/python tools/structure.py
 
 format: $(VENV)/.installed-dev ## rewrite the code the way lint wants it
 	$(BIN)/ruff check --fix-only .

@@ -1,4 +1,4 @@
-"""Staging in a store: parts are objects of their own, and the store joins them to files."""
+"""Staging in a store: parts are objects of their own, and the store assembles files of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from luma_core.checkpoint.storage.names import check_name
 from luma_core.checkpoint.storage.store import ObjectWriter, Store
-from luma_server.uploads.joining import copy, join
+from luma_server.uploads.assembly import assemble, copy
 from luma_server.uploads.running import RunningHashes
 from luma_server.uploads.staging import Part, PartWriter, Staging, WrongFileError
 
@@ -18,9 +18,9 @@ _hashes = RunningHashes()
 class RemoteStaging(Staging):
     """Keeps each part as an object.
 
-    Files are hashed while their parts arrive, and joined by the store when they are published.
+    Files are hashed while their parts arrive, and assembled by the store when they are published.
     Where one is not hashed yet, as its parts came far out of order or to several servers, or the
-    store cannot join them, it is streamed into its place and hashed then.
+    store cannot assemble them, it is streamed into its place and hashed then.
 
     Args:
         store: the folder of the session.
@@ -74,7 +74,8 @@ class RemoteStaging(Staging):
             return
         if _hashes.digest(self._key(name), parts) == sha256:
             source = self._parts.folder(check_name(name))
-            if join(source, [(part.marker, part.size_bytes) for part in parts], target, name, tick):
+            sizes = [(part.marker, part.size_bytes) for part in parts]
+            if assemble(source, sizes, target, name, tick):
                 return
         whole = hashlib.sha256()
         with target.write(name) as out:

@@ -22,7 +22,6 @@ from luma_server.http.access import Principal
 from luma_server.http.problems import ApiError
 from luma_server.settings import Settings
 from luma_server.uploads.commit import REPLACING_NAME, commit_upload
-from luma_server.uploads.intake import adopt_files, check_place, parse_upload
 from luma_server.uploads.open import open_staging
 from luma_server.uploads.record import (
     RECORD_NAME,
@@ -33,6 +32,7 @@ from luma_server.uploads.record import (
     write_record,
 )
 from luma_server.uploads.staging import UPLOADS, Staging, WrongFileError
+from luma_server.uploads.validation import adopt_files, check_place, parse_upload
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from luma_core.errors import ConcurrentSaveError
 from luma_server.catalog import claims
 from luma_server.catalog.claims import CLAIM_NAME, LostClaimError, claimed, held
 from luma_server.catalog.place import Root
-from luma_server.uploads.joining import SMALLEST_JOINED_BYTES, join
+from luma_server.uploads.assembly import MIN_PART_BYTES, assemble
 
 STALE_SECONDS = 1.0
 
@@ -69,7 +69,7 @@ def test_a_copy_within_the_store_that_takes_long_keeps_the_claim(bucket, monkeyp
     monkeypatch.setattr(claims, "STALE_SECONDS", stale_seconds)
     root = Root(f"{bucket}/claims/{secrets.token_hex(8)}")
     source, target = root.private("uploads", "x"), root.checkpoint("gpt", "1")
-    sizes = [SMALLEST_JOINED_BYTES, 10]
+    sizes = [MIN_PART_BYTES, 10]
     for number, size in enumerate(sizes):
         with source.write(str(number)) as out:
             out.write(bytes([number]) * size)
@@ -90,7 +90,7 @@ def test_a_copy_within_the_store_that_takes_long_keeps_the_claim(bucket, monkeyp
     monkeypatch.setattr(S3Store, "request", slow)
     with claimed(root, "gpt", "1") as tick:
         parts = [(str(number), size) for number, size in enumerate(sizes)]
-        assert join(source, parts, target, "whole", tick)
+        assert assemble(source, parts, target, "whole", tick)
         tick()
     assert refused
     assert open_store(target.url).size("whole") == sum(sizes)

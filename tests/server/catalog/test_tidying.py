@@ -13,12 +13,12 @@ import pytest
 
 from luma_core import checkpoint
 from luma_core.checkpoint.storage.store import Store
-from luma_server import Settings, create_app, measured
+from luma_server import Settings, create_app, statistics_cache
 from luma_server.catalog import summary_cache as kept
 from luma_server.catalog.claims import CLAIM_NAME, claimed
 from luma_server.catalog.place import Root
-from luma_server.measured import UNUSED_SECONDS
 from luma_server.service import Service
+from luma_server.statistics_cache import UNUSED_SECONDS
 
 OLD = time.time() - UNUSED_SECONDS - 60
 
@@ -112,14 +112,14 @@ def test_nothing_goes_while_checkpoints_cannot_be_listed(root, service, monkeypa
 
 
 def test_claims_of_servers_that_are_gone_go(monkeypatch) -> None:
-    monkeypatch.setattr(measured, "STALE_SECONDS", 0.3)
+    monkeypatch.setattr(statistics_cache, "STALE_SECONDS", 0.3)
     monkeypatch.setattr("luma_server.catalog.claims.STALE_SECONDS", 0.3)
     service = Service(Settings(root="memory://tidied-claims", allow_anonymous=True))
     root = service.catalog.root
     dead = [root.private("measuring", "a" * 64), root.private("claims", "gpt", "9")]
     for store in dead:
         put(store, CLAIM_NAME)
-    with claimed(root, "gpt", "10"), service._kept.computing("b" * 64):
+    with claimed(root, "gpt", "10"), service._statistics.computing("b" * 64):
         time.sleep(0.5)
         service.sweep()
         service.catalog.sweep()
@@ -146,8 +146,10 @@ def test_summaries_of_runs_that_are_gone_go(monkeypatch, optimizer) -> None:
 
 def test_a_server_tidies_up_now_and_then(root, monkeypatch, serving) -> None:
     tidied: list[bool] = []
-    monkeypatch.setattr("luma_server.parts.SWEEP_SECONDS", 0.01)
-    monkeypatch.setattr("luma_server.parts.Parts.sweep", lambda _, tidy: tidied.append(tidy))
+    monkeypatch.setattr("luma_server.application_state.SWEEP_SECONDS", 0.01)
+    monkeypatch.setattr(
+        "luma_server.application_state.ApplicationState.sweep", lambda _, tidy: tidied.append(tidy)
+    )
     with serving(create_app(Settings(root=root, allow_anonymous=True))):
         while len(tidied) < 15:
             time.sleep(0.01)

@@ -273,20 +273,20 @@ def test_a_session_that_is_given_up_leaves_nothing(uploader, root, source, check
 
 
 def test_sessions_expire_and_are_collected(settings, serving, uploader_of, root, source) -> None:
-    from luma_server.parts import Parts
+    from luma_server.application_state import ApplicationState
 
     app = create_app(replace(settings, session_seconds=1))
     with serving(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
         one = uploader_of(http)
         session = one.begin(source, "new", "1")
         one.send(session, source)
-        parts: Parts = app.state.parts
-        assert parts.sessions.sweep() == 0
+        state: ApplicationState = app.state.application
+        assert state.sessions.sweep() == 0
         for path in (root / ".luma" / "uploads").glob("*/session.json"):
             path.write_text(path.read_text().replace('"expires": "20', '"expires": "19'))
-        parts.sessions._known.clear()
+        state.sessions._known.clear()
         assert http.get(f"/v1/uploads/{session['id']}").status_code == 404
-        assert parts.sessions.sweep() == 1
+        assert state.sessions.sweep() == 1
     assert uploads_left(root) == []
 
 

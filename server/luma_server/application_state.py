@@ -1,4 +1,4 @@
-"""The parts of one application, and their life."""
+"""The state of one application, and its life."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ SWEEP_SECONDS = 300.0
 """Between two looks for uploads and jobs whose time is over."""
 
 TIDY_SWEEPS = 12
-"""Every so many of them what is kept is held against all checkpoints, which takes longer."""
+"""At every so many of them caches are compared with all checkpoints, which takes longer."""
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What routes work with."""
+class ApplicationState:
+    """What all routes work with: one object, made when the server starts."""
 
     settings: Settings
     catalog: Catalog
@@ -45,8 +45,8 @@ class Parts:
     jobs: Jobs
 
     @staticmethod
-    def of(settings: Settings) -> Parts:
-        """Make the parts of an application.
+    def of(settings: Settings) -> ApplicationState:
+        """Make the state of an application.
 
         Raises:
             ConfigurationError: the root or the file of tokens cannot be used.
@@ -65,7 +65,7 @@ class Parts:
             lambda: {"open": sessions.count_open()},
         )
         metrics.gauge("luma_jobs", "Jobs by state.", "state", jobs.count)
-        return Parts(
+        return ApplicationState(
             settings=settings,
             catalog=catalog,
             authority=authority,

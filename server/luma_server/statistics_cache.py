@@ -1,4 +1,4 @@
-"""Statistics that outlive the process, computed by one server at a time."""
+"""A cache of statistics that outlives the process, filled by one server at a time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MeasuredElsewhereError(Exception):
     """Another server computes the statistics of that checkpoint."""
 
 
-class KeptStats:
+class StatisticsCache:
     """Statistics of whole checkpoints, by the digest of the manifest. Its methods block.
 
     Args:
@@ -47,7 +47,7 @@ class KeptStats:
         self._store = root.private(_STATS)
 
     def load(self, digest: str) -> bytes | None:
-        """Return what is kept; ``None`` where there is nothing, or it is damaged."""
+        """Return what is cached; ``None`` where there is nothing, or it is damaged."""
         try:
             found = self._store.read_range(_name(digest), 0, _MAX_BYTES)
         except OSError:
@@ -56,14 +56,14 @@ class KeptStats:
         return body if hashlib.sha256(body).hexdigest().encode() == found[:_HASH_BYTES] else None
 
     def save(self, digest: str, body: bytes) -> None:
-        """Keep statistics; a root that may only be read is served all the same."""
+        """Cache statistics; a root that may only be read is served all the same."""
         try:
             with storage_errors(_STATS), self._store.write(_name(digest)) as out:
                 out.write(hashlib.sha256(body).hexdigest().encode())
                 out.write(body)
                 out.commit()
         except StorageError as error:
-            _log.warning("statistics were not kept: %s", self._root.hide(error.message))
+            _log.warning("statistics were not cached: %s", self._root.hide(error.message))
 
     def forget(self, digest: str) -> None:
         """Remove the statistics of a checkpoint that is gone.
@@ -95,7 +95,7 @@ class KeptStats:
             yield
 
     def sweep(self, referred: Callable[[], set[str]]) -> None:
-        """Remove what is kept of checkpoints that are gone, and claims of servers that are gone.
+        """Remove what is cached of checkpoints that are gone, and claims of servers that are gone.
 
         Removed are only files that are named as this class names them, and written long ago: their
         checkpoint may be one that is about to appear, or that is being replaced.
@@ -122,6 +122,6 @@ class KeptStats:
 
 
 def _name(digest: str) -> str:
-    """Return the name of kept statistics: other software may count other things."""
+    """Return the name of cached statistics: other software may count other things."""
     software = hashlib.sha256(f"{__version__} {STATS_VERSION}".encode()).hexdigest()[:8]
     return f"{digest}.{software}.json"

@@ -11,7 +11,7 @@ import pytest
 from luma_core import checkpoint
 from luma_core.errors import StorageError
 from luma_server.catalog.checkpoints import Catalog
-from luma_server.catalog.summary_cache import KeptSummaries
+from luma_server.catalog.summary_cache import SummaryCache
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_root_that_cannot_be_written_is_listed_all_the_same(place, monkeypatch
 
     monkeypatch.setattr("luma_core.checkpoint.storage.remote.FsspecStore.put", full)
     assert len(listed(place)) == 2
-    assert "summaries were not kept: " in caplog.text
+    assert "summaries were not cached: " in caplog.text
 
 
 def test_a_local_root_keeps_none(root):
@@ -115,5 +115,5 @@ def test_what_is_known_is_written_after_a_while(place, monkeypatch):
     timer = catalog._saved._timer
     if timer is not None:
         timer.join(10)
-    assert set(KeptSummaries(catalog.root, dict).load("gpt")) == {"1", "2"}
+    assert set(SummaryCache(catalog.root, dict).load("gpt")) == {"1", "2"}
     catalog.close()

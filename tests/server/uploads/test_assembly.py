@@ -13,7 +13,7 @@ from luma_core import LUMA, checkpoint
 from luma_core.checkpoint.storage.s3 import S3Store
 from luma_server import Settings, create_app
 from luma_server.uploads import remote, running
-from luma_server.uploads.joining import SMALLEST_JOINED_BYTES
+from luma_server.uploads.assembly import MIN_PART_BYTES
 from luma_server.uploads.running import RunningHashes
 from luma_server.uploads.staging import Part
 
@@ -82,7 +82,7 @@ def large(tmp_path):
 def pushing(bucket, serving, uploader_of):
     """Sends to a server over a place of its own in a bucket."""
     place = f"{bucket}/joined/{secrets.token_hex(8)}"
-    settings = Settings(root=place, allow_anonymous=True, part_bytes=SMALLEST_JOINED_BYTES)
+    settings = Settings(root=place, allow_anonymous=True, part_bytes=MIN_PART_BYTES)
     with (
         serving(create_app(settings)) as url,
         httpx.Client(base_url=url, trust_env=False, timeout=60) as client,

@@ -18,7 +18,7 @@ import torch
 
 from luma_core import LUMA, checkpoint, stats
 from luma_core.checkpoint.storage.local import LocalStore
-from luma_server import Settings, measured
+from luma_server import Settings, statistics_cache
 from luma_server.catalog.place import Root
 from luma_server.service import Service
 from tests.serving import running_several
@@ -140,7 +140,7 @@ def test_a_claim_of_a_server_that_is_gone_is_taken_over(bucket, root, counted, m
     with asked(place, 1) as (answer,):
         time.sleep(1)
         assert not answer.done()
-        monkeypatch.setattr(measured, "STALE_SECONDS", 0.5)
+        monkeypatch.setattr(statistics_cache, "STALE_SECONDS", 0.5)
         assert answer.result().status_code == 200
     assert len(runs) == 1
 
@@ -160,7 +160,7 @@ def test_statistics_of_another_version_are_computed_again(root, counted, monkeyp
     runs, release = counted
     release.set()
     for version, count in ((1, 1), (1, 1), (2, 2)):
-        monkeypatch.setattr(measured, "STATS_VERSION", version)
+        monkeypatch.setattr(statistics_cache, "STATS_VERSION", version)
         with asked(root, 1) as (answer,):
             assert answer.result().status_code == 200
         assert len(runs) == count

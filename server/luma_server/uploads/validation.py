@@ -1,4 +1,4 @@
-"""What an upload may bring, and what need not be brought."""
+"""Validation of an upload: what it may bring, and what need not be sent."""
 
 from __future__ import annotations
 

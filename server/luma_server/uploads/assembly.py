@@ -1,4 +1,4 @@
-"""Copies inside a store, without the bytes passing through here."""
+"""Assembly of files inside a store, without the bytes passing through here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from luma_core.checkpoint.storage.remote import FsspecStore
 from luma_core.checkpoint.storage.s3 import S3Store
 from luma_core.checkpoint.storage.store import Store
 
-SMALLEST_JOINED_BYTES = 5 << 20
-"""S3 joins parts that have that many bytes, but for the last."""
+MIN_PART_BYTES = 5 << 20
+"""S3 assembles objects of parts that have that many bytes, but for the last."""
 
-_MOST_JOINED = 10_000
+_MAX_PARTS = 10_000
 _AT_ONCE = 4
 
 
@@ -28,7 +28,7 @@ def copy(source: Store, source_name: str, target: Store, name: str) -> None:
     target.call("cp_file", source.path_of(source_name), target.path_of(name))
 
 
-def join(
+def assemble(
     source: Store,
     parts: list[tuple[str, int]],
     target: Store,
@@ -50,8 +50,8 @@ def join(
     if len(parts) == 1:
         copy(source, parts[0][0], target, name)
         return True
-    small = any(size < SMALLEST_JOINED_BYTES for _, size in parts[:-1])
-    if small or len(parts) > _MOST_JOINED:
+    small = any(size < MIN_PART_BYTES for _, size in parts[:-1])
+    if small or len(parts) > _MAX_PARTS:
         return False
     if not (isinstance(source, S3Store) and isinstance(target, S3Store)):
         return False
@@ -69,12 +69,12 @@ def join(
                 )
                 return {"PartNumber": number, "ETag": found["CopyPartResult"]["ETag"]}
 
-            joined = []
+            copied = []
             for one in pool.map(copy_part, range(1, len(parts) + 1)):
-                joined.append(one)
+                copied.append(one)
                 tick()
         target.request(
-            "complete_multipart_upload", name, UploadId=upload, MultipartUpload={"Parts": joined}
+            "complete_multipart_upload", name, UploadId=upload, MultipartUpload={"Parts": copied}
         )
     except BaseException:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Cases of `test_checkpoint.py`: weights, saves behind training, numbered steps."""
+"""Cases of `test_checkpoint.py`: weights, asynchronous saves, numbered steps."""
 
 from datetime import timedelta
 from pathlib import Path

@@ -206,7 +206,7 @@ def test_lengths_that_cannot_be(tmp_path, value):
         CheckpointManager(tmp_path, max_chain=value)
 
 
-def test_a_save_behind_training_asks_nothing_of_the_store_first(tmp_path, run, monkeypatch):
+def test_an_asynchronous_save_asks_nothing_of_the_store_first(tmp_path, run, monkeypatch):
     manager = CheckpointManager(tmp_path, keep_last=2, max_chain=3)
     save_steps(manager, run, [1, 2])
     asked = []

@@ -1,4 +1,4 @@
-"""Saving behind training: what is saved, in which order, and where errors come out."""
+"""Asynchronous saves: what is saved, in which order, and where errors come out."""
 
 import logging
 import subprocess
@@ -114,7 +114,7 @@ def test_an_error_that_nobody_asked_for_is_raised_by_the_next_save(tmp_path, new
     handle = checkpoint.save(tmp_path / "file" / "c", optimizer=run.optimizer, wait=False)
     checkpoint.staging.async_executor.finish()
     assert handle.done()
-    with pytest.raises(StorageError, match=r"an earlier save behind training failed: .*file"):
+    with pytest.raises(StorageError, match=r"an earlier asynchronous save failed: .*file"):
         checkpoint.save(tmp_path / "c", optimizer=run.optimizer, wait=wait)
     assert not checkpoint.exists(tmp_path / "c")
     checkpoint.save(tmp_path / "c", optimizer=run.optimizer)
@@ -129,7 +129,7 @@ def test_every_failure_is_told_once(tmp_path, new_run):
     ]
     checkpoint.staging.async_executor.finish()
     for name in "ab":
-        with pytest.raises(StorageError, match=rf"an earlier save .*file/{name}"):
+        with pytest.raises(StorageError, match=rf"an earlier asynchronous save .*file/{name}"):
             checkpoint.save(tmp_path / "c", optimizer=run.optimizer)
     checkpoint.save(tmp_path / "c", optimizer=run.optimizer)
     for handle in handles:
@@ -170,7 +170,7 @@ def test_a_failure_that_nobody_heard_of_is_logged_at_exit(tmp_path, new_run, cap
     with caplog.at_level(logging.ERROR, "luma"):
         checkpoint.staging.async_executor._finish_and_tell()
     assert "file/c: the save failed" in caplog.text
-    with pytest.raises(StorageError, match="an earlier save"):
+    with pytest.raises(StorageError, match="an earlier asynchronous save"):
         checkpoint.staging.async_executor.before_save(wait=True)
 
 
@@ -181,13 +181,13 @@ from luma_core import checkpoint
 from luma_core.optim import LUMA
 optimizer = LUMA([("p", torch.nn.Parameter(torch.zeros(64, 64)))])
 optimizer.init_state()
-hold = threading.Event()
-checkpoint.save(sys.argv[1], optimizer=optimizer, wait=False, progress=lambda *_: hold.wait())
+guard = threading.Event()
+checkpoint.save(sys.argv[1], optimizer=optimizer, wait=False, progress=lambda *_: guard.wait())
 child = os.fork()
 if child == 0:
     sys.exit(7)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-hold.set()
+guard.set()
 """
 
 

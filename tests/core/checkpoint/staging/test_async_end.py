@@ -1,4 +1,4 @@
-"""A save behind training that fails when nothing follows it: who is told, and how."""
+"""An asynchronous save that fails when nothing follows it: who is told, and how."""
 
 import errno
 import subprocess
@@ -53,7 +53,7 @@ def test_a_failure_that_nobody_asked_for_is_printed_once_when_the_process_ends(t
 def test_a_script_that_waits_for_its_saves_fails_with_them(tmp_path):
     done = _run(tmp_path, "wait")
     assert (done.stdout, done.returncode) == ("", 1)
-    assert "StorageError: an earlier save behind training failed" in done.stderr
+    assert "StorageError: an earlier asynchronous save failed" in done.stderr
     assert "luma: error" not in done.stderr
 
 
@@ -64,7 +64,7 @@ def test_waiting_raises_every_failure_once(tmp_path, new_run):
     assert checkpoint.exists(tmp_path / "good")
     (tmp_path / "file").write_text("")
     checkpoint.save(tmp_path / "file" / "c", optimizer=run.optimizer, wait=False)
-    with pytest.raises(StorageError, match="an earlier save"):
+    with pytest.raises(StorageError, match="an earlier asynchronous save"):
         checkpoint.wait_for_saves()
     checkpoint.wait_for_saves()
 
@@ -117,9 +117,11 @@ def test_each_of_several_steps_that_failed_is_named(tmp_path, run):
     for step in (1, 2):
         manager.save(step, optimizer=run.optimizer, wait=False, progress=failing_with(FULL))
     checkpoint.staging.async_executor.finish()
-    with pytest.raises(StorageError, match=r"earlier save .*: step 1 in .*'step 2 in .*0002'\."):
+    with pytest.raises(
+        StorageError, match=r"earlier asynchronous save .*: step 1 in .*'step 2 in .*0002'\."
+    ):
         manager.save(3, optimizer=run.optimizer, wait=False)
-    with pytest.raises(StorageError, match=r"earlier save behind training failed: step 2 in"):
+    with pytest.raises(StorageError, match=r"earlier asynchronous save failed: step 2 in"):
         checkpoint.wait_for_saves()
     manager.save(3, optimizer=run.optimizer, wait=False).result()
     assert manager.steps() == [3]

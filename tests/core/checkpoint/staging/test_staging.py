@@ -1,4 +1,4 @@
-"""Copies for saves behind training: whose memory they use, and that CUDA's are waited for."""
+"""Copies for asynchronous saves: whose memory they use, and that CUDA's are waited for."""
 
 import contextlib
 import gc
@@ -11,12 +11,12 @@ import torch
 
 from luma_core import checkpoint, optim
 from luma_core.checkpoint.format.plan import plan_save
-from luma_core.checkpoint.staging import pool as copies
+from luma_core.checkpoint.staging import pool
 from luma_core.checkpoint.staging import staged as staging
 from luma_core.errors import StateChangedError, StorageError
 
 
-class Watched(copies.Copies):
+class Watched(pool.StagingPool):
     """Remembers the memory of each save's copies."""
 
     seen: list[list[weakref.ref]]
@@ -35,7 +35,7 @@ class Watched(copies.Copies):
 @pytest.fixture
 def seen(monkeypatch):
     monkeypatch.setattr(Watched, "seen", [], raising=False)
-    monkeypatch.setattr(staging, "Copies", Watched)
+    monkeypatch.setattr(staging, "StagingPool", Watched)
     yield Watched.seen
     checkpoint.staging.async_executor.before_save(wait=True)
 
@@ -126,7 +126,7 @@ def test_a_failed_save_gives_its_memory_to_the_next(tmp_path, new_run, seen):
 )
 def test_any_tensor_is_copied(tensor):
     with torch.no_grad(), staging._Copier() as copier:
-        copy = copies._new((tensor.dtype, tuple(tensor.shape), False))
+        copy = pool._new((tensor.dtype, tuple(tensor.shape), False))
         copier.copy(tensor.detach(), copy)
     assert torch.equal(copy, tensor)
     assert copy.data_ptr() != tensor.data_ptr() or not tensor.numel()
@@ -160,7 +160,7 @@ def test_cuda_tensors_are_copied_on_one_stream_that_is_waited_for(new_run, monke
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream(log, "own"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream(log, "current"))
     monkeypatch.setattr(torch.cuda, "stream", within)
-    monkeypatch.setattr(copies, "_new", lambda kind: torch.empty(kind[1], dtype=kind[0]))
+    monkeypatch.setattr(pool, "_new", lambda kind: torch.empty(kind[1], dtype=kind[0]))
     run = new_run()
     plan = plan_save(run.optimizer, None, [torch.ones(2).as_subclass(OnCuda)] * 2, 1 << 20)
     found = staging.Staging(run.optimizer).staged(plan)

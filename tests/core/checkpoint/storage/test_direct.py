@@ -94,7 +94,7 @@ def test_what_a_writer_is_given_may_change_at_once(path):
 
 
 def test_state_may_change_once_its_next_piece_is_asked_for(tmp_path):
-    """A save behind training reads live state: what it has read, a step may overwrite."""
+    """An asynchronous save reads live state: what it has read, a step may overwrite."""
     content = np.frombuffer(CONTENT, np.uint8)[: 3 * CHUNK_BYTES // 4]
 
     def pieces(_size):

@@ -1,4 +1,4 @@
-"""Saves behind training that fail, and changes that they were not told of."""
+"""Asynchronous saves that fail, and changes that they were not told of."""
 
 import os
 import threading
@@ -7,9 +7,9 @@ import pytest
 
 from luma_core import changes, checkpoint
 from luma_core.checkpoint import CheckpointManager
-from luma_core.checkpoint.staging import pool as copies
+from luma_core.checkpoint.staging import pool
 from luma_core.errors import ConfigurationError, StateChangedError, StorageError
-from tests.core.checkpoint.staging.behind import (
+from tests.core.checkpoint.staging.async_training import (
     MODES,
     Training,
     WatchedStore,
@@ -52,9 +52,9 @@ def test_copies_that_cannot_be_made_fail_the_save_and_not_the_step(tmp_path, mon
     def fail(kind):
         raise MemoryError("no memory for a copy")
 
-    with gate() as held:
-        monkeypatch.setattr(copies, "_new", fail)
-        handle = run.save(tmp_path / "c", progress=held)
+    with gate() as waiting:
+        monkeypatch.setattr(pool, "_new", fail)
+        handle = run.save(tmp_path / "c", progress=waiting)
         run.step(3)
         run.step(4)
     with pytest.raises(MemoryError, match="no memory for a copy"):
@@ -62,7 +62,7 @@ def test_copies_that_cannot_be_made_fail_the_save_and_not_the_step(tmp_path, mon
     assert not checkpoint.exists(tmp_path / "c")
 
 
-@pytest.mark.usefixtures("no_copies_behind")
+@pytest.mark.usefixtures("no_background_copies")
 @pytest.mark.parametrize("then", ["nothing", "a step"])
 @pytest.mark.parametrize("mode", ["resident", "host"])
 def test_state_that_somebody_else_changed_is_not_saved(tmp_path, mode, then):
@@ -70,8 +70,8 @@ def test_state_that_somebody_else_changed_is_not_saved(tmp_path, mode, then):
     run.save(tmp_path).result()
     before = saved_fields(tmp_path)
     codes = run.optimizer.state[run.model[0].weight]["exp_avg.codes"]
-    with gate() as held:
-        handle = run.save(tmp_path, progress=held)
+    with gate() as waiting:
+        handle = run.save(tmp_path, progress=waiting)
         codes[:2] = 0
         if then == "a step":
             run.step(3)
@@ -81,14 +81,14 @@ def test_state_that_somebody_else_changed_is_not_saved(tmp_path, mode, then):
     run.save(tmp_path).result()
 
 
-@pytest.mark.usefixtures("no_copies_behind")
+@pytest.mark.usefixtures("no_background_copies")
 @pytest.mark.parametrize("mode", ["resident", "host"])
 def test_a_change_that_is_announced_is_not_seen(tmp_path, mode):
     run = Training("luma", mode)
     expected = run.fields()
     codes = run.optimizer.state[run.model[0].weight]["exp_avg.codes"]
-    with gate() as held:
-        handle = run.save(tmp_path, progress=held)
+    with gate() as waiting:
+        handle = run.save(tmp_path, progress=waiting)
         checkpoint.before_change([codes[:2]])
         codes[:2] = 0
     handle.result()
@@ -109,7 +109,7 @@ def test_a_save_that_is_refused_before_it_reads_holds_no_step(tmp_path):
     run.step(4)
 
 
-@pytest.mark.usefixtures("no_copies_behind")
+@pytest.mark.usefixtures("no_background_copies")
 @pytest.mark.parametrize("mode", ["resident", "host", "disk"])
 def test_a_save_that_begins_again_in_full_saves_the_same(tmp_path, mode, monkeypatch):
     """Its base turns out to be damaged after some of the state was read, and a step comes then."""
@@ -137,8 +137,8 @@ def test_a_save_that_begins_again_in_full_saves_the_same(tmp_path, mode, monkeyp
 
 def test_a_forked_child_steps_without_waiting(tmp_path):
     run = Training("luma", "disk", tmp_path)
-    with gate() as held:
-        run.save(tmp_path / "c", progress=held)
+    with gate() as waiting:
+        run.save(tmp_path / "c", progress=waiting)
         child = os.fork()
         if child == 0:
             os._exit(3 if changes.anybody_reads() else 7)

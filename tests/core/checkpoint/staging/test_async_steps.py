@@ -1,4 +1,4 @@
-"""What a save behind training saves is the state at the call, whatever steps follow, and when."""
+"""What an asynchronous save writes is the state at the call, whatever steps follow, and when."""
 
 import random
 import threading
@@ -11,7 +11,7 @@ from luma_core import changes, checkpoint
 from luma_core.checkpoint.staging.tensors import HostTensor
 from luma_core.optim import step_in_backward
 from luma_core.optim.offload.files import Folder
-from tests.core.checkpoint.staging.behind import (
+from tests.core.checkpoint.staging.async_training import (
     MODES,
     OPTIMIZERS,
     Training,
@@ -31,8 +31,8 @@ def test_steps_that_come_before_the_first_byte_is_read(tmp_path, kind, mode, in_
     if in_backward:
         step_in_backward(run.model, run.optimizer)
     expected = run.fields()
-    with gate() as held:
-        handle = run.save(tmp_path / "c", progress=held)
+    with gate() as waiting:
+        handle = run.save(tmp_path / "c", progress=waiting)
         for step in range(3, 6):
             run.step(step)
     assert handle.result().summary.step == 3
@@ -41,7 +41,7 @@ def test_steps_that_come_before_the_first_byte_is_read(tmp_path, kind, mode, in_
     assert any(not torch.equal(now[key], expected[key]) for key in now)
 
 
-@pytest.mark.usefixtures("no_copies_behind")
+@pytest.mark.usefixtures("no_background_copies")
 @pytest.mark.parametrize("in_backward", [False, True], ids=["step", "step_in_backward"])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_the_step_alone_keeps_what_it_changes(tmp_path, kind, in_backward):
@@ -49,8 +49,8 @@ def test_the_step_alone_keeps_what_it_changes(tmp_path, kind, in_backward):
     if in_backward:
         step_in_backward(run.model, run.optimizer)
     expected = run.fields()
-    with gate() as held:
-        handle = run.save(tmp_path / "c", progress=held)
+    with gate() as waiting:
+        handle = run.save(tmp_path / "c", progress=waiting)
         run.step(3)
         run.step(4)
     handle.result()
@@ -62,8 +62,8 @@ def test_a_step_waits_for_state_on_disk_and_none_is_copied(tmp_path, kind, made)
     run = Training(kind, "disk", tmp_path)
     expected = run.fields()
     stepping = threading.Thread(target=run.step, args=(3,))
-    with gate() as held:
-        handle = run.save(tmp_path / "c", progress=held)
+    with gate() as waiting:
+        handle = run.save(tmp_path / "c", progress=waiting)
         stepping.start()
         stepping.join(0.3)
         assert stepping.is_alive()
@@ -78,8 +78,8 @@ def test_a_step_does_not_wait_for_state_whose_files_are_cloned(tmp_path, monkeyp
     monkeypatch.setattr(Folder, "clone", lambda _, arena: arena.bytes.clone())
     run = Training("luma", "disk", tmp_path)
     expected = run.fields()
-    with gate() as held:
-        handle = run.save(tmp_path / "c", progress=held)
+    with gate() as waiting:
+        handle = run.save(tmp_path / "c", progress=waiting)
         run.step(3)
         run.step(4)
     handle.result()
@@ -100,8 +100,8 @@ def test_state_on_disk_is_never_copied(tmp_path, made):
 @pytest.mark.parametrize("mode", ["resident", "host", "cpu-step"])
 def test_state_in_memory_is_copied_while_the_save_is_held_up(tmp_path, mode):
     run = Training("luma", mode)
-    with gate() as held:
-        run.save(tmp_path, progress=held)
+    with gate() as waiting:
+        run.save(tmp_path, progress=waiting)
         deadline = time.monotonic() + 60
         while changes.anybody_reads():
             assert time.monotonic() < deadline
@@ -109,16 +109,16 @@ def test_state_in_memory_is_copied_while_the_save_is_held_up(tmp_path, mode):
 
 
 def test_what_was_read_is_not_copied(tmp_path, made, monkeypatch):
-    monkeypatch.setattr(HostTensor, "copy_behind", lambda self: None)
+    monkeypatch.setattr(HostTensor, "copy_in_background", lambda self: None)
     run = Training("luma", "host")
     expected = run.fields()
     read = threading.Event()
-    with gate() as held:
+    with gate() as waiting:
 
         def hold_last(done, total):
             if 2 * done > total:
                 read.set()
-                held()
+                waiting()
 
         handle = run.save(tmp_path, progress=hold_last, compression="none")
         assert read.wait(60)
@@ -133,8 +133,8 @@ def test_loading_replaces_what_is_being_saved(tmp_path, mode):
     run = Training("luma", mode, tmp_path)
     other = Training("luma", steps=6)
     expected = run.fields()
-    with gate() as held:
-        handle = run.save(tmp_path / "c", progress=held)
+    with gate() as waiting:
+        handle = run.save(tmp_path / "c", progress=waiting)
         run.optimizer.load_state_dict(other.optimizer.state_dict())
         if mode != "disk":
             run.step(3)
@@ -144,8 +144,8 @@ def test_loading_replaces_what_is_being_saved(tmp_path, mode):
 
 def test_weights_and_extra_are_copied_at_once(tmp_path):
     run, extra = Training(), torch.arange(3000)
-    with gate() as held:
-        handle = run.save(tmp_path, model=run.model, extra=extra, progress=held)
+    with gate() as waiting:
+        handle = run.save(tmp_path, model=run.model, extra=extra, progress=waiting)
         weight = run.model[0].weight.detach().clone()
         with torch.no_grad():
             run.model[0].weight.zero_()
@@ -160,10 +160,10 @@ def test_weights_and_extra_are_copied_at_once(tmp_path):
 def test_two_saves_hold_at_the_same_time(tmp_path):
     run = Training()
     expected = []
-    with gate() as held:
+    with gate() as waiting:
         for name in "ab":
             expected.append(run.fields())
-            run.save(tmp_path / name, progress=held)
+            run.save(tmp_path / name, progress=waiting)
             run.step(3)
     checkpoint.wait_for_saves()
     for name, fields in zip("ab", expected, strict=True):

@@ -1,4 +1,4 @@
-"""Training whose saves go on behind it, for tests of what they save."""
+"""Training whose saves are asynchronous, for tests of what they save."""
 
 import threading
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""`prepare`: the first save behind training finds the memory for its copies."""
+"""`prepare`: the first asynchronous save finds the memory for its copies."""
 
 import gc
 import threading
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from luma_core import checkpoint
-from luma_core.checkpoint.staging import pool as copies
+from luma_core.checkpoint.staging import pool
 from luma_core.checkpoint.staging.memory import new_tensor, touch
 from luma_core.errors import ConfigurationError
 
@@ -17,14 +17,14 @@ from luma_core.errors import ConfigurationError
 def made(monkeypatch):
     """Weak references to all memory for copies, in the order in which it was made."""
     found = []
-    new = copies._new
+    new = pool._new
 
     def watched(kind):
         copy = new(kind)
         found.append(weakref.ref(copy))
         return copy
 
-    monkeypatch.setattr(copies, "_new", watched)
+    monkeypatch.setattr(pool, "_new", watched)
     yield found
     provided()
     checkpoint.staging.async_executor.before_save(wait=True)
@@ -78,7 +78,7 @@ def test_a_save_that_comes_too_early_gets_the_rest_itself(tmp_path, new_run, sam
         go_on.wait(60)
         touch(copy)
 
-    monkeypatch.setattr(copies, "touch", slowly)
+    monkeypatch.setattr(pool, "touch", slowly)
     checkpoint.prepare(optimizer=run.optimizer, model=run.model)
     assert touched.wait(60)
     expected = run.snapshot()

@@ -31,7 +31,7 @@ class CheckpointFiles:
         store: the folder.
         manifest: what it holds.
         lanes: how many files are read at once.
-        delta: returns what a chunk of a tensor is a difference to; None where it is whole.
+        delta: returns the delta base of a tensor's chunk; None where it is stored in full.
     """
 
     def __init__(

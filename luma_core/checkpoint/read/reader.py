@@ -37,7 +37,7 @@ from luma_core.checkpoint.format.stored_tensors import (
 from luma_core.checkpoint.read.checkpoint_files import CheckpointFiles
 from luma_core.checkpoint.read.delta_chain import base_manifest, check_counterparts
 from luma_core.checkpoint.read.files import Progress
-from luma_core.checkpoint.read.parted_fields import ReadStored, WholeFields
+from luma_core.checkpoint.read.parted_fields import ReadStored, RecodedFields
 from luma_core.checkpoint.read.shard_stream import Room, Target
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES, Budget
 from luma_core.checkpoint.storage.names import MANIFEST_NAME
@@ -194,7 +194,7 @@ class Checkpoint:
         codec = codec_from_dict(self._parameters[parameter].codecs[moment])
         names = codec.layout(box_shape(box))
         return {
-            name: self._whole(tensor_name(parameter, field_key(moment, name)), box)
+            name: self._stored_tensor(tensor_name(parameter, field_key(moment, name)), box)
             for name in names
         }
 
@@ -276,12 +276,12 @@ class Checkpoint:
                 found.append(self._files.reader(entry.file).read_elements(entry, first, last))
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _whole(self, name: str, box: Box | None = None) -> Tensor:
+    def _stored_tensor(self, name: str, box: Box | None = None) -> Tensor:
         shape = self._fields[name, box].shape
         return self._elements((name, box), 0, math.prod(shape)).view(shape)
 
     def _delta(self, entry: TensorEntry, place: int) -> Delta | None:
-        """Return what a chunk is a difference to; None where it is whole."""
+        """Return the delta base of a chunk; None where it is stored in full."""
         crc32 = entry.deltas[place] if entry.deltas else None
         base = self.base() if crc32 is not None else None
         if crc32 is None or base is None:
@@ -314,7 +314,7 @@ class Checkpoint:
     ) -> ParameterState:
         keys = [key for key, *_ in state_fields(entry)]
         boxes = {moment: self.boxes(entry.name, moment) for moment in entry.codecs}
-        stored = WholeFields(entry, boxes, read or self._whole)
+        stored = RecodedFields(entry, boxes, read or self._stored_tensor)
         return ParameterState(
             name=entry.name,
             shape=entry.shape,

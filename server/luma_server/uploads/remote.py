@@ -10,12 +10,12 @@ from luma_core.checkpoint.storage.names import check_name
 from luma_core.checkpoint.storage.store import ObjectWriter, Store
 from luma_server.uploads.assembly import assemble, copy
 from luma_server.uploads.running import RunningHashes
-from luma_server.uploads.staging import Part, PartWriter, Staging, WrongFileError
+from luma_server.uploads.staging import PartWriter, StagingArea, UploadPart, WrongFileError
 
 _hashes = RunningHashes()
 
 
-class RemoteStaging(Staging):
+class RemoteStagingArea(StagingArea):
     """Keeps each part as an object.
 
     Files are hashed while their parts arrive, and assembled by the store when they are published.
@@ -32,14 +32,14 @@ class RemoteStaging(Staging):
     def _key(self, name: str) -> str:
         return f"{self._parts.url}/{name}"
 
-    def parts(self, name: str) -> dict[int, Part]:
-        found = filter(None, map(Part.of, self._parts.folder(check_name(name)).names()))
+    def parts(self, name: str) -> dict[int, UploadPart]:
+        found = filter(None, map(UploadPart.of, self._parts.folder(check_name(name)).names()))
         return {part.number: part for part in found}
 
     def names(self) -> list[str]:
         return self._parts.folders()
 
-    def begin(self, name: str, part: Part) -> PartWriter:
+    def begin(self, name: str, part: UploadPart) -> PartWriter:
         store = self._parts.folder(check_name(name))
         former = self.parts(name).get(part.number)
         return _ObjectPart(store, store.write(part.marker), part, former, self._key(name))
@@ -54,7 +54,7 @@ class RemoteStaging(Staging):
             store.delete(marker)
         store.remove_folder()
 
-    def check(self, name: str, parts: list[Part], sha256: str) -> None:
+    def check(self, name: str, parts: list[UploadPart], sha256: str) -> None:
         found = _hashes.digest(self._key(name), parts)
         if found is not None and found != sha256:
             raise WrongFileError(name)
@@ -62,7 +62,7 @@ class RemoteStaging(Staging):
     def publish(
         self,
         name: str,
-        parts: list[Part],
+        parts: list[UploadPart],
         sha256: str,
         target: Store,
         *,
@@ -87,7 +87,7 @@ class RemoteStaging(Staging):
                 raise WrongFileError(name)
             out.commit()
 
-    def _contents(self, name: str, parts: list[Part]) -> Iterator[bytes]:
+    def _contents(self, name: str, parts: list[UploadPart]) -> Iterator[bytes]:
         """Yield the bytes of each part while those of the next one are fetched."""
         store = self._parts.folder(name)
         with ThreadPoolExecutor(1) as pool:
@@ -108,7 +108,7 @@ class RemoteStaging(Staging):
 
 class _ObjectPart(PartWriter):
     def __init__(
-        self, store: Store, out: ObjectWriter, part: Part, former: Part | None, key: str
+        self, store: Store, out: ObjectWriter, part: UploadPart, former: UploadPart | None, key: str
     ) -> None:
         self._store = store
         self._out = out

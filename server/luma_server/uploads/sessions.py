@@ -31,7 +31,7 @@ from luma_server.uploads.record import (
     session_store,
     write_record,
 )
-from luma_server.uploads.staging import UPLOADS, Staging, WrongFileError
+from luma_server.uploads.staging import UPLOADS, StagingArea, WrongFileError
 from luma_server.uploads.validation import adopt_files, check_place, parse_upload
 
 _log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class Sessions:
         for name in sorted(there - {file.name for file in declared}):
             yield UploadFile(name, None, None, False, tuple(sorted(staging.parts(name))))
 
-    def staging(self, record: Record) -> Staging:
+    def staging(self, record: Record) -> StagingArea:
         """Return the staging area of a session."""
         return open_staging(self._root, record.id, record.part_bytes)
 
@@ -307,7 +307,7 @@ class Sessions:
                 headers={"Retry-After": "60"},
             )
 
-    def _clear(self, record: Record, staging: Staging, name: str) -> None:
+    def _clear(self, record: Record, staging: StagingArea, name: str) -> None:
         """Forget a file that is not what was announced, so that it can be sent again."""
         staging.clear(name)
         if name in record.adopted:

@@ -13,7 +13,7 @@ from luma_server.http.problems import ApiError
 from luma_server.settings import Settings
 from luma_server.uploads.commit import check_expected
 from luma_server.uploads.record import Record, Source
-from luma_server.uploads.staging import Staging, file_sha256
+from luma_server.uploads.staging import StagingArea, file_sha256
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,9 @@ def check_place(
         )
 
 
-def adopt_files(catalog: Catalog, principal: Principal, record: Record, staging: Staging) -> Record:
+def adopt_files(
+    catalog: Catalog, principal: Principal, record: Record, staging: StagingArea
+) -> Record:
     """Take over files whose content the server has, after reading it again.
 
     Only checkpoints that the token may read are looked at, so that nobody learns what others have.

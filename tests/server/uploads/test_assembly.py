@@ -15,11 +15,11 @@ from luma_server import Settings, create_app
 from luma_server.uploads import remote, running
 from luma_server.uploads.assembly import MIN_PART_BYTES
 from luma_server.uploads.running import RunningHashes
-from luma_server.uploads.staging import Part
+from luma_server.uploads.staging import UploadPart
 
 
-def part(number: int, data: bytes) -> Part:
-    return Part(number, len(data), hashlib.sha256(data).hexdigest())
+def part(number: int, data: bytes) -> UploadPart:
+    return UploadPart(number, len(data), hashlib.sha256(data).hexdigest())
 
 
 DATA = [b"one", b"two", b"three", b"four", b""]

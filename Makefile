@@ -28,14 +28,16 @@ test: $(VENV)/.installed-dev ## run the tests; PYTEST_ARGS adds arguments
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal $(PYTEST_ARGS)
 
 test-gpu: ## run the kernels' tests on this machine's GPU, with PYTHON's own torch and triton
-	PYTHONPATH=.:kernels:client:server $(PYTHON) -m pytest tests/kernels/triton tests/core/optim/test_offload_gpu.py tests/core/checkpoint/test_staging.py -m 'gpu or not gpu' $(PYTEST_ARGS)
+	PYTHONPATH=.:kernels:client:server $(PYTHON) -m pytest tests/kernels/triton tests/core/optim/offload/test_offload_gpu.py tests/core/checkpoint/staging/test_staging.py -m 'gpu or not gpu' $(PYTEST_ARGS)
 
 check: lint test ## what CI runs: lint, then the tests
 
-lint: $(VENV)/.installed-dev ## ruff and mypy
+lint: $(VENV)/.installed-dev ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/python tools/structure.py
 
 format: $(VENV)/.installed-dev ## rewrite the code the way lint wants it
 	$(BIN)/ruff check --fix-only .

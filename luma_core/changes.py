@@ -47,7 +47,7 @@ def anybody_reads() -> bool:
 
 
 def before_change(tensors: Iterable[Tensor]) -> None:
-    """Let saves behind training have what is in tensors of an optimizer's state.
+    """Let asynchronous saves have what is in tensors of an optimizer's state.
 
     Optimizers call it in each step, for what the step changes. Whoever else changes state in place
     while ``save(..., wait=False)`` is under way calls it before. What was not saved yet is copied,

@@ -105,7 +105,7 @@ class CheckpointReplacedError(ConcurrentSaveError):
 
 
 class StateChangedError(CheckpointError):
-    """State was changed in place, by no step, while a save behind training was reading it."""
+    """State was changed in place, by no step, while an asynchronous save was reading it."""
 
 
 class CorruptCheckpointError(CheckpointError):

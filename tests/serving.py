@@ -18,7 +18,7 @@ from luma_server.http.protocol import protocol
 def running(app: FastAPI) -> Iterator[str]:
     """Run an application on a free port; give its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    http = protocol(app.state.parts.settings.idle_seconds)
+    http = protocol(app.state.application.settings.idle_seconds)
     config = uvicorn.Config(
         app, http=http, loop="asyncio", ws="none", lifespan="on", log_config=None
     )

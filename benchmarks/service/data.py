@@ -13,7 +13,7 @@ import torch
 from luma_core import LUMA, checkpoint
 from luma_core.checkpoint.format.manifest import FileEntry, Manifest
 from luma_core.checkpoint.storage.local import LocalStore
-from luma_core.checkpoint.storage.store import open_store
+from luma_core.checkpoint.storage.open import open_store
 
 SIDE = 4096
 """Of the matrices of a large checkpoint."""

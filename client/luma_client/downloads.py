@@ -157,7 +157,7 @@ class _Told:
             self._progress(self._done_bytes, self._total_bytes)
 
 
-class _Part(NamedTuple):
+class _FileRange(NamedTuple):
     """A range of a file."""
 
     file: FileEntry
@@ -233,18 +233,18 @@ class _Download:
         self._told.add(file.bytes)
         return True
 
-    def _fetch(self, part: _Part) -> Steps[tuple[_Part, memoryview]]:
+    def _fetch(self, part: _FileRange) -> Steps[tuple[_FileRange, memoryview]]:
         out = self._buffers.take(part.size)
         count = yield from read_into(self._endpoint, *self._place, part.file.name, part.start, out)
         if count != part.size:
             raise self._corrupt(part.file, f"it ends at byte {part.start + count}")
         return part, out
 
-    def _keep(self, fetched: tuple[_Part, memoryview]) -> Steps[None]:
+    def _keep(self, fetched: tuple[_FileRange, memoryview]) -> Steps[None]:
         yield Work(partial(self._write, *fetched))
         self._buffers.give_back(fetched[1])
 
-    def _write(self, part: _Part, data: memoryview) -> None:
+    def _write(self, part: _FileRange, data: memoryview) -> None:
         if part.start == 0:
             self._writer = self._store.write(part.file.name)
             self._digest = hashlib.sha256()
@@ -285,7 +285,7 @@ class _Download:
         )
 
 
-def _parts(file: FileEntry) -> Iterator[_Part]:
+def _parts(file: FileEntry) -> Iterator[_FileRange]:
     """Yield the parts of a file; an empty one has one."""
     for start in range(0, max(1, file.bytes), PART_BYTES):
-        yield _Part(file, start, min(PART_BYTES, file.bytes - start))
+        yield _FileRange(file, start, min(PART_BYTES, file.bytes - start))

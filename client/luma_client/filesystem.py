@@ -8,7 +8,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from luma_client.location import PROTOCOLS, Location
 from luma_client.store import LumaStore
-from luma_core.checkpoint.format.steps import STEP_NAME
+from luma_core.checkpoint.steps import STEP_NAME
 from luma_core.checkpoint.storage.names import INDEX_NAME, MANIFEST_NAME, shard_generation
 from luma_core.checkpoint.storage.store import ObjectWriter, Store
 from luma_core.errors import CheckpointNotFoundError, ConfigurationError

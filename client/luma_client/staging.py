@@ -49,18 +49,18 @@ class StagedFile:
             return self.content.read(max(0, stop - start))
 
 
-class Staging:
+class UnsentFiles:
     """The staged files of one folder, and the folders inside; shared by all stores of the place."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self._files: dict[str, StagedFile] = {}
-        self._folders: dict[str, Staging] = {}
+        self._folders: dict[str, UnsentFiles] = {}
 
-    def folder(self, name: str) -> Staging:
+    def folder(self, name: str) -> UnsentFiles:
         """Return what is staged for a folder inside."""
         with self.lock:
-            return self._folders.setdefault(name, Staging())
+            return self._folders.setdefault(name, UnsentFiles())
 
     def folders(self) -> list[str]:
         """Return the names of the folders inside for which anything is staged."""

@@ -9,10 +9,10 @@ from functools import cache
 
 from luma_client.client import Client
 from luma_client.location import Location
-from luma_client.staging import StagedFile, StagedWriter, Staging
+from luma_client.staging import StagedFile, StagedWriter, UnsentFiles
 from luma_core.checkpoint import MANIFEST_NAME, check_name, parse_manifest
 from luma_core.checkpoint.format.model import index_bytes
-from luma_core.checkpoint.format.steps import STEP_NAME
+from luma_core.checkpoint.steps import STEP_NAME
 from luma_core.checkpoint.storage.commit import CommitStrategy, ConditionalPut
 from luma_core.checkpoint.storage.names import INDEX_NAME
 from luma_core.checkpoint.storage.store import (
@@ -64,15 +64,15 @@ class LumaStore(Store):
     """
 
     def __init__(self, url: str, *, client: Client | None = None) -> None:
-        self._set(Location.parse(url), Staging(), client)
+        self._set(Location.parse(url), UnsentFiles(), client)
 
-    def _set(self, location: Location, staging: Staging, client: Client | None) -> None:
+    def _set(self, location: Location, staging: UnsentFiles, client: Client | None) -> None:
         self._location = location
         self.staging = staging
         self._given_client = client
         self.url = str(location)
 
-    def _at(self, location: Location, staging: Staging) -> LumaStore:
+    def _at(self, location: Location, staging: UnsentFiles) -> LumaStore:
         store = LumaStore.__new__(LumaStore)
         store._set(location, staging, self._given_client)
         return store
@@ -239,7 +239,7 @@ class LumaStore(Store):
         if not own:
             raise self._alone()
         parent = Location(self._location.scheme, self._location.netloc, tuple(around))
-        return self._at(parent / name, Staging())
+        return self._at(parent / name, UnsentFiles())
 
     def remove_folder(self) -> None:
         """Do nothing: the server keeps no empty folders."""
@@ -248,7 +248,7 @@ class LumaStore(Store):
 class _Staged:
     """The files of a manifest that are about to be sent, its index derived from itself."""
 
-    def __init__(self, staging: Staging, data: bytes) -> None:
+    def __init__(self, staging: UnsentFiles, data: bytes) -> None:
         manifest = parse_manifest(data)
         self.names = [file.name for file in manifest.files]
         self._staging = staging

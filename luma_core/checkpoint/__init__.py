@@ -11,8 +11,8 @@ from luma_core.checkpoint.format.manifest import (
     ParameterEntry,
     Summary,
     TensorEntry,
-    parse_manifest,
 )
+from luma_core.checkpoint.format.parse import parse_manifest
 from luma_core.checkpoint.format.plan import SavableState
 from luma_core.checkpoint.manager import CheckpointManager
 from luma_core.checkpoint.read.load import LoadedCheckpoint, load

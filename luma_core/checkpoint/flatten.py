@@ -19,7 +19,8 @@ from luma_core.checkpoint.read.reader import Checkpoint, open
 from luma_core.checkpoint.staging import async_executor as background
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES, Budget
 from luma_core.checkpoint.storage.names import ShardKind
-from luma_core.checkpoint.storage.store import Place, open_store
+from luma_core.checkpoint.storage.open import open_store
+from luma_core.checkpoint.storage.store import Place
 from luma_core.checkpoint.write.saver import MAX_SHARD_BYTES, check_options, run_plan
 from luma_core.state import field_key
 

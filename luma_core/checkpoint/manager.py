@@ -14,7 +14,6 @@ from torch import nn
 from luma_core.checkpoint.format.folder import GRACE_SECONDS, read_manifest
 from luma_core.checkpoint.format.manifest import MAX_CHAIN, Manifest
 from luma_core.checkpoint.format.plan import SavableState
-from luma_core.checkpoint.format.steps import damage, is_marked, mark, remove_files, remove_finished
 from luma_core.checkpoint.read.delta_chain import base_folder
 from luma_core.checkpoint.read.files import Progress
 from luma_core.checkpoint.read.load import LoadableState, LoadedCheckpoint, load
@@ -22,16 +21,11 @@ from luma_core.checkpoint.read.reader import Checkpoint, open
 from luma_core.checkpoint.retention import Retention
 from luma_core.checkpoint.staging import async_executor as background
 from luma_core.checkpoint.staging.async_executor import SaveHandle
+from luma_core.checkpoint.steps import damage, is_marked, mark, remove_files, remove_finished
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES
 from luma_core.checkpoint.storage.names import MANIFEST_NAME
-from luma_core.checkpoint.storage.store import (
-    ABSENT,
-    Place,
-    Store,
-    Version,
-    open_store,
-    storage_errors,
-)
+from luma_core.checkpoint.storage.open import open_store
+from luma_core.checkpoint.storage.store import ABSENT, Place, Store, Version, storage_errors
 from luma_core.checkpoint.write.delta_base import BaseChoice
 from luma_core.checkpoint.write.saver import SaveOptions, prepared
 from luma_core.codecs.base import is_number_in

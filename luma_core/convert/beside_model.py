@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from luma_core.convert.base import Source, Url
 from luma_core.convert.finding import find_state_dict
-from luma_core.convert.formats.state_dict import StateDictSource
-from luma_core.convert.formats.torch_file import load_torch_file
 from luma_core.convert.layouts import layout_of
 from luma_core.convert.names import ModelNamer, namer_of, read_model_names
 from luma_core.convert.places import Folder, folder_at
+from luma_core.convert.state_dict import StateDictSource
+from luma_core.convert.torch_file import load_torch_file
 from luma_core.errors import ConversionError
 
 TRAINER = "trainer"

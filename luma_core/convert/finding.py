@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-from luma_core.convert.formats.flat import is_flat, unflattened
-from luma_core.convert.formats.state_dict import has_parts
+from luma_core.convert.flat import is_flat, unflattened
+from luma_core.convert.state_dict import has_parts
 from luma_core.errors import ConversionError, some_names
 
 _MAX_DEPTH = 8

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from luma_core.checkpoint.storage.local import is_local, local_path
+from luma_core.checkpoint.storage.open import open_store
 from luma_core.checkpoint.storage.remote import FsspecStore
-from luma_core.checkpoint.storage.store import open_store, storage_errors
+from luma_core.checkpoint.storage.store import storage_errors
 from luma_core.convert.base import Url
 from luma_core.direct import opened
 from luma_core.errors import CheckpointNotFoundError, ConversionError, StorageError

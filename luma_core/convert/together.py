@@ -11,7 +11,7 @@ from torch import distributed as dist
 from luma_core.checkpoint import MAX_SHARD_BYTES, Compression
 from luma_core.checkpoint.format.plan import Plan, plan_save
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES, Budget
-from luma_core.checkpoint.storage.store import open_store
+from luma_core.checkpoint.storage.open import open_store
 from luma_core.checkpoint.write.coordination import Processes
 from luma_core.checkpoint.write.saver import check_options
 from luma_core.checkpoint.write.shared_save import SharedSave, shared_out

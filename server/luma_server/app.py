@@ -11,10 +11,10 @@ from typing import Any
 from fastapi import FastAPI
 
 from luma_core import __version__
+from luma_server.application_state import ApplicationState
 from luma_server.http.middleware import RequestMiddleware
 from luma_server.http.problems import document_problems, install_problems
 from luma_server.page import router as page_router
-from luma_server.parts import Parts
 from luma_server.routes import router
 from luma_server.settings import Settings
 
@@ -29,17 +29,17 @@ def create_app(settings: Settings) -> FastAPI:
         ConfigurationError: the root or the file of tokens cannot be used.
         StorageError: no store handles that kind of root.
     """
-    parts = Parts.of(settings)
+    application = ApplicationState.of(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        sweeping = asyncio.create_task(parts.sweep_forever())
+        sweeping = asyncio.create_task(application.sweep_forever())
         try:
             yield
         finally:
             sweeping.cancel()
             await asyncio.wait([sweeping])
-            await parts.close()
+            await application.close()
 
     app = FastAPI(
         title="LUMA",
@@ -51,13 +51,13 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.state.parts = parts
-    app.state.service = parts.service
-    app.state.authority = parts.authority
+    app.state.application = application
+    app.state.service = application.service
+    app.state.authority = application.authority
     app.include_router(router)
     app.include_router(page_router)
-    app.add_middleware(RequestMiddleware, settings=settings, metrics=parts.metrics)
-    install_problems(app, parts.catalog.root.hide)
+    app.add_middleware(RequestMiddleware, settings=settings, metrics=application.metrics)
+    install_problems(app, application.catalog.root.hide)
     describe = app.openapi
 
     @lru_cache(maxsize=1)

@@ -17,8 +17,8 @@ from luma_core.stats import STATS_VERSION, CheckpointStats
 from luma_server.catalog.cache import SingleFlight
 from luma_server.catalog.checkpoints import Catalog
 from luma_server.catalog.place import Root
-from luma_server.measured import KeptStats, MeasuredElsewhereError
 from luma_server.settings import Settings
+from luma_server.statistics_cache import MeasuredElsewhereError, StatisticsCache
 
 StatsKey = tuple[str, ...]
 """What is measured, digests of the manifests, and what else the result depends on."""
@@ -32,7 +32,7 @@ class ReplacedError(Exception):
 
 
 class Service:
-    """Statistics of one server: computed in threads of their own, kept in memory and in the store.
+    """Statistics of one server: computed in threads of their own, and cached in memory and store.
 
     Args:
         settings: what to serve.
@@ -47,7 +47,7 @@ class Service:
         measured: Callable[[], None] = lambda: None,
     ) -> None:
         self.catalog = catalog or Catalog(Root(settings.root), settings.list_cache_seconds)
-        self._kept = KeptStats(self.catalog.root)
+        self._statistics = StatisticsCache(self.catalog.root)
         self._stats: SingleFlight[StatsKey, bytes] = SingleFlight(settings.stats_cache_bytes, len)
         self._executor = ThreadPoolExecutor(settings.stats_workers, "luma-stats")
         self._closing = threading.Event()
@@ -69,7 +69,7 @@ class Service:
         return known or self.catalog.open(run, step).manifest.digest
 
     async def stats(self, run: str, step: str, pattern: str | None, digest: str) -> bytes:
-        """Return the statistics of a checkpoint as JSON, from memory or the store if kept there.
+        """Return the statistics of a checkpoint as JSON, from a cache or computed.
 
         Raises:
             ReplacedError: the checkpoint's digest is not ``digest`` any more.
@@ -90,7 +90,7 @@ class Service:
         return await self._stats.get(("stats", digest), work)
 
     async def once(self, key: StatsKey, compute: Callable[[], bytes]) -> bytes:
-        """Return what ``compute`` returns, from memory where it is kept, computed once at a time.
+        """Return what ``compute`` returns, from the cache in memory, computed once at a time.
 
         Args:
             key: tells results apart.
@@ -108,15 +108,15 @@ class Service:
         return await loop.run_in_executor(self._executor, compute)
 
     def _compute(self, run: str, step: str, digest: str) -> bytes:
-        known = self._kept.load(digest)
+        known = self._statistics.load(digest)
         if known is not None:
             return known
-        with self._kept.computing(digest):
+        with self._statistics.computing(digest):
             # Another server may have been at it, and have ended since.
-            known = self._kept.load(digest)
+            known = self._statistics.load(digest)
             if known is None:
                 known = self._measure(run, step, None, digest)
-                self._kept.save(digest, known)
+                self._statistics.save(digest, known)
         return known
 
     def _measure(self, run: str, step: str, pattern: str | None, digest: str) -> bytes:
@@ -142,17 +142,17 @@ class Service:
             raise _stopping()
 
     def forget(self, digest: str | None) -> None:
-        """Remove kept statistics of a checkpoint that is gone; blocks."""
+        """Remove cached statistics of a checkpoint that is gone; blocks."""
         if digest is not None:
-            self._kept.forget(digest)
+            self._statistics.forget(digest)
 
     def sweep(self) -> None:
-        """Remove kept statistics of checkpoints that are gone; blocks.
+        """Remove cached statistics of checkpoints that are gone; blocks.
 
         Raises:
             StorageError: the store failed.
         """
-        self._kept.sweep(self.catalog.digests)
+        self._statistics.sweep(self.catalog.digests)
 
 
 def stats_etag(digest: str, *what: str | None) -> str:

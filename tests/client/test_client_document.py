@@ -14,7 +14,7 @@ from luma_client.operation import Operation
 from luma_client.staging import MEMORY_BYTES
 from luma_client.uploads import LANES
 from luma_core import checkpoint
-from luma_core.checkpoint.storage.conformance import trained
+from luma_core.testing.store import trained
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
 

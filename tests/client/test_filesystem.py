@@ -11,9 +11,9 @@ import pytest
 import luma_client
 from luma_client import LumaFileSystem
 from luma_core import checkpoint
-from luma_core.checkpoint.storage.conformance import loaded_steps, save
-from luma_core.checkpoint.storage.store import open_store
+from luma_core.checkpoint.storage.open import open_store
 from luma_core.errors import ConfigurationError, LumaError
+from luma_core.testing.store import loaded_steps, save
 
 _runs = itertools.count()
 

@@ -14,14 +14,8 @@ from luma_client.staging import StagedFile
 from luma_core import checkpoint
 from luma_core.checkpoint import CheckpointManager
 from luma_core.checkpoint.storage.commit import ConditionalPut
-from luma_core.checkpoint.storage.conformance import (
-    StoreConformance,
-    loaded_steps,
-    put,
-    save,
-    trained,
-)
-from luma_core.checkpoint.storage.store import ABSENT, open_store
+from luma_core.checkpoint.storage.open import open_store
+from luma_core.checkpoint.storage.store import ABSENT
 from luma_core.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
@@ -30,6 +24,13 @@ from luma_core.errors import (
     CorruptCheckpointError,
     ServiceError,
     StorageError,
+)
+from luma_core.testing.store import (
+    StoreConformance,
+    loaded_steps,
+    put,
+    save,
+    trained,
 )
 
 _runs = itertools.count()

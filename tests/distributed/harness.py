@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+_CASES = HERE / "cases"
 _LIMIT_SECONDS = 110
 
 # Each process is forked from one that has imported these, which takes longer than most cases.
@@ -32,13 +33,14 @@ _processes.set_forkserver_preload(_IMPORTED)
 def start(
     world: int, folder: Path, module: str, cases: Sequence[str], *, timeout_seconds: int = 60
 ) -> list[BaseProcess]:
-    """Start ``world`` processes that run functions of a module beside this one."""
+    """Start ``world`` processes that run functions of a module in ``cases``."""
     folder.mkdir(parents=True, exist_ok=True)
     # One after the other they may use the same folder, but never the same rendezvous.
     (folder / "rendezvous").unlink(missing_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         # They look for modules where this process does, and keep the environment of the first.
         patch.syspath_prepend(HERE)
+        patch.syspath_prepend(_CASES)
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("GLOO_SOCKET_IFNAME", "lo")
         from worker import work

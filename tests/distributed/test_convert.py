@@ -12,7 +12,7 @@ from luma_core import checkpoint
 from luma_core.convert import convert, open_source
 from luma_core.convert.formats.luma import EncodedState
 
-from .convert_cases import SHARD_BYTES
+from .cases.convert_cases import SHARD_BYTES
 from .harness import run
 from .launcher import torchrun
 

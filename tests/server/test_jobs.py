@@ -361,6 +361,6 @@ def test_old_jobs_are_forgotten(root, settings, serving, quick_worker) -> None:
         job = http.post("/v1/checkpoints/gpt/9/convert", json=TO_NEW).json()
         wait_for(http, job, "done")
         time.sleep(1.1)
-        app.state.parts.jobs.sweep()
+        app.state.application.jobs.sweep()
     folder: Path = root / ".luma" / "jobs" / job["id"]
     assert not folder.exists()

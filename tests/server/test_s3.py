@@ -103,7 +103,7 @@ def test_a_claim_of_a_server_that_is_gone_is_taken_over(
 
 
 def test_listing_and_single_looks_agree_on_a_manifests_identity(place, source) -> None:
-    from luma_core.checkpoint.storage.store import open_store
+    from luma_core.checkpoint.storage.open import open_store
 
     target = open_store(f"{place}/gpt/1")
     for path in source.iterdir():

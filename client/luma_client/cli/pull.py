@@ -39,7 +39,8 @@ def command(
     quiet: QuietOption = False,
 ) -> None:
     """Run ``luma pull``."""
-    from luma_core.checkpoint.storage.store import open_store, storage_errors
+    from luma_core.checkpoint.storage.open import open_store
+    from luma_core.checkpoint.storage.store import storage_errors
     from luma_core.errors import CheckpointExistsError
 
     output = Output(json=as_json, quiet=quiet)

@@ -41,7 +41,8 @@ def command(
 ) -> None:
     """Run ``luma push``."""
     from luma_core.checkpoint.format.folder import read_manifest
-    from luma_core.checkpoint.storage.store import open_store, storage_errors
+    from luma_core.checkpoint.storage.open import open_store
+    from luma_core.checkpoint.storage.store import storage_errors
     from luma_core.errors import CheckpointExistsError
 
     output = Output(json=as_json, quiet=quiet)

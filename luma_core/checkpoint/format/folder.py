@@ -6,7 +6,8 @@ import contextlib
 import secrets
 from collections.abc import Iterable, Iterator
 
-from luma_core.checkpoint.format.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from luma_core.checkpoint.format.manifest import MAX_MANIFEST_BYTES, Manifest
+from luma_core.checkpoint.format.parse import parse_manifest
 from luma_core.checkpoint.format.shard import written_by_us
 from luma_core.checkpoint.storage.local import LocalStore
 from luma_core.checkpoint.storage.names import INDEX_NAME, MANIFEST_NAME, shard_generation

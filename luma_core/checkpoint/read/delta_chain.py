@@ -1,4 +1,4 @@
-"""Checkpoints that hold differences to another one: finding and checking that one, the base."""
+"""The delta chain: a checkpoint that holds differences names its delta base, which is checked."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from luma_core.errors import (
 
 
 def base_manifest(store: Store, base: BaseEntry, url: str) -> Manifest:
-    """Return the manifest of a checkpoint's base, known to be the one that it was made from.
+    """Return the manifest of a checkpoint's delta base, known to be the one that it was made from.
 
     Args:
-        store: where the base lies.
+        store: where the delta base lies.
         base: what the checkpoint's manifest says of it.
         url: of the checkpoint, for messages.
 
@@ -70,7 +70,7 @@ def base_folder(store: Store) -> str | None:
 
 
 def check_counterparts(manifest: Manifest, base: Manifest, url: str) -> None:
-    """Check that a base has every tensor that a checkpoint holds differences to.
+    """Check that a delta base has every tensor that a checkpoint holds differences to.
 
     Raises:
         CorruptCheckpointError: it has none of that name, dtype and shape.

@@ -71,9 +71,9 @@ def content_problem(
         return problem
     digest = hashlib.sha256()
     try:
-        for piece in _pieces(store, file, again=again):
-            digest.update(piece)
-            tick(len(piece))
+        for data in _read_spans(store, file, again=again):
+            digest.update(data)
+            tick(len(data))
     except FileNotFoundError:
         return MISSING
     return digest_problem(file, digest.hexdigest())
@@ -94,15 +94,15 @@ def digest_problem(file: FileEntry, sha256: str) -> str | None:
     )
 
 
-class _Piece(NamedTuple):
+class _FileSpan(NamedTuple):
     start: int
     stop: int
 
 
-def _pieces(store: Store, file: FileEntry, *, again: bool) -> Iterator[memoryview]:
-    """Yield a file's bytes, read ahead of their use; each piece is there until the next."""
+def _read_spans(store: Store, file: FileEntry, *, again: bool) -> Iterator[memoryview]:
+    """Yield a file's bytes, read ahead of their use; each span is there until the next."""
     starts = range(0, file.bytes, SPAN_BYTES)
-    pieces = (_Piece(start, min(file.bytes, start + SPAN_BYTES)) for start in starts)
+    spans = (_FileSpan(start, min(file.bytes, start + SPAN_BYTES)) for start in starts)
     with store.reader(file.name, again=again) as reader:
-        for _, found in read_ahead(reader, pieces, threads=_READ_AHEAD, use=lambda *_: None):
+        for _, found in read_ahead(reader, spans, threads=_READ_AHEAD, use=lambda *_: None):
             yield found

@@ -159,7 +159,7 @@ def load(
     checkpoint = open(url, max_memory_bytes=max_memory_bytes)
     read: list[FileKind] = ["extra"]
     check: list[FileKind] = []
-    found = _Found({}, checkpoint.stored_shape, {})
+    found = _ReadTensors({}, checkpoint.stored_shape, {})
     incoming: Incoming | None = None
     weights: ModelLoad | None = None
     if optimizer is not None:
@@ -167,7 +167,7 @@ def load(
         matched = matched_states(checkpoint, optimizer, strict=strict)
         incoming = optimizer.incoming_state(matched)
         devices = _devices(matched, optimizer)
-        found = _Found(devices, checkpoint.stored_shape, _rooms(matched, optimizer, incoming))
+        found = _ReadTensors(devices, checkpoint.stored_shape, _rooms(matched, optimizer, incoming))
     if model is not None:
         check += ["model", "index"]
         held = [] if optimizer is None else [p for _, p, _ in optimizer.parameters_by_name()]
@@ -217,7 +217,7 @@ class FieldRoom(Room, Protocol):
         ...
 
 
-class _Rest:
+class _RoomFrom:
     """A room from one of its bytes on."""
 
     def __init__(self, room: Room, first: int) -> None:
@@ -231,12 +231,12 @@ class _Rest:
         self._room.filled(self._first + first, data)
 
 
-class _Found:
+class _ReadTensors:
     """Tensors that were read, in memory of their own, by name.
 
     Args:
         devices: where fields of the state belong, by stored name.
-        shape_of: returns the shape of one that is in pieces.
+        shape_of: returns the shape of one that is stored in pieces.
         rooms: places of fields that get no memory of their own.
     """
 
@@ -266,7 +266,7 @@ class _Found:
             return room
         dtype = torch_dtype(entry.dtype)
         assert dtype is not None
-        return _Rest(room, entry.first_row * tensor_bytes(dtype, entry.shape[1:]))
+        return _RoomFrom(room, entry.first_row * tensor_bytes(dtype, entry.shape[1:]))
 
     def put(self, entry: TensorEntry, tensor: Tensor) -> None:
         if entry.file.startswith("extra-"):
@@ -278,9 +278,9 @@ class _Found:
         elif entry.first_row is None:
             self.state[entry.name] = tensor.to(self._devices[entry.name])
         else:
-            self._whole(entry, tensor)[entry.first_row :][: len(tensor)] = tensor
+            self._assembled(entry, tensor)[entry.first_row :][: len(tensor)] = tensor
 
-    def _whole(self, entry: TensorEntry, piece: Tensor) -> Tensor:
+    def _assembled(self, entry: TensorEntry, piece: Tensor) -> Tensor:
         with self._lock:
             if entry.name not in self.state:
                 shape, device = self._shape_of(entry.name), self._devices[entry.name]

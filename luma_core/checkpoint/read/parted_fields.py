@@ -20,8 +20,8 @@ class ReadStored(Protocol):
     def __call__(self, name: str, box: Box | None = None, /) -> Tensor: ...
 
 
-class WholeFields:
-    """Reads fields of whole moments; one that is stored in parts is coded anew, to nearest.
+class RecodedFields:
+    """Reads fields of moments; one that is stored in parts is coded anew, to nearest.
 
     Args:
         entry: of the parameter.

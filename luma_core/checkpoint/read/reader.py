@@ -15,7 +15,7 @@ from luma_core.checkpoint.format.compression import Delta
 from luma_core.checkpoint.format.consistency import state_fields, tensor_name
 from luma_core.checkpoint.format.dtypes import torch_dtype
 from luma_core.checkpoint.format.extra import restore_extra
-from luma_core.checkpoint.format.folder import read_manifest, reading, refuse_replaced
+from luma_core.checkpoint.format.folder import read_manifest, reading
 from luma_core.checkpoint.format.lazy_fields import LazyFields
 from luma_core.checkpoint.format.manifest import (
     Box,
@@ -34,26 +34,17 @@ from luma_core.checkpoint.format.stored_tensors import (
     boxes_of_moments,
     stored_tensors,
 )
+from luma_core.checkpoint.read.checkpoint_files import CheckpointFiles
 from luma_core.checkpoint.read.delta_chain import base_manifest, check_counterparts
-from luma_core.checkpoint.read.files import (
-    MISSING,
-    Progress,
-    content_problem,
-    corrupt,
-    counted,
-    digest_problem,
-    in_lanes,
-    size_problem,
-)
-from luma_core.checkpoint.read.parted_fields import ReadStored, WholeFields
-from luma_core.checkpoint.read.shard_reader import ShardReader
-from luma_core.checkpoint.read.shard_stream import Room, Target, read_shard
+from luma_core.checkpoint.read.files import Progress
+from luma_core.checkpoint.read.parted_fields import ReadStored, RecodedFields
+from luma_core.checkpoint.read.shard_stream import Room, Target
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES, Budget
 from luma_core.checkpoint.storage.names import MANIFEST_NAME
-from luma_core.checkpoint.storage.store import Place, Store, open_store, storage_errors
+from luma_core.checkpoint.storage.open import open_store
+from luma_core.checkpoint.storage.store import Place, Store, storage_errors
 from luma_core.codecs import Fields, codec_from_dict
 from luma_core.direct import Bytes
-from luma_core.errors import CorruptCheckpointError
 from luma_core.state import GroupOptions, ParameterState, field_key
 
 
@@ -78,7 +69,6 @@ class Checkpoint:
         self.url = store.url
         with storage_errors(store.url):
             self.manifest = manifest or read_manifest(store)
-        self._readers: dict[str, ShardReader] = {}
         self._base: Checkpoint | None = None
         self._base_lock = threading.Lock()
 
@@ -86,7 +76,7 @@ class Checkpoint:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._readers.clear()
+        vars(self).pop("_files", None)
         self._base = None
 
     @property
@@ -204,7 +194,7 @@ class Checkpoint:
         codec = codec_from_dict(self._parameters[parameter].codecs[moment])
         names = codec.layout(box_shape(box))
         return {
-            name: self._whole(tensor_name(parameter, field_key(moment, name)), box)
+            name: self._stored_tensor(tensor_name(parameter, field_key(moment, name)), box)
             for name in names
         }
 
@@ -217,7 +207,7 @@ class Checkpoint:
             StorageError: the store failed.
         """
         with reading(self.store, self.manifest, entry.file):
-            reader = self._reader(entry.file)
+            reader = self._files.reader(entry.file)
             if rows is None:
                 return reader.read(entry)
             return field_rows(entry.shape, rows, partial(reader.read_elements, entry))
@@ -272,7 +262,7 @@ class Checkpoint:
         for entry, first, last in stored.spans(start, start + out.nbytes // itemsize):
             with reading(self.store, self.manifest, entry.file):
                 size = (last - first) * itemsize
-                self._reader(entry.file).read_into(entry, first, out[:size])
+                self._files.reader(entry.file).read_into(entry, first, out[:size])
                 out = out[size:]
 
     def stored_shape(self, name: str) -> tuple[int, ...]:
@@ -283,15 +273,15 @@ class Checkpoint:
         found = []
         for entry, first, last in self._fields[name].spans(start, stop):
             with reading(self.store, self.manifest, entry.file):
-                found.append(self._reader(entry.file).read_elements(entry, first, last))
+                found.append(self._files.reader(entry.file).read_elements(entry, first, last))
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _whole(self, name: str, box: Box | None = None) -> Tensor:
+    def _stored_tensor(self, name: str, box: Box | None = None) -> Tensor:
         shape = self._fields[name, box].shape
         return self._elements((name, box), 0, math.prod(shape)).view(shape)
 
     def _delta(self, entry: TensorEntry, place: int) -> Delta | None:
-        """Return what a chunk is a difference to; None where it is whole."""
+        """Return the delta base of a chunk; None where it is stored in full."""
         crc32 = entry.deltas[place] if entry.deltas else None
         base = self.base() if crc32 is not None else None
         if crc32 is None or base is None:
@@ -300,6 +290,12 @@ class Checkpoint:
         assert dtype is not None
         start = place * (self.manifest.chunk_bytes // dtype.itemsize)
         return Delta(partial(base.read_stored, entry.name, start), crc32)
+
+    @cached_property
+    def _files(self) -> CheckpointFiles:
+        return CheckpointFiles(
+            self.store, self.manifest, lanes=self._budget.lanes, delta=self._delta
+        )
 
     @cached_property
     def _parameters(self) -> dict[str, ParameterEntry]:
@@ -313,34 +309,12 @@ class Checkpoint:
     def _boxes(self) -> dict[tuple[str, str], list[Box]]:
         return boxes_of_moments(self.manifest.tensors_of("optimizer"))
 
-    @cached_property
-    def _shards(self) -> dict[str, tuple[FileEntry, list[TensorEntry]]]:
-        shards: dict[str, tuple[FileEntry, list[TensorEntry]]] = {
-            file.name: (file, []) for file in self.manifest.files_of("optimizer", "model", "extra")
-        }
-        for entry in self.manifest.tensors:
-            shards[entry.file][1].append(entry)
-        return shards
-
-    def _reader(self, file: str) -> ShardReader:
-        if file not in self._readers:
-            entry, tensors = self._shards[file]
-            self._readers[file] = ShardReader(
-                self.store,
-                entry,
-                tensors,
-                chunk_bytes=self.manifest.chunk_bytes,
-                generation=self.manifest.generation,
-                delta=self._delta,
-            )
-        return self._readers[file]
-
     def _state(
         self, entry: ParameterEntry, *, keep: bool, read: ReadStored | None = None
     ) -> ParameterState:
         keys = [key for key, *_ in state_fields(entry)]
         boxes = {moment: self.boxes(entry.name, moment) for moment in entry.codecs}
-        stored = WholeFields(entry, boxes, read or self._whole)
+        stored = RecodedFields(entry, boxes, read or self._stored_tensor)
         return ParameterState(
             name=entry.name,
             shape=entry.shape,
@@ -379,60 +353,15 @@ class Checkpoint:
             CheckpointReplacedError: the checkpoint was replaced or removed since it was opened.
             StorageError: the store failed.
         """
-        wanted, others = (list(self.manifest.files_of(*kinds)) for kinds in (read, check))
-        tick = counted(sum(file.bytes for file in (*others, *wanted)), progress)
-        tick(0)
         if "optimizer" in read:
             self.chain()
-        self._refuse_problems(others, tick)
-        read_file = partial(self._read_file, tick=tick, target=Target(put, room))
-        for _ in in_lanes(self._budget.lanes, read_file, wanted):
-            pass
-
-    def _refuse_problems(self, files: Sequence[FileEntry], tick: Callable[[int], None]) -> None:
-        for file, problem in self.file_problems(files, tick, again=True):
-            if problem is not None and not (file.kind == "index" and problem is MISSING):
-                raise corrupt(self.url, file, problem)
-
-    def _read_file(self, file: FileEntry, tick: Callable[[int], None], target: Target) -> None:
-        with reading(self.store, self.manifest, file.name):
-            problem = size_problem(self.store, file)
-            if problem is None:
-                sha256 = read_shard(
-                    self.store,
-                    file.name,
-                    self._shards[file.name][1],
-                    header=self._reader(file.name).header,
-                    chunk_bytes=self.manifest.chunk_bytes,
-                    tick=tick,
-                    target=target,
-                    delta=self._delta,
-                )
-                problem = digest_problem(file, sha256)
-            if problem is not None:
-                raise corrupt(self.url, file, problem)
+        self._files.read(read, check, target=Target(put, room), progress=progress)
 
     def file_problems(
         self, files: Sequence[FileEntry], tick: Callable[[int], None], *, again: bool = False
     ) -> Iterator[tuple[FileEntry, str | None]]:
         """Check files, several at once; yield each with what `content_problem` says of it."""
-        check = partial(self._file_problem, tick=tick, again=again)
-        yield from zip(files, in_lanes(self._budget.lanes, check, files), strict=True)
-
-    def _file_problem(
-        self, file: FileEntry, tick: Callable[[int], None], *, again: bool
-    ) -> str | None:
-        """Return what is wrong with a file, `MISSING` where it is not there, or None."""
-        with storage_errors(f"{self.url}/{file.name}"):
-            problem = content_problem(self.store, file, tick, again=again)
-            if problem is None and file.kind != "index":
-                try:
-                    self._reader(file.name)
-                except CorruptCheckpointError as error:
-                    problem = error.message.removeprefix(f"{self.url}/{file.name}: ").rstrip(".")
-            if problem is not None:
-                refuse_replaced(self.store, self.manifest)
-        return problem
+        return self._files.problems(files, tick, again=again)
 
 
 def open(url: Place, *, max_memory_bytes: int = MAX_MEMORY_BYTES) -> Checkpoint:

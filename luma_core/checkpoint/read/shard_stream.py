@@ -1,4 +1,4 @@
-"""Reading a whole shard once: its bytes are hashed on their way into tensors."""
+"""The shard stream: a shard is read once, and its bytes are hashed on their way into tensors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class _NewTensor:
         """Do nothing: it is in place."""
 
 
-class _Part(NamedTuple):
+class _ChunkRead(NamedTuple):
     """A chunk inside a span, or some bytes of one that is raw.
 
     Attributes:
@@ -93,13 +93,13 @@ class _Span:
     Attributes:
         start: of the first byte in the file.
         stop: behind the last.
-        parts: of chunks inside, in order.
+        chunks: those inside, or bytes of them, in order.
         ended: tensors whose last chunk is inside, with their entries.
     """
 
     start: int
     stop: int
-    parts: list[_Part] = field(default_factory=list)
+    chunks: list[_ChunkRead] = field(default_factory=list)
     ended: list[tuple[TensorEntry, Tensor]] = field(default_factory=list)
 
     def room_bytes(self) -> int:
@@ -113,11 +113,11 @@ class _Span:
     def has_room(self, chunk: Chunk) -> bool:
         """Whether a chunk that cannot be divided fits, with the whole pages around the span."""
         size = self.stop - self.start + chunk.stored_bytes
-        return not self.parts or size <= SPAN_BYTES - 2 * PAGE_BYTES
+        return not self.chunks or size <= SPAN_BYTES - 2 * PAGE_BYTES
 
-    def add(self, part: _Part) -> None:
-        self.parts.append(part)
-        self.stop += part.stored_bytes
+    def add(self, read: _ChunkRead) -> None:
+        self.chunks.append(read)
+        self.stop += read.stored_bytes
 
 
 def _spans(
@@ -126,29 +126,31 @@ def _spans(
     span = _Span(start, start)
     for entry in entries:
         room = target.room(entry) or _NewTensor(entry)
-        for part in _parts(entry, room, chunk_bytes):
-            if part.chunk is not None and not span.has_room(part.chunk):
+        for read in _chunk_reads(entry, room, chunk_bytes):
+            if read.chunk is not None and not span.has_room(read.chunk):
                 yield span
                 span = _Span(span.stop, span.stop)
-            while part.chunk is None and part.size_bytes > (fits := span.room_bytes()):
+            while read.chunk is None and read.size_bytes > (fits := span.room_bytes()):
                 if fits:
-                    span.add(part._replace(size_bytes=fits))
+                    span.add(read._replace(size_bytes=fits))
                 yield span
                 span = _Span(span.stop, span.stop)
-                part = part._replace(first=part.first + fits, size_bytes=part.size_bytes - fits)
-            span.add(part)
+                read = read._replace(first=read.first + fits, size_bytes=read.size_bytes - fits)
+            span.add(read)
         if isinstance(room, _NewTensor):
             span.ended.append((entry, room.tensor))
     yield span
 
 
-def _parts(entry: TensorEntry, room: Room, chunk_bytes: int) -> Iterator[_Part]:
+def _chunk_reads(entry: TensorEntry, room: Room, chunk_bytes: int) -> Iterator[_ChunkRead]:
     """Yield a tensor's chunks."""
     left = tensor_bytes(_dtype(entry), entry.shape)
     for place, chunk in enumerate(entry.chunks):
         size = min(left, chunk_bytes)
         left -= size
-        yield _Part(entry, room, place * chunk_bytes, size, place, None if chunk.raw else chunk)
+        yield _ChunkRead(
+            entry, room, place * chunk_bytes, size, place, None if chunk.raw else chunk
+        )
 
 
 def read_shard(
@@ -175,7 +177,7 @@ def read_shard(
         chunk_bytes: raw bytes per chunk.
         tick: called with numbers of bytes read.
         target: takes the tensors.
-        delta: returns what a chunk, by its number in its tensor, is a difference to.
+        delta: returns the delta base of a chunk, by its number in its tensor.
 
     Raises:
         CorruptCheckpointError: the file is missing or ends early, or a chunk cannot be decoded.
@@ -184,17 +186,17 @@ def read_shard(
 
     def use(span: _Span, data: memoryview) -> None:
         check_length(store, name, span.start + len(data), span.stop)
-        for part in span.parts:
-            piece, data = data[: part.stored_bytes], data[part.stored_bytes :]
-            out = part.room.part(part.first, part.size_bytes)
-            if part.chunk is None:
+        for read in span.chunks:
+            piece, data = data[: read.stored_bytes], data[read.stored_bytes :]
+            out = read.room.part(read.first, read.size_bytes)
+            if read.chunk is None:
                 np.copyto(out, np.frombuffer(piece, np.uint8))
             else:
-                told = f"{where}: tensor {part.entry.name!r}"
-                itemsize = _dtype(part.entry).itemsize
-                change = delta(part.entry, part.place)
-                decode_chunk(piece, part.chunk, out, itemsize, told, change)
-            part.room.filled(part.first, out)
+                told = f"{where}: tensor {read.entry.name!r}"
+                itemsize = _dtype(read.entry).itemsize
+                change = delta(read.entry, read.place)
+                decode_chunk(piece, read.chunk, out, itemsize, told, change)
+            read.room.filled(read.first, out)
 
     digest = hashlib.sha256(header)
     tick(len(header))

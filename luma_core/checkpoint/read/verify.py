@@ -10,7 +10,8 @@ from luma_core.checkpoint.read.files import MISSING, counted
 from luma_core.checkpoint.read.reader import Checkpoint
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES, Budget
 from luma_core.checkpoint.storage.names import MANIFEST_NAME
-from luma_core.checkpoint.storage.store import Place, Store, open_store, storage_errors
+from luma_core.checkpoint.storage.open import open_store
+from luma_core.checkpoint.storage.store import Place, Store, storage_errors
 from luma_core.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,

@@ -1,4 +1,4 @@
-"""Saves that go on behind the caller: one thread, in order, which the process waits for."""
+"""The executor of asynchronous saves: one thread, in order, which the process waits for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_IN_FLIGHT = 2
 
 
 class SaveHandle:
-    """A save that goes on behind the caller.
+    """An asynchronous save, which goes on while training does.
 
     Attributes:
         url: the folder.
@@ -60,7 +60,7 @@ class SaveHandle:
     def raise_again(self, hint: str) -> None:
         """Raise the error of this save, which has failed, saying that it is an earlier one's."""
         self._told = True
-        raise self.failure("an earlier save behind training failed: ", hint)
+        raise self.failure("an earlier asynchronous save failed: ", hint)
 
     def failure(self, before: str = "", hint: str = "") -> LumaError:
         """Return what this save, which has failed, failed with, as an error that names the save.
@@ -83,7 +83,7 @@ class SaveHandle:
         return told
 
 
-class _Saves:
+class _AsyncExecutor:
     """The saves in flight of this process, oldest first."""
 
     def __init__(self) -> None:
@@ -106,17 +106,17 @@ class _Saves:
             failed[0].raise_again(f"{hint} {more}".strip())
 
 
-_saves = _Saves()
+_executor = _AsyncExecutor()
 
 
 def finish() -> None:
     """Wait until no save is in flight."""
-    for handle in _saves.in_flight():
+    for handle in _executor.in_flight():
         _wait(handle)
 
 
 def wait_for_saves() -> None:
-    """Wait until all saves behind training have ended, and raise what one of them failed with.
+    """Wait until all asynchronous saves have ended, and raise what one of them failed with.
 
     At the end of a script this makes a failure of the last save one of the script. Without it the
     failure is printed when the process ends, whose exit code stays as it is.
@@ -125,15 +125,15 @@ def wait_for_saves() -> None:
         LumaError: whatever `save` raises, where nobody was told so yet.
     """
     finish()
-    _saves.raise_untold()
+    _executor.raise_untold()
 
 
 def before_save(*, wait: bool) -> None:
     """Let earlier saves end, all or all but one, and raise what one of them failed with."""
     room = 1 if wait else MAX_IN_FLIGHT
-    while len(flying := _saves.in_flight()) >= room:
+    while len(flying := _executor.in_flight()) >= room:
         _wait(flying[0])
-    _saves.raise_untold("Nothing was saved by this call: save again.")
+    _executor.raise_untold("Nothing was saved by this call: save again.")
 
 
 def _wait(handle: SaveHandle) -> None:
@@ -149,11 +149,11 @@ def submit(run: Callable[[], Manifest], url: str, step: int | None = None) -> Sa
         step: of a run, likewise.
     """
     name = url if step is None else f"step {step} in {url}"
-    with _saves.lock:
-        if _saves.pool is None:
-            _saves.pool = ThreadPoolExecutor(1, thread_name_prefix="luma-save")
-        handle = SaveHandle(_saves.pool.submit(_run, run, name), url, name)
-        _saves.handles.append(handle)
+    with _executor.lock:
+        if _executor.pool is None:
+            _executor.pool = ThreadPoolExecutor(1, thread_name_prefix="luma-save")
+        handle = SaveHandle(_executor.pool.submit(_run, run, name), url, name)
+        _executor.handles.append(handle)
     return handle
 
 
@@ -164,14 +164,14 @@ def _run(run: Callable[[], Manifest], name: str) -> Manifest:
         # The error may be kept for long, and its frames hold the copy of the state.
         traceback.clear_frames(error.__traceback__)
         if not isinstance(error, LumaError):
-            error.add_note(f"{name}: the save behind training failed with this.")
+            error.add_note(f"{name}: the asynchronous save failed with this.")
         del run
         raise
 
 
 def _finish_and_tell() -> None:
     finish()
-    for handle in _saves.handles:
+    for handle in _executor.handles:
         if handle.has_untold_error():
             told = f"{handle.url}: the save failed: {handle.failure()}"
             # Nothing else tells of it: the process ends with the exit code it would have had.
@@ -180,14 +180,14 @@ def _finish_and_tell() -> None:
                 _log.error(told)
 
 
-_inherited: list[_Saves] = []
+_inherited: list[_AsyncExecutor] = []
 
 
 def _forget() -> None:
-    global _saves
+    global _executor
     # What waits there has pinned memory: CUDA ends a forked child that lets go of it.
-    _inherited.append(_saves)
-    _saves = _Saves()
+    _inherited.append(_executor)
+    _executor = _AsyncExecutor()
 
 
 # The threads that a save needs cannot be started once concurrent.futures has shut down, which is

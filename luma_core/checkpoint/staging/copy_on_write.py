@@ -1,4 +1,4 @@
-"""What a save behind training reads of state that steps go on to change."""
+"""Copy-on-write of the state that an asynchronous save reads while steps change it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Job = Callable[[], object]
 """Copies some bytes; raises nothing."""
 
 
-class Held(Protocol):
+class GuardedTensor(Protocol):
     """A tensor whose bytes of now are to be saved.
 
     Attributes:
@@ -47,7 +47,7 @@ class Held(Protocol):
         """Wait until those bytes are safe: the caller, or its current stream."""
         ...
 
-    def copy_behind(self) -> None:
+    def copy_in_background(self) -> None:
         """Copy what is not safe yet, unless that is better left until a step needs it."""
         ...
 
@@ -78,7 +78,7 @@ class Version:
             changed = self._tensor is not None and self._tensor._version != self._known
         if changed:
             raise StateChangedError(
-                f"{self.name!r} was changed in place while a save behind training was reading it; "
+                f"{self.name!r} was changed in place while an asynchronous save was reading it; "
                 "nothing was saved.",
                 hint="Wait for the save's result() before such a change, or call "
                 "luma_core.checkpoint.before_change(tensors).",
@@ -90,8 +90,8 @@ class Version:
             self._tensor = None
 
 
-class Hold:
-    """The tensors that one save behind training has still to read.
+class CopyOnWriteGuard:
+    """The tensors that one asynchronous save has still to read, and that a step may change.
 
     A byte is *safe* once it was read by the save or copied. What the save reads, it reads into
     memory of its own, so that a step waits for the store only where nothing may be copied.
@@ -103,7 +103,7 @@ class Hold:
         self.changed = threading.Condition()
         # A finalizer of the garbage collector must not wait for locks, so it only sets this.
         self.abandoned = False
-        self._held: list[Held] = []
+        self._guarded: list[GuardedTensor] = []
         self._of_storage: dict[int, list[Version]] = {}
         self._unsafe = 0
         self._working = 0
@@ -117,23 +117,23 @@ class Hold:
         return self._ended or self.abandoned or self._failure is not None
 
     def takes(self, first: int, stop: int) -> bool:
-        """Return whether the bytes between two addresses are held by no other tensor."""
-        place = bisect_right(self._held, first, key=_first)
-        if place and self._held[place - 1].stop > first:
+        """Return whether the bytes between two addresses are of no other guarded tensor."""
+        place = bisect_right(self._guarded, first, key=_first)
+        if place and self._guarded[place - 1].stop > first:
             return False
-        return place == len(self._held) or stop <= self._held[place].first
+        return place == len(self._guarded) or stop <= self._guarded[place].first
 
-    def add(self, held: Held) -> None:
-        """Hold one more tensor."""
-        insort(self._held, held, key=_first)
-        self._of_storage.setdefault(held.version.storage, []).append(held.version)
+    def add(self, guarded: GuardedTensor) -> None:
+        """Guard one more tensor."""
+        insort(self._guarded, guarded, key=_first)
+        self._of_storage.setdefault(guarded.version.storage, []).append(guarded.version)
         self._unsafe += 1
 
-    def begin(self, order: Sequence[Held]) -> None:
-        """Look out for changes, and copy behind the caller, in that order."""
-        if not self._held:
+    def begin(self, order: Sequence[GuardedTensor]) -> None:
+        """Look out for changes, and copy in the background, in that order."""
+        if not self._guarded:
             return
-        thread = threading.Thread(target=self._copy_behind, args=(order,), name="luma-copy")
+        thread = threading.Thread(target=self._copy_in_background, args=(order,), name="luma-copy")
         changes.add_reader(self)
         try:
             thread.start()
@@ -154,9 +154,9 @@ class Hold:
         with self.changed:
             while self._working:
                 self.changed.wait()
-        for held in self._held:
-            held.close()
-        self._held.clear()
+        for guarded in self._guarded:
+            guarded.close()
+        self._guarded.clear()
         self._of_storage.clear()
 
     def before_change(self, tensors: Sequence[Tensor]) -> None:
@@ -168,24 +168,24 @@ class Hold:
             found = [item for tensor in tensors for item in self._overlapping(tensor)]
             with self.changed:
                 # At once: another thread's step may follow as soon as it sees them announced.
-                for held, _, _ in found:
-                    held.version.check()
-                for storage in {held.version.storage for held, _, _ in found}:
+                for guarded, _, _ in found:
+                    guarded.version.check()
+                for storage in {guarded.version.storage for guarded, _, _ in found}:
                     for version in self._of_storage.pop(storage, ()):
                         version.forget()
             on_several_threads(
-                [job for held, first, stop in found for job in held.jobs(first, stop)]
+                [job for guarded, first, stop in found for job in guarded.jobs(first, stop)]
             )
-            for held, first, stop in found:
-                held.wait(first, stop)
+            for guarded, first, stop in found:
+                guarded.wait(first, stop)
 
-    def _overlapping(self, tensor: Tensor) -> Iterator[tuple[Held, int, int]]:
+    def _overlapping(self, tensor: Tensor) -> Iterator[tuple[GuardedTensor, int, int]]:
         first, stop = extent(tensor)
-        place = max(bisect_right(self._held, first, key=_first) - 1, 0)
-        while place < len(self._held) and self._held[place].first < stop:
-            held = self._held[place]
-            if held.stop > first:
-                yield held, max(first, held.first), min(stop, held.stop)
+        place = max(bisect_right(self._guarded, first, key=_first) - 1, 0)
+        while place < len(self._guarded) and self._guarded[place].first < stop:
+            guarded = self._guarded[place]
+            if guarded.stop > first:
+                yield guarded, max(first, guarded.first), min(stop, guarded.stop)
             place += 1
 
     def working(self) -> _Working:
@@ -216,10 +216,10 @@ class Hold:
             self._failure = self._failure or error
             self.changed.notify_all()
 
-    def _copy_behind(self, order: Sequence[Held]) -> None:
+    def _copy_in_background(self, order: Sequence[GuardedTensor]) -> None:
         with self.working():
-            for held in order:
-                held.copy_behind()
+            for guarded in order:
+                guarded.copy_in_background()
 
     def _count(self, change: int) -> None:
         with self.changed:
@@ -228,16 +228,16 @@ class Hold:
 
 
 class _Working:
-    def __init__(self, hold: Hold) -> None:
-        self._hold = hold
+    def __init__(self, guard: CopyOnWriteGuard) -> None:
+        self._guard = guard
 
     def __enter__(self) -> None:
-        self._hold._count(1)
+        self._guard._count(1)
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
         if isinstance(error, Exception):
-            self._hold.fail(error)
-        self._hold._count(-1)
+            self._guard.fail(error)
+        self._guard._count(-1)
         return isinstance(error, Exception)
 
 

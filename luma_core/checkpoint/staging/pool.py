@@ -1,4 +1,4 @@
-"""Memory for copies of what is saved, which is used again."""
+"""The staging pool: memory for copies of what is saved, which is used again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def kind_of(tensor: Tensor) -> Kind:
     return tensor.dtype, tuple(tensor.shape), tensor.is_cuda
 
 
-class Copies:
+class StagingPool:
     """The memory for the copies of one save; may be used by several threads.
 
     It stays after the save for the next one of the same owner, because the first use of new memory
@@ -36,8 +36,8 @@ class Copies:
     def __init__(self, owner: object) -> None:
         self._owner = _reference(owner)
         self._lock = threading.Lock()
-        self._free = _kept.take(self._owner)
-        self._used: _Some = []
+        self._free = _idle.take(self._owner)
+        self._used: _Buffers = []
         self._expected: Counter[Kind] = Counter()
 
     def expect(self, kind: Kind) -> None:
@@ -67,7 +67,7 @@ class Copies:
             some, self._used = self._used, []
             some += [(kind, copy) for kind, free in self._free.items() for copy in free]
             self._free.clear()
-        _kept.give(self._owner, some)
+        _idle.give(self._owner, some)
 
 
 def _new(kind: Kind) -> Tensor:
@@ -80,17 +80,19 @@ def _new(kind: Kind) -> Tensor:
 def provide(owner: object, kinds: Iterable[Kind]) -> None:
     """Get the memory for copies of these kinds, on a thread that nobody waits for.
 
-    The owner's next `Copies` take what is there by then, and get the rest themselves.
+    The owner's next `StagingPool` takes what is there by then, and gets the rest itself.
     """
     reference = _reference(owner)
     missing = Counter(kinds)
-    if (some := _kept.begin(reference)) is not None:
+    if (some := _idle.begin(reference)) is not None:
         missing.subtract(Counter(kind for kind, _ in some))
-        arguments = (_kept, reference, some, list((+missing).elements()))
+        arguments = (_idle, reference, some, list((+missing).elements()))
         threading.Thread(target=_provide, args=arguments, name="luma-provide").start()
 
 
-def _provide(kept: _Kept, reference: _Reference, some: _Some, missing: list[Kind]) -> None:
+def _provide(
+    idle: _IdleBuffers, reference: _Reference, some: _Buffers, missing: list[Kind]
+) -> None:
     for kind in missing:
         if not threading.main_thread().is_alive():
             return
@@ -98,12 +100,12 @@ def _provide(kept: _Kept, reference: _Reference, some: _Some, missing: list[Kind
         _, _, pinned = kind
         if not pinned:
             touch(copy)
-        if not kept.add(reference, some, (kind, copy)):
+        if not idle.add(reference, some, (kind, copy)):
             return
 
 
 _Reference = weakref.ref[object] | None
-_Some = list[tuple[Kind, Tensor]]
+_Buffers = list[tuple[Kind, Tensor]]
 
 
 def _reference(owner: object) -> _Reference:
@@ -114,12 +116,12 @@ def _reference(owner: object) -> _Reference:
         return None
 
 
-class _Kept:
+class _IdleBuffers:
     """Memory that no save uses, by owner."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._of: weakref.WeakKeyDictionary[object, _Some] = weakref.WeakKeyDictionary()
+        self._of: weakref.WeakKeyDictionary[object, _Buffers] = weakref.WeakKeyDictionary()
 
     def take(self, reference: _Reference) -> defaultdict[Kind, list[Tensor]]:
         owner = reference and reference()
@@ -130,17 +132,17 @@ class _Kept:
             free[kind].append(copy)
         return free
 
-    def give(self, reference: _Reference, some: _Some) -> None:
+    def give(self, reference: _Reference, some: _Buffers) -> None:
         owner = reference and reference()
         if owner is not None:
             with self._lock:
                 self._of[owner] = some
 
-    def everything(self) -> list[_Some]:
+    def all_buffers(self) -> list[_Buffers]:
         """Return all that is kept, without the lock."""
         return list(self._of.values())
 
-    def begin(self, reference: _Reference) -> _Some | None:
+    def begin(self, reference: _Reference) -> _Buffers | None:
         """Return the list to `add` to, with what is kept; whoever had an earlier one is done."""
         owner = reference and reference()
         if owner is None:
@@ -149,7 +151,7 @@ class _Kept:
             some = self._of[owner] = list(self._of.get(owner, ()))
         return some
 
-    def add(self, reference: _Reference, some: _Some, copy: tuple[Kind, Tensor]) -> bool:
+    def add(self, reference: _Reference, some: _Buffers, copy: tuple[Kind, Tensor]) -> bool:
         """Keep one more in ``some`` unless a save took them; return whether it did not."""
         owner = reference and reference()
         with self._lock:
@@ -159,15 +161,15 @@ class _Kept:
             return wanted
 
 
-_kept = _Kept()
-_inherited: list[_Some] = []
+_idle = _IdleBuffers()
+_inherited: list[_Buffers] = []
 
 
 def _forget() -> None:
-    global _kept
+    global _idle
     # CUDA ends a forked child that lets go of pinned memory.
-    _inherited.extend(_kept.everything())
-    _kept = _Kept()
+    _inherited.extend(_idle.all_buffers())
+    _idle = _IdleBuffers()
 
 
 # Another thread of the parent may have held the lock, and the child has memory of its own.

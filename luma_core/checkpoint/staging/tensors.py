@@ -1,4 +1,4 @@
-"""One tensor that a save behind training has still to read."""
+"""One tensor that an asynchronous save has still to read."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from luma_core import mapped
 from luma_core.checkpoint.format.shard import raw_chunks
-from luma_core.checkpoint.staging.copy_on_write import Hold, Job, Version
-from luma_core.checkpoint.staging.pool import Copies, kind_of
+from luma_core.checkpoint.staging.copy_on_write import CopyOnWriteGuard, Job, Version
+from luma_core.checkpoint.staging.pool import StagingPool, kind_of
 from luma_core.direct import Bytes
 from luma_core.errors import StateChangedError
 
@@ -21,8 +21,8 @@ from luma_core.errors import StateChangedError
 class Way(Enum):
     """How a tensor is kept from being changed before it was read."""
 
-    BEHIND = auto()
-    """It is copied behind the caller, beginning with the last bytes, which are written last."""
+    BACKGROUND = auto()
+    """It is copied in the background, beginning with the last bytes, which are written last."""
 
     WAIT = auto()
     """It is never copied: a step waits until it was read."""
@@ -35,30 +35,30 @@ class HostTensor:
     """A tensor in the CPU's memory, which is read and copied piece by piece.
 
     Args:
-        hold: of the save.
+        guard: of the save.
         name: of the tensor.
         source: contiguous.
         way: when it is copied.
-        copies: give the memory for that.
+        pool: gives the memory for that.
         piece_bytes: of a piece, a multiple of the size of an element.
         again: whether the save may read it more than once.
     """
 
     def __init__(
         self,
-        hold: Hold,
+        guard: CopyOnWriteGuard,
         name: str,
         source: Tensor,
         way: Way,
-        copies: Copies,
+        pool: StagingPool,
         *,
         piece_bytes: int,
         again: bool,
     ) -> None:
-        self.version = Version(name, source, hold.changed)
-        self._hold = hold
+        self.version = Version(name, source, guard.changed)
+        self._guard = guard
         self._way = way
-        self._copies = copies
+        self._pool = pool
         self._kind = kind_of(source)
         self._live = source.reshape(-1).view(torch.uint8)
         self._source: Bytes = self._live.numpy()
@@ -84,12 +84,12 @@ class HostTensor:
     def wait(self, first: int, stop: int) -> None:
         """Wait until those bytes were read, where they are not to be copied."""
         for index in self._unsafe(first, stop):
-            with self._hold.changed:
-                self._hold.wait_while(partial(self._is, index, _LIVE, _BUSY))
+            with self._guard.changed:
+                self._guard.wait_while(partial(self._is, index, _LIVE, _BUSY))
 
-    def copy_behind(self) -> None:
+    def copy_in_background(self) -> None:
         """Copy from the back, until the save that reads from the front is met."""
-        if self._way is Way.BEHIND:
+        if self._way is Way.BACKGROUND:
             for index in reversed(range(len(self._states))):
                 self._copy_piece(index)
 
@@ -109,13 +109,13 @@ class HostTensor:
                 yield index
 
     def _read(self, index: int) -> Bytes:
-        place, hold = self._place(index), self._hold
-        with hold.changed:
-            hold.wait_while(partial(self._is, index, _BUSY))
-            hold.check()
+        place, guard = self._place(index), self._guard
+        with guard.changed:
+            guard.wait_while(partial(self._is, index, _BUSY))
+            guard.check()
             copied = self._states[index] == _COPIED
             if not copied:
-                assert self._states[index] == _LIVE or hold.over
+                assert self._states[index] == _LIVE or guard.over
                 self._states[index] = _BUSY
         if copied:
             assert self._copy is not None
@@ -125,7 +125,7 @@ class HostTensor:
         if self._again and index == len(self._states) - 1:
             # Pieces that were read live are live still, so nobody has checked them.
             self.version.check()
-        hold.check()
+        guard.check()
         return piece
 
     def _read_live(self, index: int) -> Bytes:
@@ -141,14 +141,14 @@ class HostTensor:
 
     def _copy_piece(self, index: int) -> None:
         """Copy a piece unless it is safe; errors are those of the save."""
-        place, hold = self._place(index), self._hold
-        with hold.working():
-            with hold.changed:
-                hold.wait_while(partial(self._is, index, _BUSY))
-                if hold.over or self._states[index] != _LIVE:
+        place, guard = self._place(index), self._guard
+        with guard.working():
+            with guard.changed:
+                guard.wait_while(partial(self._is, index, _BUSY))
+                if guard.over or self._states[index] != _LIVE:
                     return
                 if self._copy is None:
-                    self._copy = bytes_of(self._copies.new(self._kind))
+                    self._copy = bytes_of(self._pool.new(self._kind))
                 self._states[index] = _BUSY
             found = _LIVE
             try:
@@ -159,42 +159,47 @@ class HostTensor:
                 self._leave(index, found)
 
     def _leave(self, index: int, state: int) -> None:
-        with self._hold.changed:
+        with self._guard.changed:
             self._states[index] = state
             self._left -= state != _LIVE
             done = not self._left and state != _LIVE
             if done:
                 # Before anybody sees the last piece: a save that has all of them commits.
                 self._check_version()
-            self._hold.changed.notify_all()
+            self._guard.changed.notify_all()
         if done:
-            self._hold.safe()
+            self._guard.safe()
 
     def _check_version(self) -> None:
         try:
             self.version.check()
         except StateChangedError as error:
-            self._hold.fail(error)
+            self._guard.fail(error)
 
 
 class DeviceTensor:
-    """A tensor of a CUDA device, which is copied to pinned memory behind the caller.
+    """A tensor of a CUDA device, which is copied to pinned memory in the background.
 
     Args:
-        hold: of the save.
+        guard: of the save.
         name: of the tensor.
         source: contiguous.
         stream: that the copy is made on.
-        copies: give the memory for it.
+        pool: gives the memory for it.
     """
 
     def __init__(
-        self, hold: Hold, name: str, source: Tensor, stream: torch.cuda.Stream, copies: Copies
+        self,
+        guard: CopyOnWriteGuard,
+        name: str,
+        source: Tensor,
+        stream: torch.cuda.Stream,
+        pool: StagingPool,
     ) -> None:
-        self.version = Version(name, source, hold.changed)
-        self._hold = hold
+        self.version = Version(name, source, guard.changed)
+        self._guard = guard
         self._stream = stream
-        self._copies = copies
+        self._pool = pool
         self._source: Tensor | None = source
         self._copy: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
@@ -204,7 +209,7 @@ class DeviceTensor:
     def pieces(self, chunk_bytes: int) -> Iterator[Bytes]:
         """Yield the bytes of then, piece by piece."""
         copied = self._begun()
-        self._hold.check()
+        self._guard.check()
         assert copied is not None
         assert self._copy is not None
         copied.synchronize()
@@ -212,11 +217,11 @@ class DeviceTensor:
             self.version.check()
             self.version.forget()
             self._source = None
-            self._hold.safe()
+            self._guard.safe()
         yield from raw_chunks(self._copy, chunk_bytes)
 
     def jobs(self, first: int, stop: int) -> Iterator[Job]:
-        """Yield nothing: all of it is copied behind the caller."""
+        """Yield nothing: all of it is copied in the background."""
         yield from ()
 
     def wait(self, first: int, stop: int) -> None:
@@ -227,18 +232,18 @@ class DeviceTensor:
         if copied is not None:
             torch.cuda.current_stream(self._stream.device).wait_event(copied)
 
-    def copy_behind(self) -> None:
+    def copy_in_background(self) -> None:
         """Begin to copy."""
         source = self._source
-        if self._hold.over or source is None:
+        if self._guard.over or source is None:
             return
-        self._copy = self._copies.new(kind_of(source))
+        self._copy = self._pool.new(kind_of(source))
         with torch.cuda.stream(self._stream):
             self._copy.copy_(source, non_blocking=True)
             copied = self._stream.record_event()
-        with self._hold.changed:
+        with self._guard.changed:
             self._copied = copied
-            self._hold.changed.notify_all()
+            self._guard.changed.notify_all()
 
     def close(self) -> None:
         """Wait for the copy, which uses memory that others are about to use."""
@@ -247,8 +252,8 @@ class DeviceTensor:
         self._source = None
 
     def _begun(self) -> torch.cuda.Event | None:
-        with self._hold.changed:
-            self._hold.wait_while(lambda: self._copied is None)
+        with self._guard.changed:
+            self._guard.wait_while(lambda: self._copied is None)
         return self._copied
 
 

@@ -1,4 +1,4 @@
-"""Writing a local file from start to end, past the page cache and behind the caller."""
+"""Writing a local file from start to end, past the page cache and on a thread of its own."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from luma_core.checkpoint.storage.store import (
     Version,
     changed_meanwhile,
 )
-from luma_core.errors import LumaError, StorageError
+from luma_core.errors import LumaError
 
 ATTEMPTS = 5
 FIRST_WAIT_SECONDS = 0.2
@@ -40,44 +40,6 @@ T = TypeVar("T")
 
 # Between a look at an object and its replacement; other processes are not kept out by it.
 _commit_lock = threading.Lock()
-
-
-def open_remote(url: str) -> Store:
-    """Return the store of an fsspec URL.
-
-    Raises:
-        StorageError: no backend handles it, its package is missing, or it is a chain of URLs.
-    """
-    import fsspec
-
-    scheme, _, path = url.partition("://")
-    told = f"{url!r}: no store for {scheme!r} locations."
-    if "::" in url:
-        raise StorageError(told, hint="Chained URLs are not taken: give the place itself.")
-    try:
-        kind = fsspec.get_filesystem_class(scheme)
-    except ValueError as error:
-        hint = (
-            "Give a local path, or a URL of a kind that fsspec knows, such as s3://bucket/folder."
-        )
-        raise StorageError(told, hint=hint) from error
-    except ImportError as error:
-        hint = "pip install 'luma-state[s3]'" if scheme in ("s3", "s3a") else f"{error}."
-        raise StorageError(told, hint=hint) from error
-    # What keeps checkpoints only is no plain file system, and brings a store of its own.
-    if hasattr(kind, "checkpoint_store"):
-        store: Store = kind.checkpoint_store(url)
-        return store
-    if not path.strip("/"):
-        raise StorageError(f"{url!r}: the URL names no folder.", hint="Give one, as in s3://b/run.")
-    if scheme in ("s3", "s3a"):
-        from luma_core.checkpoint.storage.s3 import S3Store
-
-        return S3Store(url)
-    with plain_errors():
-        # A listing that is cached would hide what other processes wrote.
-        fs = kind(use_listings_cache=False, **kind._get_kwargs_from_urls(url))
-        return FsspecStore(fs, kind._strip_protocol(url), url)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
-"""Where checkpoints live: the contract of a store, and the choice of one by URL.
+"""Where checkpoints live: the contract of a store.
 
 A store is one flat folder of objects. An object appears only when its writer commits, whole or not
 at all; writes are sequential; nothing is renamed or appended to afterwards. `local`, `remote` and
-`s3` fulfil the contract; `testing` checks that one does.
+`s3` fulfil the contract, and `open` chooses one of them by URL.
 """
 
 from __future__ import annotations
@@ -298,27 +298,3 @@ def scratch_file(folder: Path | None, memory_bytes: int = SCRATCH_MEMORY_BYTES) 
     place = None if folder is None else str(folder)
     spool = tempfile.SpooledTemporaryFile(max_size=memory_bytes, dir=place)  # noqa: SIM115
     return cast(IO[bytes], spool)
-
-
-def open_store(place: Place) -> Store:
-    """Return the store of the folder that ``place`` names now; it need not exist yet.
-
-    Relative paths and ``~`` are resolved here, so that the store stays where it is when the current
-    directory changes.
-
-    Raises:
-        ConfigurationError: ``place`` is neither a path, a URL nor a store.
-        StorageError: no store handles that kind of URL, or its package is not installed; or a path
-            is relative to a directory that was removed.
-    """
-    from luma_core.checkpoint.storage.local import LocalStore, is_local, local_path
-    from luma_core.checkpoint.storage.remote import open_remote
-
-    if isinstance(place, Store):
-        return place
-    text = os.fspath(place) if isinstance(place, str | os.PathLike) else None
-    if not isinstance(text, str):
-        raise ConfigurationError(
-            f"{place!r} is no place for a checkpoint: it must be a path, a URL or a store."
-        )
-    return LocalStore(local_path(text)) if is_local(text) else open_remote(text)

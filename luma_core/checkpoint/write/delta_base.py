@@ -19,7 +19,8 @@ from luma_core.checkpoint.format.shard import PlannedTensor
 from luma_core.checkpoint.read.reader import Checkpoint
 from luma_core.checkpoint.storage.budget import Budget
 from luma_core.checkpoint.storage.names import MANIFEST_NAME
-from luma_core.checkpoint.storage.store import Place, Store, open_store, storage_errors
+from luma_core.checkpoint.storage.open import open_store
+from luma_core.checkpoint.storage.store import Place, Store, storage_errors
 from luma_core.errors import BrokenChainError, ConfigurationError
 
 

@@ -31,7 +31,8 @@ from luma_core.checkpoint.staging.async_executor import SaveHandle
 from luma_core.checkpoint.staging.staged import Staging, released
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES, Budget
 from luma_core.checkpoint.storage.names import INDEX_NAME, MANIFEST_NAME, ShardKind, shard_name
-from luma_core.checkpoint.storage.store import Place, Store, open_store, storage_errors
+from luma_core.checkpoint.storage.open import open_store
+from luma_core.checkpoint.storage.store import Place, Store, storage_errors
 from luma_core.checkpoint.write.delta_base import Base, BaseChoice, chosen_base
 from luma_core.errors import CheckpointNotFoundError, ConfigurationError, CorruptCheckpointError
 from luma_core.state import SCALAR_STATE_BYTES

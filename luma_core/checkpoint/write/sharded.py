@@ -24,7 +24,8 @@ from luma_core.checkpoint.staging import async_executor as background
 from luma_core.checkpoint.staging.async_executor import SaveHandle
 from luma_core.checkpoint.staging.staged import Staging, released
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES, Budget
-from luma_core.checkpoint.storage.store import Place, Store, open_store
+from luma_core.checkpoint.storage.open import open_store
+from luma_core.checkpoint.storage.store import Place, Store
 from luma_core.checkpoint.write.coordination import Processes, group_for_saves
 from luma_core.checkpoint.write.parts import check_sharded_optimizer, loaded_fields, part_count
 from luma_core.checkpoint.write.saver import MAX_SHARD_BYTES, check_options

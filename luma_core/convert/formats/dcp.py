@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from luma_core.convert.base import MOMENTS, Progress, SinkOptions, Source, Url, Written
+from luma_core.convert.flat import is_flat, unflattened
 from luma_core.convert.formats.dcp_metadata import METADATA_NAME, read_metadata
-from luma_core.convert.formats.flat import is_flat, unflattened
-from luma_core.convert.formats.state_dict import Entry, StateDictSource, moments_entry
-from luma_core.convert.formats.torch_file import load_torch_bytes
 from luma_core.convert.names import namer_of
 from luma_core.convert.places import Folder, folder_at
+from luma_core.convert.state_dict import Entry, StateDictSource, moments_entry
 from luma_core.convert.targets import write_folder
+from luma_core.convert.torch_file import load_torch_bytes
 from luma_core.convert.writing import adamw_state_dict, require_names
 from luma_core.errors import ConversionError
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from luma_core.convert.base import MOMENTS, Source, Url
-from luma_core.convert.formats.state_dict import Entry, StateDictSource, check_held, moments_entry
-from luma_core.convert.formats.torch_file import load_torch_file
 from luma_core.convert.places import File, Folder, folder_at
+from luma_core.convert.state_dict import Entry, StateDictSource, check_held, moments_entry
+from luma_core.convert.torch_file import load_torch_file
 from luma_core.errors import CheckpointNotFoundError, ConversionError
 from luma_core.optim.state_io.adamw_entry import check_moment_kind
 

@@ -25,8 +25,8 @@ from luma_core.convert.base import (
 )
 from luma_core.convert.codecs import target_codecs
 from luma_core.convert.coding_errors import CodingErrors
-from luma_core.convert.formats.state_dict import Namer
 from luma_core.convert.names import namer_of
+from luma_core.convert.state_dict import Namer
 from luma_core.errors import ConversionError
 from luma_core.optim.state_io.adamw_entry import check_moment_values
 from luma_core.optim.state_io.interchange import encode_state

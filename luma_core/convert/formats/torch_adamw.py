@@ -6,12 +6,12 @@ import os
 
 from luma_core.convert.base import Progress, SinkOptions, Source, Url, Written
 from luma_core.convert.finding import find_state_dict
-from luma_core.convert.formats.state_dict import StateDictSource
-from luma_core.convert.formats.torch_file import load_torch_file
 from luma_core.convert.layouts import layout_of
 from luma_core.convert.names import namer_of
 from luma_core.convert.places import file_and_choice
+from luma_core.convert.state_dict import StateDictSource
 from luma_core.convert.targets import write_torch_file
+from luma_core.convert.torch_file import load_torch_file
 from luma_core.convert.writing import adamw_state_dict
 
 FORMAT = "adamw"

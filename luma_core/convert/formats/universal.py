@@ -25,8 +25,8 @@ from luma_core.convert.formats.deepspeed import (
     parameter_shapes,
     step_folder,
 )
-from luma_core.convert.formats.state_dict import Entry, StateDictSource, check_held, moments_entry
 from luma_core.convert.places import File, Folder, folder_at
+from luma_core.convert.state_dict import Entry, StateDictSource, check_held, moments_entry
 from luma_core.errors import ConversionError
 from luma_core.optim.state_io.adamw_entry import check_moment_kind
 

@@ -23,7 +23,6 @@ from luma_core.convert.base import (
     total_elements,
 )
 from luma_core.convert.formats.deepspeed import MODEL_STATES
-from luma_core.convert.formats.torch_file import load_torch_file
 from luma_core.convert.formats.universal import (
     FORMAT,
     INFO,
@@ -37,15 +36,11 @@ from luma_core.convert.formats.universal import (
     stored_tensor,
     universal_folder,
 )
-from luma_core.convert.names import (
-    nested_weights,
-    plain_name,
-    safetensors_parts,
-    weights_file,
-    with_plain_names,
-)
+from luma_core.convert.model_files import nested_weights, safetensors_parts, weights_file
+from luma_core.convert.names import plain_name, with_plain_names
 from luma_core.convert.places import Folder
 from luma_core.convert.targets import write_folder
+from luma_core.convert.torch_file import load_torch_file
 from luma_core.convert.writing import param_groups, require_names
 from luma_core.errors import ConfigurationError, ConversionError
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from luma_core.convert.base import MOMENTS
-from luma_core.convert.formats.state_dict import Entry, moments_entry
+from luma_core.convert.state_dict import Entry, moments_entry
 from luma_core.errors import ConversionError
 
 _GROUP = 32

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from luma_core.convert.formats.state_dict import Decoder
 from luma_core.convert.layouts import bitsandbytes, flashoptim, torchao
+from luma_core.convert.state_dict import Decoder
 
 
 @dataclass(frozen=True)

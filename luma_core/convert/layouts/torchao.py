@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from luma_core.convert.base import MOMENTS
-from luma_core.convert.formats.state_dict import Entry, moments_entry
+from luma_core.convert.state_dict import Entry, moments_entry
 
 GLOBALS = {
     f"torchao.optim.{module}.{name}": (f"torchao.optim.{module}", name)

@@ -5,22 +5,26 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from luma_core.codecs import Codec, Luma16M, Luma16V
 from luma_core.errors import ConfigurationError
 from luma_core.optim.offload.arena import HostArena
 from luma_core.optim.offload.host_memory import available_host_bytes
 from luma_core.optim.offload.options import OffloadOptions
 from luma_core.optim.options import is_steppable
+from luma_core.optim.step.stepping import Stepper
+from luma_core.optim.step.work import Steppable
+from luma_core.rules import AdamWRule
 from luma_core.sharding import local_tensor, part_of
+from luma_core.state import field_key
 from luma_core.values import has_values
-
-if TYPE_CHECKING:
-    from luma_core.optim.base import CompressedOptimizer
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -32,6 +36,7 @@ HOST_SHARE = 0.8
 
 _PROBE_BYTES = 64 << 20
 _PROBE_ELEMENTS = 1 << 22
+_COUNTERS = ("step", "noise_key", "nonfinite")
 
 
 @dataclass(frozen=True)
@@ -114,18 +119,56 @@ def measured_link(device: torch.device) -> Link:
     )
 
 
+class _Probe:
+    """One parameter that is stepped to see how long that takes.
+
+    Args:
+        param: on the CPU, with a gradient.
+    """
+
+    backend = "auto"
+    rule = AdamWRule()
+    offloader = None
+
+    def __init__(self, param: Tensor) -> None:
+        options = {
+            "lr": 1e-3,
+            "betas": (0.9, 0.999),
+            "eps": 1e-8,
+            "weight_decay": 0.01,
+            "maximize": False,
+            "nonfinite": "skip",
+            "stochastic_rounding": True,
+        }
+        self.param_groups: list[dict[str, Any]] = [{"params": [param], **options}]
+        counters = {key: torch.zeros((), dtype=torch.int64, device="cpu") for key in _COUNTERS}
+        fields = {
+            field_key(moment, name): field
+            for moment, codec in self.codecs(param, {}).items()
+            for name, field in codec.init(param.shape, "cpu").items()
+        }
+        self.state = {param: {**counters, **fields}}
+
+    def parameters_by_name(self) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+        yield "probe", self.param_groups[0]["params"][0], self.param_groups[0]
+
+    def codecs(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Codec]:
+        return {"exp_avg": Luma16M(), "exp_avg_sq": Luma16V()}
+
+    def state_of(self, name: str, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        return self.state[param]
+
+
 @cache
 def measured_cpu_step() -> float:
-    """Measure how many elements a second LUMA steps on this CPU, once."""
-    from luma_core.optim.luma import LUMA
-
-    param = torch.nn.Parameter(torch.zeros(_PROBE_ELEMENTS // 1024, 1024, device="cpu"))
+    """Measure how many elements a second AdamW steps on this CPU with 16-bit moments, once."""
+    param = torch.zeros(_PROBE_ELEMENTS // 1024, 1024, device="cpu")
     param.grad = torch.ones_like(param)
-    optimizer = LUMA([param], seed=0)
+    stepper = Stepper(_Probe(param))
     best = math.inf
     for _ in range(4):
         start = time.perf_counter()
-        optimizer.step()
+        stepper.step(grad_scale=None, found_inf=None)
         best = min(best, time.perf_counter() - start)
     return _PROBE_ELEMENTS / best
 
@@ -172,9 +215,7 @@ def choose_mode(load: Load, machine: Machine, *, directory: bool) -> tuple[str |
     return ("host" if streamed <= on_cpu else "cpu-step"), compared
 
 
-def chosen_offload(
-    optimizer: CompressedOptimizer, options: OffloadOptions
-) -> OffloadOptions | None:
+def chosen_offload(optimizer: Steppable, options: OffloadOptions) -> OffloadOptions | None:
     """Return what to do for ``offload="auto"``, and log why."""
     params = [param for _, param, _ in optimizer.parameters_by_name()]
     on_gpu = [param for param in params if local_tensor(param).is_cuda and has_values(param)]
@@ -212,7 +253,7 @@ def machine_of(device: torch.device) -> Machine:
     )
 
 
-def load_of(optimizer: CompressedOptimizer) -> Load:
+def load_of(optimizer: Steppable) -> Load:
     """Return what an optimizer's step moves on this process, whether it has state yet or not."""
     state = params = elements = 0
     for _, param, group in optimizer.parameters_by_name():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,9 +27,6 @@ from luma_core.optim.step.work import Steppable, Work
 from luma_core.sharding import local_tensor
 from luma_core.values import has_values
 
-if TYPE_CHECKING:
-    from luma_core.optim.base import CompressedOptimizer
-
 _LOGGER = logging.getLogger(__name__)
 
 _SLOTS = 8
@@ -45,7 +41,7 @@ class Offloader:
         options: with a mode other than ``"auto"``.
     """
 
-    def __init__(self, optimizer: CompressedOptimizer, options: OffloadOptions) -> None:
+    def __init__(self, optimizer: Steppable, options: OffloadOptions) -> None:
         self._optimizer = weakref.ref(optimizer)
         self.options = options
         self._folder = None
@@ -116,7 +112,7 @@ class Offloader:
         if optimizer is not None:
             self._drop_unused(optimizer)
 
-    def _drop_unused(self, optimizer: CompressedOptimizer) -> None:
+    def _drop_unused(self, optimizer: Steppable) -> None:
         held = self._held(optimizer)
         self._arenas[:] = [
             arena for arena in self._arenas if arena.bytes.untyped_storage().data_ptr() in held
@@ -171,7 +167,7 @@ class Offloader:
             frozen[block] = clone
         return Snapshot(frozen) if frozen else None
 
-    def _held(self, optimizer: CompressedOptimizer) -> set[int]:
+    def _held(self, optimizer: Steppable) -> set[int]:
         """Return where the blocks are that state is in."""
         return {
             local_tensor(value).untyped_storage().data_ptr()
@@ -205,7 +201,7 @@ class Offloader:
         return HostArena(size, pin=torch.cuda.is_available())
 
 
-def _with_state(optimizer: CompressedOptimizer) -> Iterator[Tensor]:
+def _with_state(optimizer: Steppable) -> Iterator[Tensor]:
     return (
         param
         for _, param, _ in optimizer.parameters_by_name()

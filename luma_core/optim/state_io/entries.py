@@ -25,7 +25,7 @@ from luma_core.sharding import (
 from luma_core.state import ParameterState, field_key
 
 if TYPE_CHECKING:
-    from luma_core.optim.offload import Incoming
+    from luma_core.optim.offload.incoming import Incoming
 
 SCALARS = {"step": torch.int64, "noise_key": torch.int64, "nonfinite": torch.int64}
 """What a parameter's state has beside stored moments, and its dtype."""

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from luma_core.carried import whole_fields
+from luma_core.optim.state_io.owner import StateOwner
 from luma_core.optim.step.collective import reduce_parts
 from luma_core.rules.base import Reduction
 from luma_core.sharding import Part, part_of
 from luma_core.state import GroupOptions, ParameterState, field_key
-
-if TYPE_CHECKING:
-    from luma_core.optim.base import CompressedOptimizer
 
 
 class GatheredState:
@@ -29,7 +26,7 @@ class GatheredState:
         optimizer: of sharded parameters.
     """
 
-    def __init__(self, optimizer: CompressedOptimizer) -> None:
+    def __init__(self, optimizer: StateOwner) -> None:
         self._optimizer = optimizer
         self._params = {name: param for name, param, _ in optimizer.parameters_by_name()}
         self.algorithm: str = optimizer.algorithm

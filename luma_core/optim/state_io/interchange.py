@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from luma_core import rounding
 from luma_core.codecs import parameter_codecs
 from luma_core.optim.state_io.adamw_source import WHAT, AdamWSource
 from luma_core.optim.state_io.loading import load_source
+from luma_core.optim.state_io.owner import StateOwner
 from luma_core.optim.state_io.sources import (
     SHARED_OPTIONS,
     check_parts,
@@ -20,9 +21,6 @@ from luma_core.optim.state_io.sources import (
 from luma_core.rules.adamw import MOMENTS
 from luma_core.sharding import decoded_part, part_of
 from luma_core.state import GroupOptions, LoadReport, ParameterState, field_key
-
-if TYPE_CHECKING:
-    from luma_core.optim.base import CompressedOptimizer
 
 _TORCH_ONLY = {
     "amsgrad": False,
@@ -41,7 +39,7 @@ def adamw_group(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**group, **_TORCH_ONLY}
 
 
-def export_adamw_state(optimizer: CompressedOptimizer) -> dict[str, Any]:
+def export_adamw_state(optimizer: StateOwner) -> dict[str, Any]:
     """Implement `AdamWStateOptimizer.export_adamw_state`."""
     entries: dict[int, dict[str, Tensor]] = {}
     params = [param for _, param, _ in optimizer.parameters_by_name()]
@@ -72,7 +70,7 @@ def _decoded(state: ParameterState, moment: str, param: Tensor) -> Tensor:
 
 
 def import_adamw_state(
-    optimizer: CompressedOptimizer, state_dict: Mapping[str, Any], *, strict: bool
+    optimizer: StateOwner, state_dict: Mapping[str, Any], *, strict: bool
 ) -> LoadReport:
     """Implement `AdamWStateOptimizer.import_adamw_state`."""
     check_parts(state_dict, WHAT, optimizer.param_groups if strict else None)

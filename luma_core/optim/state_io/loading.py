@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from luma_core.optim.offload.incoming import Awaited, Incoming
 from luma_core.optim.state_io.adamw_source import AdamWSource, is_adamw_state
 from luma_core.optim.state_io.adoption import adopt
 from luma_core.optim.state_io.entries import StateDevices, expected_fields
+from luma_core.optim.state_io.owner import StateOwner
 from luma_core.optim.state_io.plan import LoadPlan, Taken, planned
 from luma_core.optim.state_io.sources import (
     SHARED_OPTIONS,
@@ -22,14 +23,11 @@ from luma_core.optim.state_io.sources import (
 from luma_core.sharding import field_places
 from luma_core.state import LoadReport, MatchedState, field_key
 
-if TYPE_CHECKING:
-    from luma_core.optim.base import CompressedOptimizer
-
 _LOGGER = logging.getLogger(__name__)
 
 
 def load_source(
-    optimizer: CompressedOptimizer,
+    optimizer: StateOwner,
     source: Source,
     *,
     strict: bool = True,
@@ -70,7 +68,7 @@ def load_source(
 
 
 def load_torch_state_dict(
-    optimizer: CompressedOptimizer, state_dict: Mapping[str, Any], *, strict: bool
+    optimizer: StateOwner, state_dict: Mapping[str, Any], *, strict: bool
 ) -> LoadReport:
     """Implement `CompressedOptimizer.load_state_dict`."""
     check_parts(state_dict, "state", optimizer.param_groups if strict else None)
@@ -81,9 +79,7 @@ def load_torch_state_dict(
     return load_source(optimizer, source, strict=strict, rename=rename)
 
 
-def incoming_state(
-    optimizer: CompressedOptimizer, states: Sequence[MatchedState]
-) -> Incoming | None:
+def incoming_state(optimizer: StateOwner, states: Sequence[MatchedState]) -> Incoming | None:
     """Implement `CompressedOptimizer.incoming_state`."""
     offloader = optimizer.offloader
     if offloader is None:
@@ -100,11 +96,11 @@ def incoming_state(
     )
 
 
-def _home(optimizer: CompressedOptimizer, param: Tensor, incoming: Incoming | None) -> StateDevices:
+def _home(optimizer: StateOwner, param: Tensor, incoming: Incoming | None) -> StateDevices:
     return optimizer.state_devices(param)._replace(incoming=incoming)
 
 
-def _incoming(optimizer: CompressedOptimizer, stored: Sequence[Taken]) -> Incoming | None:
+def _incoming(optimizer: StateOwner, stored: Sequence[Taken]) -> Incoming | None:
     """Return a new block for the state of parameters, with the options that it is loaded with."""
     offloader = optimizer.offloader
     if offloader is None:
@@ -119,7 +115,7 @@ def _incoming(optimizer: CompressedOptimizer, stored: Sequence[Taken]) -> Incomi
     )
 
 
-def _log(optimizer: CompressedOptimizer, plan: LoadPlan) -> None:
+def _log(optimizer: StateOwner, plan: LoadPlan) -> None:
     """Say once what is not as the optimizer was built, or not as it was saved."""
     name = type(optimizer).__name__
     if plan.foreign is not None:
@@ -149,7 +145,7 @@ def _log(optimizer: CompressedOptimizer, plan: LoadPlan) -> None:
 
 
 def _replace(
-    optimizer: CompressedOptimizer,
+    optimizer: StateOwner,
     plan: LoadPlan,
     loaded: Sequence[dict[str, Tensor] | None],
     incoming: Incoming | None,

@@ -6,12 +6,13 @@ import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luma_core.codecs import Codec, parameter_codecs
 from luma_core.errors import StateMismatchError, some_names
 from luma_core.naming import match_names, unwrapped
 from luma_core.optim.options import ADAMW_KEYWORDS, KNOWN_OPTIONS
+from luma_core.optim.state_io.owner import StateOwner
 from luma_core.optim.state_io.sources import (
     SHARED_OPTIONS,
     OwnParameter,
@@ -19,9 +20,6 @@ from luma_core.optim.state_io.sources import (
     under_own_names,
 )
 from luma_core.state import GroupOptions, LoadReport
-
-if TYPE_CHECKING:
-    from luma_core.optim.base import CompressedOptimizer
 
 _EXCHANGEABLE = frozenset({"luma", "turbo_adam", "adam_mini", "lamb", "adamw"})
 """Algorithms that keep AdamW's two moments, with one meaning."""
@@ -70,7 +68,7 @@ class LoadPlan:
 
 
 def planned(
-    optimizer: CompressedOptimizer, source: Source, *, strict: bool, rename: bool = False
+    optimizer: StateOwner, source: Source, *, strict: bool, rename: bool = False
 ) -> LoadPlan:
     """Match saved state with an optimizer's parameters, and saved groups with its groups.
 
@@ -124,14 +122,14 @@ def planned(
     return LoadPlan(taken, adopted, _report(own, source, found), foreign)
 
 
-def _places(optimizer: CompressedOptimizer, own: Sequence[OwnParameter]) -> list[int]:
+def _places(optimizer: StateOwner, own: Sequence[OwnParameter]) -> list[int]:
     """Return the index of each parameter's group."""
     indices = {id(group): index for index, group in enumerate(optimizer.param_groups)}
     return [indices[id(group)] for _, _, group in own]
 
 
 def _by_name(
-    optimizer: CompressedOptimizer, own: Sequence[OwnParameter], source: Source, strict: bool
+    optimizer: StateOwner, own: Sequence[OwnParameter], source: Source, strict: bool
 ) -> list[int | None]:
     names = [name for name, _, _ in own]
     matched = match_names(names, source.names)
@@ -152,7 +150,7 @@ def _by_name(
     return found
 
 
-def _first_difference(optimizer: CompressedOptimizer, source: Source) -> str:
+def _first_difference(optimizer: StateOwner, source: Source) -> str:
     """Say where names begin to differ, for groups of the same sizes."""
     if source.sizes != [len(group["params"]) for group in optimizer.param_groups]:
         return ""
@@ -161,7 +159,7 @@ def _first_difference(optimizer: CompressedOptimizer, source: Source) -> str:
     return f" (saved parameter group {index} has {saved!r} where the optimizer has {own!r})"
 
 
-def _by_position(optimizer: CompressedOptimizer, source: Source) -> list[int | None]:
+def _by_position(optimizer: StateOwner, source: Source) -> list[int | None]:
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     if source.sizes == sizes:
         return list(range(len(source.names)))
@@ -190,7 +188,7 @@ def _names(own: Sequence[OwnParameter], source: Source, found: Sequence[int | No
 
 
 def _saved_groups(
-    optimizer: CompressedOptimizer,
+    optimizer: StateOwner,
     source: Source,
     found: Sequence[int | None],
     places: Sequence[int],

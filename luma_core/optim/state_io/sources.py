@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -29,10 +29,8 @@ from luma_core.optim.state_io.entries import (
     expected_fields,
     stored_fields,
 )
+from luma_core.optim.state_io.owner import StateOwner
 from luma_core.state import GroupOptions, ParameterState
-
-if TYPE_CHECKING:
-    from luma_core.optim.base import CompressedOptimizer
 
 ADAMW = "adamw"
 """The algorithm of PyTorch's AdamW and Adam."""
@@ -139,7 +137,7 @@ class StatesSource(Source):
 
     def __init__(
         self,
-        optimizer: CompressedOptimizer,
+        optimizer: StateOwner,
         groups: Sequence[Mapping[str, Any]],
         states: Sequence[ParameterState],
         *,
@@ -183,7 +181,7 @@ class StateDictSource(Source):
         StateMismatchError: the options are no optimizer's of this project.
     """
 
-    def __init__(self, optimizer: CompressedOptimizer, state_dict: Mapping[str, Any]) -> None:
+    def __init__(self, optimizer: StateOwner, state_dict: Mapping[str, Any]) -> None:
         groups = _with_empty(state_dict["param_groups"], optimizer)
         _check_groups(groups, optimizer)
         if optimizer.named:
@@ -345,7 +343,7 @@ def check_parts(
 
 
 def _with_empty(
-    groups: Sequence[Mapping[str, Any]], optimizer: CompressedOptimizer
+    groups: Sequence[Mapping[str, Any]], optimizer: StateOwner
 ) -> list[Mapping[str, Any]]:
     """Return saved groups with those options that are empty mappings in the optimizer's.
 
@@ -367,7 +365,7 @@ def _second(group: Mapping[str, Any]) -> object:
     return config.get("name") if isinstance(config, Mapping) else None
 
 
-def _check_groups(groups: Sequence[Mapping[str, Any]], optimizer: CompressedOptimizer) -> None:
+def _check_groups(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -> None:
     """Check that saved options are those of groups of an optimizer of this project."""
     for index, group in enumerate(groups):
         _check_group(index, group, optimizer.rule.moments)
@@ -404,7 +402,7 @@ def _check_name_counts(
             )
 
 
-def algorithm_of(groups: Sequence[Mapping[str, Any]], optimizer: CompressedOptimizer) -> str:
+def algorithm_of(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -> str:
     """Return the algorithm whose options some groups have.
 
     Options of LUMA and TurboAdam are the same, so there codecs decide; the optimizer's own codecs

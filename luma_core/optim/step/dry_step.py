@@ -7,19 +7,15 @@ the noise of the run that follows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from luma_core.optim.step.collective import reduce_parts
+from luma_core.optim.step.work import Steppable
 from luma_core.rules.base import Reduction
 from luma_core.sharding import local_tensor, part_of
 
-if TYPE_CHECKING:
-    from luma_core.optim.base import CompressedOptimizer
 
-
-def is_dry(optimizer: CompressedOptimizer) -> bool:
+def is_dry(optimizer: Steppable) -> bool:
     """Return whether the step to be taken could change nothing but counters, on any process.
 
     That takes an optimizer without state, rates of 0, and zeros as the gradients of all parameters

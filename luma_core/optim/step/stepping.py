@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,12 +12,9 @@ from luma_core.optim.step.batch import Batch
 from luma_core.optim.step.clipping import GradientClip
 from luma_core.optim.step.nonfinite import raise_if_nonfinite
 from luma_core.optim.step.watch import Change, Watch
-from luma_core.optim.step.work import LocalTensors, Steppable, collect
+from luma_core.optim.step.work import LocalTensors, StepBatch, Steppable, collect
 from luma_core.sharding import Part, is_sharded, part_of
 from luma_core.values import has_values
-
-if TYPE_CHECKING:
-    from luma_core.optim.offload import OffloadedBatch
 
 
 def _whole(scalar: Tensor | None) -> Tensor | None:
@@ -37,7 +33,7 @@ class Stepper:
         self._optimizer = optimizer
         self._offloader = optimizer.offloader
         if self._offloader is None:
-            self._batch: Batch | OffloadedBatch = Batch(optimizer)
+            self._batch: StepBatch = Batch(optimizer)
         else:
             self._batch = self._offloader.batch(optimizer)
         self._tensors = LocalTensors()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,13 +18,11 @@ from luma_core.errors import (
 )
 from luma_core.optim.options import check_gradient
 from luma_core.optim.step.backend import check_codecs_of_backend, check_device
+from luma_core.optim.step.clipping import GradientClip
 from luma_core.rules import ParameterStep, Rule, StoredMoment
 from luma_core.sharding import Part, is_sharded, local_tensor, part_of, used_fields
 from luma_core.state import field_key
 from luma_core.values import has_values
-
-if TYPE_CHECKING:
-    from luma_core.optim.offload import Offloader
 
 
 class Steppable(Protocol):
@@ -41,7 +39,7 @@ class Steppable(Protocol):
         ...
 
     @property
-    def offloader(self) -> Offloader | None:
+    def offloader(self) -> StateElsewhere | None:
         """Where state lives that is not beside its parameter."""
         ...
 
@@ -65,6 +63,63 @@ class Steppable(Protocol):
 
     def state_of(self, name: str, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return a parameter's state, created if there is none yet."""
+        ...
+
+
+class StepBatch(Protocol):
+    """Parameters that take a step together: `Batch`, or one that brings their state first."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what `build` found holds for the next step, if no tensor changes."""
+        ...
+
+    @property
+    def all_fused(self) -> bool:
+        """Whether every parameter goes to a fused step."""
+        ...
+
+    def build(self, work: Sequence[Work]) -> None:
+        """Take other parameters, and decide where each goes."""
+        ...
+
+    def clear(self) -> None:
+        """Forget the parameters."""
+        ...
+
+    def follow_gradients(self) -> bool:
+        """Enter the gradients' new addresses; return ``False`` where that takes a new `build`."""
+        ...
+
+    def square_sums(self) -> list[Tensor]:
+        """Return sums of squares of the gradients, float64 0-d, which add up to that of all."""
+        ...
+
+    def launch(
+        self, *, grad_scale: Tensor | None, found_inf: Tensor | None, clip: GradientClip | None
+    ) -> None:
+        """Take the step."""
+        ...
+
+
+class StateElsewhere(Protocol):
+    """What a step needs of state that is not beside its parameter."""
+
+    @property
+    def mode(self) -> str:
+        """``"host"``, ``"disk"`` or ``"cpu-step"``."""
+        ...
+
+    def takes(self, param: Tensor) -> bool:
+        """Return whether a parameter's state is kept away from it."""
+        ...
+
+    def adopt(self) -> bool:
+        """Place state that is not there yet, such as what was loaded; return whether any was."""
+        ...
+
+    def batch(self, optimizer: Steppable) -> StepBatch:
+        """Return what steps parameters of ``optimizer``, all or one of this one's."""
         ...
 
 

@@ -23,7 +23,7 @@ class BoundedCache(Generic[K, V]):
         return len(self._entries)
 
     def get(self, key: K) -> V | None:
-        """Return a value, or ``None`` where it is not kept."""
+        """Return a value, or ``None`` where it is not cached."""
         if key not in self._entries:
             return None
         self._entries.move_to_end(key)
@@ -45,23 +45,23 @@ class BoundedCache(Generic[K, V]):
 class SingleFlight(Generic[K, V]):
     """Computes values by key: those that ask for the same key meanwhile share one computation.
 
-    Belongs to one event loop. Failures are told to all who wait, and not kept.
+    Belongs to one event loop. Failures are told to all who wait, and not cached.
 
     Args:
-        capacity_bytes: bound on what is kept.
+        capacity_bytes: bound on what is cached.
         size_of: returns the bytes of a value.
     """
 
     def __init__(self, capacity_bytes: int, size_of: Callable[[V], int]) -> None:
-        self.kept: BoundedCache[K, V] = BoundedCache(capacity_bytes)
+        self.cache: BoundedCache[K, V] = BoundedCache(capacity_bytes)
         self._size_of = size_of
         self._running: dict[K, asyncio.Task[V]] = {}
 
     async def get(self, key: K, compute: Callable[[], Awaitable[V]]) -> V:
-        """Return the value of ``key``, computed if it is not kept."""
-        kept = self.kept.get(key)
-        if kept is not None:
-            return kept
+        """Return the value of ``key``, computed if it is not cached."""
+        known = self.cache.get(key)
+        if known is not None:
+            return known
         task = self._running.get(key)
         if task is None:
             task = asyncio.create_task(self._compute(key, compute))
@@ -74,7 +74,7 @@ class SingleFlight(Generic[K, V]):
     async def _compute(self, key: K, compute: Callable[[], Awaitable[V]]) -> V:
         try:
             value = await compute()
-            self.kept.put(key, value, self._size_of(value))
+            self.cache.put(key, value, self._size_of(value))
             return value
         finally:
             del self._running[key]

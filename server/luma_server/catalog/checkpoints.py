@@ -29,10 +29,10 @@ from luma_server.catalog.claims import sweep_claims
 from luma_server.catalog.listing import Seen, open_listing
 from luma_server.catalog.place import Root, not_found
 from luma_server.catalog.summary import Summary, quick_summary, summary_of
-from luma_server.catalog.summary_cache import KeptSummaries
+from luma_server.catalog.summary_cache import SummaryCache
 
 _FILES = 1 << 17
-"""Entries of files kept in memory with those of their checkpoints: a few hundred bytes each."""
+"""Entries of files cached in memory with those of their checkpoints: a few hundred bytes each."""
 
 _LEARNED = 16
 """A push mostly shares files with one of the last checkpoints of its run."""
@@ -44,8 +44,8 @@ _BATCH = 64
 class Catalog:
     """Reads checkpoints below the root; every method blocks on the store and is thread-safe.
 
-    Nothing is kept but summaries of manifests, each for as long as its manifest is the same; where
-    the root is not local, in its private area as well.
+    Nothing is cached but summaries of manifests, each for as long as its manifest is the same;
+    where the root is not local, in its private area as well.
 
     Args:
         root: where they are.
@@ -56,12 +56,12 @@ class Catalog:
         self.root = root if isinstance(root, Root) else Root(root)
         self.annotations = Annotations(self.root, list_cache_seconds)
         self._listing = open_listing(self.root, list_cache_seconds)
-        self._kept: BoundedCache[tuple[str, str, str], Summary] = BoundedCache(_FILES)
+        self._cache: BoundedCache[tuple[str, str, str], Summary] = BoundedCache(_FILES)
         self._contents: BoundedCache[str, tuple[str, str, str]] = BoundedCache(_FILES)
         self._lock = threading.Lock()
         self._readers = ThreadPoolExecutor(_READERS, "luma-manifests")
         remote = self.root.folder is None
-        self._saved = KeptSummaries(self.root, self._known_of_run) if remote else None
+        self._saved = SummaryCache(self.root, self._known_of_run) if remote else None
 
     def close(self) -> None:
         """End what is at work in the background."""
@@ -86,14 +86,14 @@ class Catalog:
         """Yield the listing entries of checkpoints; those that vanished meanwhile are left out."""
         rest = iter(seen)
         while batch := list(islice(rest, _BATCH)):
-            kept = [self._kept_summary(one) for one in batch]
-            if None in kept:
+            cached = [self._cached_summary(one) for one in batch]
+            if None in cached:
                 self._load({one.run for one in batch})
-                kept = [self._kept_summary(one) for one in batch]
-            missing = [one for one, summary in zip(batch, kept, strict=True) if summary is None]
+                cached = [self._cached_summary(one) for one in batch]
+            missing = [one for one, summary in zip(batch, cached, strict=True) if summary is None]
             read = iter(self._readers.map(self._summary, missing))
             notes = {run: self.annotations.of_run(run) for run in {one.run for one in batch}}
-            for one, known in zip(batch, kept, strict=True):
+            for one, known in zip(batch, cached, strict=True):
                 summary = known or next(read)
                 if summary is not None:
                     yield _annotated(summary.info, notes[one.run].get(one.step))
@@ -106,8 +106,8 @@ class Catalog:
                 self._keep(Seen(run, step, identity), summary)
 
     def _known_of_run(self, run: str) -> dict[str, tuple[str, Summary]]:
-        kept = ((one, self._kept_summary(one)) for one in self._listing.walk(run))
-        return {one.step: (one.identity, summary) for one, summary in kept if summary is not None}
+        cached = ((one, self._cached_summary(one)) for one in self._listing.walk(run))
+        return {one.step: (one.identity, summary) for one, summary in cached if summary is not None}
 
     def list(self) -> list[CheckpointInfo]:
         """Return the listing entries of all committed checkpoints, by run and step."""
@@ -136,7 +136,7 @@ class Catalog:
         """
         self.root.checkpoint(run, step)
         seen = self._listing.look(run, step)
-        summary = None if seen is None else self._kept_summary(seen) or self._summary(seen)
+        summary = None if seen is None else self._cached_summary(seen) or self._summary(seen)
         if summary is None:
             raise not_found(run, step)
         return summary
@@ -207,7 +207,7 @@ class Catalog:
         """Return a step of the run that is a difference to this one; ``None`` where none is."""
         self._load({run})
         for one in self._listing.walk(run):
-            summary = self._kept_summary(one) or self._summary(one)
+            summary = self._cached_summary(one) or self._summary(one)
             if summary is not None and summary.base == step:
                 return one.step
         return None
@@ -216,7 +216,7 @@ class Catalog:
         """Get to know the contents of a run's last checkpoints."""
         self._load({run})
         for one in deque(self.seen(run), _LEARNED):
-            if self._kept_summary(one) is None:
+            if self._cached_summary(one) is None:
                 self._summary(one)
 
     def find_content(
@@ -253,9 +253,9 @@ class Catalog:
         if not all(self.root.holds(folder / check_name(name)) for name in names):
             raise not_found(run, step)
 
-    def _kept_summary(self, seen: Seen) -> Summary | None:
+    def _cached_summary(self, seen: Seen) -> Summary | None:
         with self._lock:
-            return self._kept.get((seen.run, seen.step, seen.identity))
+            return self._cache.get((seen.run, seen.step, seen.identity))
 
     def _summary(self, seen: Seen) -> Summary | None:
         try:
@@ -275,7 +275,7 @@ class Catalog:
 
     def _keep(self, seen: Seen, summary: Summary) -> None:
         with self._lock:
-            self._kept.put((seen.run, seen.step, seen.identity), summary, 1 + len(summary.files))
+            self._cache.put((seen.run, seen.step, seen.identity), summary, 1 + len(summary.files))
             for file in summary.files:
                 self._contents.put(file.sha256, (seen.run, seen.step, file.name), 1)
 

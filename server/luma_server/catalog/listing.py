@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 _MARKS = ("ETag", "etag", "md5Hash", "mtime", "created", "LastModified")
 
-Parts = tuple[tuple[int, int, str], ...]
+OrderKey = tuple[tuple[int, int, str], ...]
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Seen:
     identity: str
 
     @property
-    def order(self) -> tuple[Parts, Parts]:
+    def order(self) -> tuple[OrderKey, OrderKey]:
         """Sorts by run and step, so that ``step-9`` comes before ``step-10``."""
         return natural_order(self.run), natural_order(self.step)
 
 
 @lru_cache(maxsize=1 << 16)
-def natural_order(name: str) -> Parts:
+def natural_order(name: str) -> OrderKey:
     """Return what sorts names by the numbers in them."""
     return tuple(
         (1, int(part), part) if part.isdigit() else (0, 0, part)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from luma_core.checkpoint.storage.local import LocalStore
 from luma_core.checkpoint.storage.names import check_name
-from luma_core.checkpoint.storage.store import Store, open_store
+from luma_core.checkpoint.storage.open import open_store
+from luma_core.checkpoint.storage.store import Store
 from luma_core.errors import CheckpointNotFoundError, ConfigurationError
 
 PRIVATE_FOLDER = ".luma"

@@ -1,4 +1,4 @@
-"""Summaries that outlive the process, for roots where reading each manifest takes a request."""
+"""A cache of summaries that outlives the process, where reading a manifest takes a request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MAX_BYTES = 64 << 20
 _adapter = TypeAdapter(dict[str, tuple[str, Summary]])
 
 
-class KeptSummaries:
+class SummaryCache:
     """One object for each run, written behind; whoever writes last wins. Thread-safe.
 
     What is lost or damaged is read again from the manifests, as what is there counts only for a
@@ -53,7 +53,7 @@ class KeptSummaries:
         self._closed = False
 
     def load(self, run: str) -> Entries:
-        """Return what was kept of a run, the first time it is asked for; later nothing."""
+        """Return what was cached of a run, the first time it is asked for; later nothing."""
         with self._lock:
             if run in self._loaded:
                 return {}
@@ -77,7 +77,7 @@ class KeptSummaries:
                 self._timer.start()
 
     def sweep(self, runs: set[str]) -> None:
-        """Remove what was kept long ago of runs that have no checkpoints any more.
+        """Remove what was cached long ago of runs that have no checkpoints any more.
 
         Args:
             runs: those that have some.
@@ -116,6 +116,6 @@ class KeptSummaries:
                     out.commit()
             except LumaError as error:
                 # A root that may only be read is served all the same.
-                _log.warning("summaries were not kept: %s", self._root.hide(error.message))
+                _log.warning("summaries were not cached: %s", self._root.hide(error.message))
                 # The store fails, and the others would each wait for it as long.
                 return

@@ -1,4 +1,4 @@
-"""What routes share: the parts of the application, types of parameters, kinds of answers."""
+"""What routes share: the application's state, types of parameters, kinds of answers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from fastapi import Depends, Path, Request, Response
 
 from luma_core.wire import Problem
+from luma_server.application_state import ApplicationState
 from luma_server.http.access import Principal
 from luma_server.http.transfer import cache_headers
-from luma_server.parts import Parts
 
 _audit = logging.getLogger("luma_server.audit")
 
@@ -29,12 +29,12 @@ CONDITIONAL: dict[int | str, dict[str, Any]] = {
 
 
 # Dependencies are asynchronous, as the others take a turn in a thread.
-async def _parts(request: Request) -> Parts:
-    parts: Parts = request.app.state.parts
-    return parts
+async def _application(request: Request) -> ApplicationState:
+    application: ApplicationState = request.app.state.application
+    return application
 
 
-Server = Annotated[Parts, Depends(_parts)]
+Server = Annotated[ApplicationState, Depends(_application)]
 
 Run = Annotated[str, Path(description="Name of the run")]
 Step = Annotated[str, Path(description="Name of the step")]

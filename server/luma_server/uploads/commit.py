@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from luma_core.checkpoint import MANIFEST_NAME, FileEntry, Manifest
 from luma_core.checkpoint.format.folder import read_manifest
-from luma_core.checkpoint.format.steps import STEP_NAME
+from luma_core.checkpoint.steps import STEP_NAME
 from luma_core.checkpoint.storage.names import INDEX_NAME
 from luma_core.checkpoint.storage.store import ABSENT, Store, Version, storage_errors
 from luma_core.errors import (
@@ -22,7 +22,7 @@ from luma_server.catalog.claims import claimed, remove_empty
 from luma_server.catalog.place import not_found
 from luma_server.http.problems import ApiError
 from luma_server.uploads.record import Record, session_store
-from luma_server.uploads.staging import Part, Staging, WrongFileError
+from luma_server.uploads.staging import StagingArea, UploadPart, WrongFileError
 
 REPLACING_NAME = "replacing.json"
 
@@ -38,7 +38,9 @@ class _Present:
     manifest: Manifest | None
 
 
-def commit_upload(catalog: Catalog, record: Record, staging: Staging, manifest: Manifest) -> None:
+def commit_upload(
+    catalog: Catalog, record: Record, staging: StagingArea, manifest: Manifest
+) -> None:
     """Publish a session's files and then its manifest; may be done again after any failure.
 
     Files appear under names that no visible manifest names, unless a checkpoint with the same
@@ -182,8 +184,10 @@ def _present(target: Store) -> _Present:
         return _Present(version, None)
 
 
-def _complete_parts(record: Record, staging: Staging, manifest: Manifest) -> dict[str, list[Part]]:
-    found: dict[str, list[Part]] = {}
+def _complete_parts(
+    record: Record, staging: StagingArea, manifest: Manifest
+) -> dict[str, list[UploadPart]]:
+    found: dict[str, list[UploadPart]] = {}
     missing = []
     for file in manifest.files:
         parts = [] if file.name in record.adopted else _in_order(staging.parts(file.name))
@@ -199,11 +203,11 @@ def _complete_parts(record: Record, staging: Staging, manifest: Manifest) -> dic
     return found
 
 
-def _in_order(parts: dict[int, Part]) -> list[Part]:
+def _in_order(parts: dict[int, UploadPart]) -> list[UploadPart]:
     return [parts[number] for number in sorted(parts)]
 
 
-def _whole(file: FileEntry, parts: list[Part], part_bytes: int) -> bool:
+def _whole(file: FileEntry, parts: list[UploadPart], part_bytes: int) -> bool:
     return (
         bool(parts)
         and [part.number for part in parts] == list(range(1, len(parts) + 1))
@@ -239,9 +243,9 @@ def _is_replacing(catalog: Catalog, record: Record) -> bool:
 def _publish(
     catalog: Catalog,
     record: Record,
-    staging: Staging,
+    staging: StagingArea,
     manifest: Manifest,
-    parts: dict[str, list[Part]],
+    parts: dict[str, list[UploadPart]],
     tick: Callable[[], None],
 ) -> None:
     target = catalog.root.checkpoint(record.run, record.step)
@@ -259,7 +263,7 @@ def _publish(
     _publish_mark(staging, target, tick)
 
 
-def _publish_mark(staging: Staging, target: Store, tick: Callable[[], None]) -> None:
+def _publish_mark(staging: StagingArea, target: Store, tick: Callable[[], None]) -> None:
     """Publish the mark of a `CheckpointManager`, which no manifest names."""
     parts = _in_order(staging.parts(STEP_NAME))
     if len(parts) == 1 and parts[0].size_bytes <= MAX_MARK_BYTES:

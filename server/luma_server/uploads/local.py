@@ -17,13 +17,19 @@ from luma_core.checkpoint.storage.local import LocalStore, make_folder, sync_fol
 from luma_core.checkpoint.storage.names import check_name
 from luma_core.checkpoint.storage.store import Store
 from luma_core.direct import opened
-from luma_server.uploads.staging import READ_BYTES, Part, PartWriter, Staging, WrongFileError
+from luma_server.uploads.staging import (
+    READ_BYTES,
+    PartWriter,
+    StagingArea,
+    UploadPart,
+    WrongFileError,
+)
 
 _FOLLOWED = 256
 """Files whose SHA-256 is followed at the same time; that of others is computed when they end."""
 
 
-class LocalStaging(Staging):
+class LocalStagingArea(StagingArea):
     """Keeps ``data/NAME``, the file in the making, and ``parts/NAME/MARKER`` for what arrived.
 
     A marker appears when its part is in the file and leaves before that part is written anew.
@@ -43,10 +49,10 @@ class LocalStaging(Staging):
     def _markers(self, name: str) -> Path:
         return self._folder / "parts" / check_name(name)
 
-    def parts(self, name: str) -> dict[int, Part]:
+    def parts(self, name: str) -> dict[int, UploadPart]:
         with contextlib.suppress(FileNotFoundError):
             entries = self._markers(name).iterdir()
-            found = filter(None, (Part.of(entry.name) for entry in entries))
+            found = filter(None, (UploadPart.of(entry.name) for entry in entries))
             return {part.number: part for part in found}
         return {}
 
@@ -55,7 +61,7 @@ class LocalStaging(Staging):
             return sorted(entry.name for entry in (self._folder / "parts").iterdir())
         return []
 
-    def begin(self, name: str, part: Part) -> PartWriter:
+    def begin(self, name: str, part: UploadPart) -> PartWriter:
         self._leave_published(name)
         self._forget_part(name, part.number)
         for folder in (self._data(name).parent, self._markers(name)):
@@ -88,7 +94,7 @@ class LocalStaging(Staging):
         """Hash what has arrived without a gap, in the background."""
         _followers.follow(self._data(name), self._part_bytes, lambda: self.parts(name))
 
-    def check(self, name: str, parts: list[Part], sha256: str) -> None:
+    def check(self, name: str, parts: list[UploadPart], sha256: str) -> None:
         path = self._data(name)
         if not parts:
             return
@@ -102,7 +108,7 @@ class LocalStaging(Staging):
     def publish(
         self,
         name: str,
-        parts: list[Part],
+        parts: list[UploadPart],
         sha256: str,
         target: Store,
         *,
@@ -131,7 +137,7 @@ class LocalStaging(Staging):
 
 
 class _RegionWriter(PartWriter):
-    def __init__(self, path: Path, start: int, marker: Path, staging: LocalStaging) -> None:
+    def __init__(self, path: Path, start: int, marker: Path, staging: LocalStagingArea) -> None:
         self._staging = staging
         self._name = path.name
         self._marker = marker
@@ -163,10 +169,10 @@ class _Follower:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.queued = False
-        self._parts: list[Part] = []
+        self._parts: list[UploadPart] = []
         self._hash = hashlib.sha256()
 
-    def advance(self, path: Path, part_bytes: int, parts: list[Part]) -> None:
+    def advance(self, path: Path, part_bytes: int, parts: list[UploadPart]) -> None:
         """Go on to the end of ``parts``; from the start where one was replaced."""
         if self._parts != parts[: len(self._parts)]:
             self._parts, self._hash = [], hashlib.sha256()
@@ -199,7 +205,9 @@ class _Followers:
                 self._known.popitem(last=False)
         return follower
 
-    def follow(self, path: Path, part_bytes: int, parts: Callable[[], dict[int, Part]]) -> None:
+    def follow(
+        self, path: Path, part_bytes: int, parts: Callable[[], dict[int, UploadPart]]
+    ) -> None:
         follower = self._get(path)
 
         def advance() -> None:
@@ -213,7 +221,7 @@ class _Followers:
             follower.queued = True
             self._pool.submit(advance)
 
-    def finish(self, path: Path, part_bytes: int, parts: list[Part]) -> str:
+    def finish(self, path: Path, part_bytes: int, parts: list[UploadPart]) -> str:
         follower = self._get(path)
         with follower.lock:
             follower.advance(path, part_bytes, parts)
@@ -224,8 +232,8 @@ class _Followers:
             self._known.pop(path, None)
 
 
-def _without_gap(parts: dict[int, Part]) -> list[Part]:
-    found: list[Part] = []
+def _without_gap(parts: dict[int, UploadPart]) -> list[UploadPart]:
+    found: list[UploadPart] = []
     while (part := parts.get(len(found) + 1)) is not None:
         found.append(part)
     return found

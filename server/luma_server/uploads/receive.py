@@ -14,13 +14,13 @@ from anyio.to_thread import run_sync
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from luma_core.checkpoint.format.steps import STEP_NAME
+from luma_core.checkpoint.steps import STEP_NAME
 from luma_server.http.access import Authority, Principal
 from luma_server.http.problems import ApiError
 from luma_server.settings import Settings
 from luma_server.uploads.record import Record
 from luma_server.uploads.sessions import Sessions, is_wanted
-from luma_server.uploads.staging import Part, PartWriter, Staging
+from luma_server.uploads.staging import PartWriter, StagingArea, UploadPart
 
 MAX_PART_NUMBER = 999_999
 
@@ -88,7 +88,7 @@ class Receiver:
                 self._locks[key] = (lock, waiting - 1)
 
 
-async def _take(request: Request, staging: Staging, name: str, part: Part) -> None:
+async def _take(request: Request, staging: StagingArea, name: str, part: UploadPart) -> None:
     writer = await run_sync(staging.begin, name, part)
     hashed = hashlib.sha256()
     count = 0
@@ -130,7 +130,7 @@ async def _buffered(request: Request) -> AsyncIterator[bytes]:
         yield b"".join(pieces)
 
 
-def _announced(request: Request, record: Record, name: str, number: int) -> Part:
+def _announced(request: Request, record: Record, name: str, number: int) -> UploadPart:
     if not is_wanted(record, name):
         raise ApiError("file_not_found", f"the upload wants no parts of {name!r}.")
     length = request.headers.get("Content-Length")
@@ -150,7 +150,7 @@ def _announced(request: Request, record: Record, name: str, number: int) -> Part
             )
     elif name == STEP_NAME and number != 1:
         raise ApiError("invalid_request", f"{name} has one part.")
-    return Part(number, size, _digest(request))
+    return UploadPart(number, size, _digest(request))
 
 
 def _digest(request: Request) -> str:

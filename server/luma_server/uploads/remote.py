@@ -1,4 +1,4 @@
-"""Staging in a store: parts are objects of their own, and the store joins them to files."""
+"""Staging in a store: parts are objects of their own, and the store assembles files of them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 from luma_core.checkpoint.storage.names import check_name
 from luma_core.checkpoint.storage.store import ObjectWriter, Store
-from luma_server.uploads.joining import copy, join
+from luma_server.uploads.assembly import assemble, copy
 from luma_server.uploads.running import RunningHashes
-from luma_server.uploads.staging import Part, PartWriter, Staging, WrongFileError
+from luma_server.uploads.staging import PartWriter, StagingArea, UploadPart, WrongFileError
 
 _hashes = RunningHashes()
 
 
-class RemoteStaging(Staging):
+class RemoteStagingArea(StagingArea):
     """Keeps each part as an object.
 
-    Files are hashed while their parts arrive, and joined by the store when they are published.
+    Files are hashed while their parts arrive, and assembled by the store when they are published.
     Where one is not hashed yet, as its parts came far out of order or to several servers, or the
-    store cannot join them, it is streamed into its place and hashed then.
+    store cannot assemble them, it is streamed into its place and hashed then.
 
     Args:
         store: the folder of the session.
@@ -32,14 +32,14 @@ class RemoteStaging(Staging):
     def _key(self, name: str) -> str:
         return f"{self._parts.url}/{name}"
 
-    def parts(self, name: str) -> dict[int, Part]:
-        found = filter(None, map(Part.of, self._parts.folder(check_name(name)).names()))
+    def parts(self, name: str) -> dict[int, UploadPart]:
+        found = filter(None, map(UploadPart.of, self._parts.folder(check_name(name)).names()))
         return {part.number: part for part in found}
 
     def names(self) -> list[str]:
         return self._parts.folders()
 
-    def begin(self, name: str, part: Part) -> PartWriter:
+    def begin(self, name: str, part: UploadPart) -> PartWriter:
         store = self._parts.folder(check_name(name))
         former = self.parts(name).get(part.number)
         return _ObjectPart(store, store.write(part.marker), part, former, self._key(name))
@@ -54,7 +54,7 @@ class RemoteStaging(Staging):
             store.delete(marker)
         store.remove_folder()
 
-    def check(self, name: str, parts: list[Part], sha256: str) -> None:
+    def check(self, name: str, parts: list[UploadPart], sha256: str) -> None:
         found = _hashes.digest(self._key(name), parts)
         if found is not None and found != sha256:
             raise WrongFileError(name)
@@ -62,7 +62,7 @@ class RemoteStaging(Staging):
     def publish(
         self,
         name: str,
-        parts: list[Part],
+        parts: list[UploadPart],
         sha256: str,
         target: Store,
         *,
@@ -74,7 +74,8 @@ class RemoteStaging(Staging):
             return
         if _hashes.digest(self._key(name), parts) == sha256:
             source = self._parts.folder(check_name(name))
-            if join(source, [(part.marker, part.size_bytes) for part in parts], target, name, tick):
+            sizes = [(part.marker, part.size_bytes) for part in parts]
+            if assemble(source, sizes, target, name, tick):
                 return
         whole = hashlib.sha256()
         with target.write(name) as out:
@@ -86,7 +87,7 @@ class RemoteStaging(Staging):
                 raise WrongFileError(name)
             out.commit()
 
-    def _contents(self, name: str, parts: list[Part]) -> Iterator[bytes]:
+    def _contents(self, name: str, parts: list[UploadPart]) -> Iterator[bytes]:
         """Yield the bytes of each part while those of the next one are fetched."""
         store = self._parts.folder(name)
         with ThreadPoolExecutor(1) as pool:
@@ -107,7 +108,7 @@ class RemoteStaging(Staging):
 
 class _ObjectPart(PartWriter):
     def __init__(
-        self, store: Store, out: ObjectWriter, part: Part, former: Part | None, key: str
+        self, store: Store, out: ObjectWriter, part: UploadPart, former: UploadPart | None, key: str
     ) -> None:
         self._store = store
         self._out = out

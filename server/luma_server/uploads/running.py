@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 
-from luma_server.uploads.staging import Part
+from luma_server.uploads.staging import UploadPart
 
 WAITING_BYTES = 64 << 20
 """Bound on all parts that wait in memory for those before them."""
@@ -25,7 +25,7 @@ class RunningHashes:
         self._known: OrderedDict[str, _Running] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, key: str, part: Part, pieces: list[bytes]) -> None:
+    def add(self, key: str, part: UploadPart, pieces: list[bytes]) -> None:
         """Take in a part that has arrived whole.
 
         Args:
@@ -52,7 +52,7 @@ class RunningHashes:
             if one.waiting_bytes:
                 one.give_up()
 
-    def digest(self, key: str, parts: list[Part]) -> str | None:
+    def digest(self, key: str, parts: list[UploadPart]) -> str | None:
         """Return the SHA-256 of all parts in order, hex; ``None`` where it is not known."""
         with self._lock:
             running = self._known.get(key)
@@ -69,11 +69,11 @@ class _Running:
         self.waiting_bytes = 0
         self._lock = threading.Lock()
         self._hash = hashlib.sha256()
-        self._parts: list[Part] = []
-        self._waiting: dict[int, tuple[Part, list[bytes]]] = {}
+        self._parts: list[UploadPart] = []
+        self._waiting: dict[int, tuple[UploadPart, list[bytes]]] = {}
         self._lost = False
 
-    def add(self, part: Part, pieces: list[bytes]) -> None:
+    def add(self, part: UploadPart, pieces: list[bytes]) -> None:
         with self._lock:
             known = self._known_part(part.number)
             if self._lost or known == part:
@@ -85,7 +85,7 @@ class _Running:
             self._hash_what_follows()
             self.waiting_bytes = sum(one.size_bytes for one, _ in self._waiting.values())
 
-    def _known_part(self, number: int) -> Part | None:
+    def _known_part(self, number: int) -> UploadPart | None:
         if number <= len(self._parts):
             return self._parts[number - 1]
         return self._waiting[number][0] if number in self._waiting else None
@@ -106,6 +106,6 @@ class _Running:
         self._waiting.clear()
         self.waiting_bytes = 0
 
-    def digest(self, parts: list[Part]) -> str | None:
+    def digest(self, parts: list[UploadPart]) -> str | None:
         with self._lock:
             return self._hash.hexdigest() if self._parts == parts and not self._lost else None

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from luma_core.checkpoint import MANIFEST_NAME, Manifest, check_name
-from luma_core.checkpoint.format.steps import STEP_NAME
+from luma_core.checkpoint.steps import STEP_NAME
 from luma_core.checkpoint.storage.store import storage_errors
 from luma_core.errors import StorageError
 from luma_core.wire import Committed, FileInfo, UploadFile, UploadSession
@@ -22,7 +22,7 @@ from luma_server.http.access import Principal
 from luma_server.http.problems import ApiError
 from luma_server.settings import Settings
 from luma_server.uploads.commit import REPLACING_NAME, commit_upload
-from luma_server.uploads.intake import adopt_files, check_place, parse_upload
+from luma_server.uploads.open import open_staging
 from luma_server.uploads.record import (
     RECORD_NAME,
     Record,
@@ -31,7 +31,8 @@ from luma_server.uploads.record import (
     session_store,
     write_record,
 )
-from luma_server.uploads.staging import UPLOADS, Staging, WrongFileError, open_staging
+from luma_server.uploads.staging import UPLOADS, StagingArea, WrongFileError
+from luma_server.uploads.validation import adopt_files, check_place, parse_upload
 
 _log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class Sessions:
         for name in sorted(there - {file.name for file in declared}):
             yield UploadFile(name, None, None, False, tuple(sorted(staging.parts(name))))
 
-    def staging(self, record: Record) -> Staging:
+    def staging(self, record: Record) -> StagingArea:
         """Return the staging area of a session."""
         return open_staging(self._root, record.id, record.part_bytes)
 
@@ -306,7 +307,7 @@ class Sessions:
                 headers={"Retry-After": "60"},
             )
 
-    def _clear(self, record: Record, staging: Staging, name: str) -> None:
+    def _clear(self, record: Record, staging: StagingArea, name: str) -> None:
         """Forget a file that is not what was announced, so that it can be sent again."""
         staging.clear(name)
         if name in record.adopted:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from luma_core.checkpoint.storage.store import Store
-from luma_server.catalog.place import Root
 from luma_server.http.problems import ApiError
 
 UPLOADS = "uploads"
@@ -17,7 +16,7 @@ _MARKER_FIELDS = 3
 
 
 @dataclass(frozen=True)
-class Part:
+class UploadPart:
     """A part of a file that has arrived whole.
 
     Attributes:
@@ -36,12 +35,12 @@ class Part:
         return f"{self.number:06d}.{self.size_bytes}.{self.sha256}"
 
     @staticmethod
-    def of(marker: str) -> Part | None:
+    def of(marker: str) -> UploadPart | None:
         """Return the part a name stands for; ``None`` where it is no such name."""
         fields = marker.split(".")
         if len(fields) != _MARKER_FIELDS or not (fields[0].isdigit() and fields[1].isdigit()):
             return None
-        return Part(int(fields[0]), int(fields[1]), fields[2])
+        return UploadPart(int(fields[0]), int(fields[1]), fields[2])
 
 
 class PartWriter(ABC):
@@ -60,11 +59,11 @@ class PartWriter(ABC):
         """Forget it; does nothing after `commit`."""
 
 
-class Staging(ABC):
+class StagingArea(ABC):
     """Keeps parts, and makes files of them. Its methods block."""
 
     @abstractmethod
-    def parts(self, name: str) -> dict[int, Part]:
+    def parts(self, name: str) -> dict[int, UploadPart]:
         """Return the parts of a file that have arrived, by number."""
 
     @abstractmethod
@@ -72,7 +71,7 @@ class Staging(ABC):
         """Return the files of which parts have arrived."""
 
     @abstractmethod
-    def begin(self, name: str, part: Part) -> PartWriter:
+    def begin(self, name: str, part: UploadPart) -> PartWriter:
         """Begin to write a part, which replaces one of the same number when it is committed."""
 
     @abstractmethod
@@ -88,7 +87,7 @@ class Staging(ABC):
         """Forget a file."""
 
     @abstractmethod
-    def check(self, name: str, parts: list[Part], sha256: str) -> None:
+    def check(self, name: str, parts: list[UploadPart], sha256: str) -> None:
         """Check a whole file before anything is published, where that needs no second copy.
 
         Raises:
@@ -99,7 +98,7 @@ class Staging(ABC):
     def publish(
         self,
         name: str,
-        parts: list[Part],
+        parts: list[UploadPart],
         sha256: str,
         target: Store,
         *,
@@ -147,14 +146,3 @@ def file_sha256(store: Store, name: str, size_bytes: int) -> str:
     for start in range(0, size_bytes, READ_BYTES):
         found.update(store.read_range(name, start, min(start + READ_BYTES, size_bytes)))
     return found.hexdigest()
-
-
-def open_staging(root: Root, session_id: str, part_bytes: int) -> Staging:
-    """Return the staging area of a session."""
-    from luma_server.uploads.local import LocalStaging
-    from luma_server.uploads.remote import RemoteStaging
-
-    folder = root.private_path(UPLOADS, session_id)
-    if folder is not None:
-        return LocalStaging(folder, part_bytes)
-    return RemoteStaging(root.private(UPLOADS, session_id))

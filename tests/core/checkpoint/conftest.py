@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from luma_core import changes, checkpoint
-from luma_core.checkpoint.staging import pool as copies
+from luma_core.checkpoint.staging import pool
 from luma_core.checkpoint.staging import staged as staging
 from luma_core.checkpoint.staging.tensors import HostTensor
 from luma_core.checkpoint.storage.s3 import S3Store
@@ -251,7 +251,7 @@ def new_prefix():
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    """Let small tensors be held, in several pieces each, and all modes offload the CPU's."""
+    """Let small tensors be guarded, in several pieces each, and all modes offload the CPU's."""
     monkeypatch.setattr(staging, "SMALL_BYTES", 0)
     for module in (staging, writer):
         monkeypatch.setattr(module, "CHUNK_BYTES", 1024)
@@ -265,14 +265,14 @@ def small_pieces(monkeypatch):
 
 
 @pytest.fixture
-def no_copies_behind(monkeypatch):
-    monkeypatch.setattr(HostTensor, "copy_behind", lambda _: None)
+def no_background_copies(monkeypatch):
+    monkeypatch.setattr(HostTensor, "copy_in_background", lambda _: None)
 
 
 @pytest.fixture
 def made(monkeypatch):
     """The kinds of all memory for copies, in the order in which it was made."""
     found = []
-    new = copies._new
-    monkeypatch.setattr(copies, "_new", lambda kind: found.append(kind) or new(kind))
+    new = pool._new
+    monkeypatch.setattr(pool, "_new", lambda kind: found.append(kind) or new(kind))
     return found

@@ -141,7 +141,7 @@ def test_a_removal_that_was_interrupted_is_finished_as_garbage(tmp_path, run, mo
     manager = CheckpointManager(tmp_path, keep_last=1, grace_seconds=0)
     manager.save(1, optimizer=run.optimizer)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.format.steps, "remove_files", lambda *_: 1 / 0)
+        patch.setattr(checkpoint.steps, "remove_files", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             manager.save(2, optimizer=run.optimizer)
     assert _folders(tmp_path) == ["00000001", "00000002"]

@@ -8,11 +8,11 @@ import torch
 from luma_core import checkpoint, convert
 from luma_core.checkpoint import CheckpointManager
 from luma_core.checkpoint.storage.local import LocalStore
-from luma_core.checkpoint.storage.store import open_store
+from luma_core.checkpoint.storage.open import open_store
 from luma_core.errors import StorageError
 from luma_core.optim import LUMA
 from luma_core.paths import resolve_path
-from tests.core.checkpoint.behind import gate
+from tests.core.checkpoint.staging.async_training import gate
 
 
 @pytest.fixture
@@ -67,11 +67,11 @@ def test_the_home_directory_is_no_part_of_other_urls(tmp_path, leave):
     assert open_store(f"file://{tmp_path}/~/run").url == f"{tmp_path}/~/run"
 
 
-def test_a_save_behind_training_ends_where_it_began(tmp_path, leave, run):
+def test_an_asynchronous_save_ends_where_it_began(tmp_path, leave, run):
     first = checkpoint.save("run/1", optimizer=run.optimizer)
-    with gate() as held:
+    with gate() as waiting:
         handle = checkpoint.save(
-            *("run/2",), optimizer=run.optimizer, base="run/1", wait=False, progress=held
+            *("run/2",), optimizer=run.optimizer, base="run/1", wait=False, progress=waiting
         )
         leave()
     handle.result()

@@ -1,0 +1,6 @@
+"""What every implementation of a contract must do, as tests that a new one subclasses.
+
+Each module needs pytest, which nothing else of this package does:
+
+- `luma_core.testing.store`: stores, which keep the files of checkpoints.
+"""

@@ -6,6 +6,6 @@ statistics in `luma_core.stats`.
 """
 
 from luma_core._version import __version__
-from luma_core.optim import LAMB, LUMA, AdamMini, TurboAdam
+from luma_core.optim import LAMB, LUMA, AdamMini, AdamW, TurboAdam
 
-__all__ = ["LAMB", "LUMA", "AdamMini", "TurboAdam", "__version__"]
+__all__ = ["LAMB", "LUMA", "AdamMini", "AdamW", "TurboAdam", "__version__"]

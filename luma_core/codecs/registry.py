@@ -29,6 +29,11 @@ def codec_names() -> tuple[str, ...]:
     return tuple(sorted(_CODECS))
 
 
+def codec_type(name: str) -> type[Codec]:
+    """Return the class of the codec of a name; a `KeyError` where there is none."""
+    return _CODECS[name]
+
+
 def codec_from_dict(config: Mapping[str, Any]) -> Codec:
     """Build a codec from plain JSON values, as `Codec.to_dict` returns them.
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from luma_core.errors import ConfigurationError, UnknownCodecError
 from luma_core.optim.luma import LUMA
-from luma_core.optim.presets import PRESETS, CodecConfigs, preset_codecs
+from luma_core.optim.presets import CodecConfigs, moment_kinds, preset_codecs
 from luma_core.optim.turbo_adam import TurboAdam, turbo_codecs
 
+_PLAIN = ("luma16", "fp32", "bf16")
 _TURBO = {"turbo": "5bit", "turbo-8bit": "8bit"}
 
 
@@ -28,7 +29,7 @@ class TargetCodecs:
 
 def codec_choices() -> tuple[str, ...]:
     """Return the names that `target_codecs` takes."""
-    return (*PRESETS, *_TURBO)
+    return (*_PLAIN, *_TURBO)
 
 
 def target_codecs(name: Any, *, block_size: int | None) -> TargetCodecs:
@@ -47,7 +48,8 @@ def target_codecs(name: Any, *, block_size: int | None) -> TargetCodecs:
             f"codec={name!r} must be one of {', '.join(map(repr, codec_choices()))}."
         )
     if name not in _TURBO:
-        return TargetCodecs(LUMA.algorithm, preset_codecs(name, block_size=block_size))
+        codecs = preset_codecs(name, moment_kinds(LUMA.rule), block_size=block_size)
+        return TargetCodecs(LUMA.algorithm, codecs)
     if block_size is None:
         raise ConfigurationError(
             f"block_size=None does not go with codec={name!r}, which needs a scale for each block.",

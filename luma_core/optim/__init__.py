@@ -1,8 +1,10 @@
 """Optimizers whose state is compressed: rules, their base and their backends."""
 
 from luma_core.optim.adam_mini import AdamMini
+from luma_core.optim.adamw import AdamW
 from luma_core.optim.backward import StepsInBackward, step_in_backward
 from luma_core.optim.base import CompressedOptimizer
+from luma_core.optim.common_options import CommonOptions
 from luma_core.optim.fsdp1 import load_unflattened, unflattened
 from luma_core.optim.lamb import LAMB
 from luma_core.optim.luma import LUMA, luma_codecs
@@ -16,8 +18,10 @@ __all__ = [
     "LAMB",
     "LUMA",
     "AdamMini",
+    "AdamW",
     "AdamWHyper",
     "AdamWRule",
+    "CommonOptions",
     "CompressedOptimizer",
     "GatheredState",
     "ParameterTelemetry",

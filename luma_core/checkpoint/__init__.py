@@ -1,7 +1,7 @@
 """The on-disk format: safetensors shards, checksums, and a manifest that is written last."""
 
 from luma_core.changes import before_change
-from luma_core.checkpoint.flatten import flatten
+from luma_core.checkpoint.flattening import flatten
 from luma_core.checkpoint.format.compression import Chunk, Compression
 from luma_core.checkpoint.format.manifest import (
     MAX_CHAIN,

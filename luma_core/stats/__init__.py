@@ -1,6 +1,6 @@
 """Streaming statistics of optimizer states, live or saved, by module, and the difference of two."""
 
-from luma_core.stats.compute import compute
+from luma_core.stats.computation import compute
 from luma_core.stats.difference import diff
 from luma_core.stats.modules import (
     METRICS,

@@ -1,24 +1,56 @@
 """Foreign formats of AdamW state: one file per format, each a source, a sink, or both."""
 
-from luma_core.convert.base import (
-    AdamWState,
-    MomentError,
-    ParameterInfo,
-    Sink,
-    SinkOptions,
-    Source,
-    Written,
-)
-from luma_core.convert.codecs import codec_choices
-from luma_core.convert.registry import (
-    ConversionReport,
-    convert,
-    format_names,
-    open_source,
-    source_names,
-    target_names,
-)
-from luma_core.convert.together import convert_together
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from luma_core.lazy import export_lazily
+
+if TYPE_CHECKING:
+    from luma_core.convert.base import (
+        AdamWState,
+        MomentError,
+        ParameterInfo,
+        Sink,
+        SinkOptions,
+        Source,
+        Written,
+    )
+    from luma_core.convert.codecs import codec_choices
+    from luma_core.convert.registry import (
+        ConversionReport,
+        convert,
+        format_names,
+        open_source,
+        source_names,
+        target_names,
+    )
+    from luma_core.convert.together import convert_together
+else:
+    __getattr__, __dir__ = export_lazily(
+        __name__,
+        {
+            "luma_core.convert.base": [
+                "AdamWState",
+                "MomentError",
+                "ParameterInfo",
+                "Sink",
+                "SinkOptions",
+                "Source",
+                "Written",
+            ],
+            "luma_core.convert.codecs": ["codec_choices"],
+            "luma_core.convert.registry": [
+                "ConversionReport",
+                "convert",
+                "format_names",
+                "open_source",
+                "source_names",
+                "target_names",
+            ],
+            "luma_core.convert.together": ["convert_together"],
+        },
+    )
 
 __all__ = [
     "AdamWState",

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-_INCIDENTAL = {"TYPE_CHECKING", "annotations", "export_lazily"}
+_INCIDENTAL = {"TYPE_CHECKING", "annotations", "export_lazily", "give_moved_names"}
 """What a package imports for its own use and does not offer."""
 
 

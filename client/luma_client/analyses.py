@@ -13,7 +13,7 @@ from luma_client.exchange import Endpoint, Retries, exchange, parsed
 from luma_client.operation import Operation
 from luma_client.queries import get, json_request, place
 from luma_client.reading import read_url_into
-from luma_core.checkpoint import check_name
+from luma_core.checkpoint.storage import check_name
 from luma_core.paths import resolve_path
 from luma_core.stats import CheckpointStats, ModuleList
 from luma_core.wire import Job, JobList

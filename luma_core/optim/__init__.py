@@ -1,5 +1,6 @@
 """Optimizers whose state is compressed: rules, their base and their backends."""
 
+from luma_core.moved import give_moved_names
 from luma_core.optim.adam_mini import AdamMini
 from luma_core.optim.adamw import AdamW
 from luma_core.optim.backward import StepsInBackward, step_in_backward
@@ -12,15 +13,12 @@ from luma_core.optim.parity import ParityReport, ParityRow, parity_check
 from luma_core.optim.state_io.gathered import GatheredState
 from luma_core.optim.telemetry import ParameterTelemetry
 from luma_core.optim.turbo_adam import TurboAdam, turbo_codecs
-from luma_core.rules import AdamWHyper, AdamWRule
 
 __all__ = [
     "LAMB",
     "LUMA",
     "AdamMini",
     "AdamW",
-    "AdamWHyper",
-    "AdamWRule",
     "CommonOptions",
     "CompressedOptimizer",
     "GatheredState",
@@ -36,3 +34,5 @@ __all__ = [
     "turbo_codecs",
     "unflattened",
 ]
+
+__getattr__ = give_moved_names(__name__, {"luma_core.rules": ["AdamWHyper", "AdamWRule"]})

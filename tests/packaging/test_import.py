@@ -63,7 +63,7 @@ def import_or_skip(name: str) -> ModuleType:
 
 def public_names(module: ModuleType) -> set[str]:
     """What a reader of `dir(module)` would take for its interface."""
-    incidental = {"annotations", "TYPE_CHECKING", "export_lazily"}
+    incidental = {"annotations", "TYPE_CHECKING", "export_lazily", "give_moved_names"}
     return {
         name
         for name, value in vars(module).items()
@@ -95,7 +95,7 @@ DOORS = {
     "stores": "from luma_core.checkpoint.storage import commit, local, remote, s3, store",
     "manifest": (
         "from luma_core import checkpoint; from pathlib import Path\n"
-        "checkpoint.parse_manifest(Path(folder, 'luma.json').read_bytes())"
+        "checkpoint.format.parse_manifest(Path(folder, 'luma.json').read_bytes())"
     ),
     "open": (
         "from luma_core import checkpoint\n"

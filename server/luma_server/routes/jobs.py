@@ -8,7 +8,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from luma_core.checkpoint import check_name
+from luma_core.checkpoint.storage import check_name
 from luma_core.errors import CheckpointExistsError, CheckpointNotFoundError
 from luma_core.wire import Job, JobList, Place
 from luma_server.http.access import Reader, Writer

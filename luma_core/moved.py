@@ -11,21 +11,28 @@ GetAttribute = Callable[[str], Any]
 
 
 def give_moved_names(
-    package: str, moved: Mapping[str, Sequence[str]], otherwise: GetAttribute | None = None
+    package: str,
+    moved: Mapping[str, Sequence[str] | Mapping[str, str]],
+    otherwise: GetAttribute | None = None,
 ) -> GetAttribute:
     """Return a package's ``__getattr__`` that finds what was moved out of it.
 
     Args:
         package: its name.
-        moved: names by the module where they are now.
+        moved: names by the module where they are now; a mapping gives the names that they have now.
         otherwise: finds all else; by default there is nothing else.
     """
-    places = {name: place for place, names in moved.items() for name in names}
+    places = {
+        name: (place, names[name] if isinstance(names, Mapping) else name)
+        for place, names in moved.items()
+        for name in names
+    }
 
     def get_attribute(name: str) -> Any:
         if name in places:
-            _warn(f"{package}.{name}", f"{places[name]}.{name}")
-            return getattr(import_module(places[name]), name)
+            place, new = places[name]
+            _warn(f"{package}.{name}", f"{place}.{new}")
+            return getattr(import_module(place), new)
         if otherwise is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return otherwise(name)

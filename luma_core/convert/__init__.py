@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from luma_core.lazy import export_lazily
+from luma_core.moved import give_moved_names
 
 if TYPE_CHECKING:
     from luma_core.convert.base import (
         AdamWState,
+        ConvertOptions,
         MomentError,
         ParameterInfo,
         Sink,
-        SinkOptions,
         Source,
         Written,
     )
@@ -32,10 +33,10 @@ else:
         {
             "luma_core.convert.base": [
                 "AdamWState",
+                "ConvertOptions",
                 "MomentError",
                 "ParameterInfo",
                 "Sink",
-                "SinkOptions",
                 "Source",
                 "Written",
             ],
@@ -51,14 +52,17 @@ else:
             "luma_core.convert.together": ["convert_together"],
         },
     )
+    __getattr__ = give_moved_names(
+        __name__, {"luma_core.convert": {"SinkOptions": "ConvertOptions"}}, __getattr__
+    )
 
 __all__ = [
     "AdamWState",
     "ConversionReport",
+    "ConvertOptions",
     "MomentError",
     "ParameterInfo",
     "Sink",
-    "SinkOptions",
     "Source",
     "Written",
     "codec_choices",

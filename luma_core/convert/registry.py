@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Unpack
 
 from luma_core import checkpoint
 from luma_core.convert import beside_model
 from luma_core.convert.base import (
+    ConvertKeywords,
+    ConvertOptions,
     MomentError,
     Progress,
     Sink,
-    SinkOptions,
     Source,
     Url,
     total_elements,
@@ -30,6 +32,7 @@ from luma_core.convert.formats import (
 )
 from luma_core.convert.places import resolved
 from luma_core.errors import CheckpointNotFoundError, ConfigurationError
+from luma_core.keywords import show_keywords, with_keywords
 
 
 @dataclass(frozen=True)
@@ -177,13 +180,9 @@ def convert(
     dst: Url,
     *,
     to: str,
-    model: Url | None = None,
-    overwrite: bool = False,
-    codec: str = "luma16",
-    block_size: int | None = 128,
-    compression: str = "zstd",
-    seed: int = 0,
     progress: Progress | None = None,
+    options: ConvertOptions | None = None,
+    **keywords: Unpack[ConvertKeywords],
 ) -> ConversionReport:
     """Convert AdamW state from one format to another, one parameter at a time.
 
@@ -194,16 +193,8 @@ def convert(
         dst: where it shall go: a folder for ``"luma"``, ``"dcp"`` and ``"deepspeed-universal"``,
             else a file.
         to: one of `target_names`.
-        model: gives parameters names where the state has none, as for `open_source`; for
-            ``"lightning"``, the ``.ckpt`` file to write a copy of; for ``"deepspeed-universal"``,
-            the weights that go with the state.
-        overwrite: whether to replace what is at ``dst``.
-        codec: for ``"luma"``: how moments are kept. ``"luma16"``, ``"fp32"`` and ``"bf16"`` make
-            a checkpoint for `LUMA`, ``"turbo"`` and ``"turbo-8bit"`` one for `TurboAdam`.
-        block_size: for ``"luma"``: elements per scale, or None for one scale per tensor.
-        compression: for ``"luma"``: ``"zstd"`` or ``"none"``.
-        seed: for ``"luma"``: of the rounding noise of later steps.
         progress: called with bytes done and in total.
+        options: the keywords that follow, together; those that are given replace them.
 
     Raises:
         CheckpointNotFoundError: there is no state at ``src``.
@@ -213,19 +204,13 @@ def convert(
         CorruptCheckpointError: the state is damaged.
         StorageError: the store failed; what was at ``dst`` is whole.
     """
+    options = ConvertOptions.given_to("convert", options, keywords)
     sink = _FORMATS[to].sink if to in _FORMATS else None
     if sink is None:
         raise _no_format("to", to, target_names())
-    place, model = resolved(dst), None if model is None else resolved(model)
+    place, model = resolved(dst), None if options.model is None else resolved(options.model)
+    options = replace(options, model=model)
     source = open_source(src, model=model if _gives_names(model, to) else None)
-    options = SinkOptions(
-        overwrite=overwrite,
-        codec=codec,
-        block_size=block_size,
-        compression=compression,
-        seed=seed,
-        model=model,
-    )
     written = sink(source, place, options, progress)
     warn_of_errors(written.errors["exp_avg_sq"], written.update)
     parameters = source.parameters()
@@ -240,3 +225,7 @@ def convert(
         errors=written.errors,
         update=written.update,
     )
+
+
+show_keywords(convert, ConvertOptions)
+convert.__doc__ = with_keywords(convert.__doc__ or "", ConvertOptions)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any, TypedDict, TypeVar
 
 from luma_core.codecs import MIN_COMPRESS_ELEMENTS
+from luma_core.keywords import check_keywords, show_keywords, with_keywords
 from luma_core.optim.offload import DEFAULT_BUFFER_BYTES, OffloadOptions, offload_options
 
 OptimizerClass = TypeVar("OptimizerClass", bound=type)
@@ -77,12 +78,7 @@ class CommonOptions:
         Raises:
             TypeError: one of them is no option, as Python says it of functions.
         """
-        known = {field.name for field in fields(cls)}
-        unknown = next((name for name in keywords if name not in known), None)
-        if unknown is not None:
-            raise TypeError(
-                f"{optimizer.__name__}.__init__() got an unexpected keyword argument {unknown!r}"
-            )
+        check_keywords(f"{optimizer.__name__}.__init__", cls, keywords)
         return cls(**keywords)
 
     def of_groups(self) -> dict[str, Any]:
@@ -121,41 +117,20 @@ class CommonKeywords(TypedDict, total=False):
 def show_common_options(optimizer: OptimizerClass) -> OptimizerClass:
     """Show the common options in an optimizer's signature and in the Args of its docstring.
 
-    Its ``__init__`` takes them as ``**common: Unpack[CommonKeywords]``; without this,
-    ``inspect.signature`` and ``help`` would say no more of them. A docstring without Args gets
-    those of the class that it derives from.
+    Its ``__init__`` takes them as ``**common: Unpack[CommonKeywords]``. A docstring without Args
+    gets those of the class that it derives from.
     """
     init = vars(optimizer).get("__init__")
     if init is not None:
-        signature = inspect.signature(init)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        init.__signature__ = signature.replace(parameters=[*own, *_parameters()])
+        show_keywords(init, CommonOptions)
     if optimizer.__doc__ is not None:
         text, above = inspect.cleandoc(optimizer.__doc__), optimizer.__base__.__doc__ or ""
-        takes_those_above = "\n\nArgs:" not in text
-        optimizer.__doc__ = text + _args(above) if takes_those_above else _with_common_args(text)
+        has_args = "\n\nArgs:" in text
+        optimizer.__doc__ = with_keywords(text, CommonOptions) if has_args else text + _args(above)
     return optimizer
-
-
-def _parameters() -> list[inspect.Parameter]:
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=field.type,
-        )
-        for field in fields(CommonOptions)
-    ]
 
 
 def _args(text: str) -> str:
     """Return a docstring from its Args on."""
     _, title, rest = text.partition("\n\nArgs:")
     return title + rest
-
-
-def _with_common_args(text: str) -> str:
-    common = inspect.cleandoc(CommonOptions.__doc__ or "").partition("Attributes:\n")[2]
-    args, title, rest = text.partition("\n\nRaises:")
-    return f"{args}\n{common}{title}{rest}"

@@ -92,7 +92,9 @@ def _class(name: str, value: type, homes: dict[int, str]) -> Iterator[str]:
     for cls in value.__mro__:
         ours = cls.__module__.startswith("luma_") and (cls is value or id(cls) not in homes)
         for key, member in vars(cls).items() if ours else ():
-            found.setdefault(key, member)
+            # PyTorch puts a wrapper of `step` into the class of every optimizer that is made.
+            if not getattr(member, "hooked", False):
+                found.setdefault(key, member)
     for key, member in sorted(found.items()):
         if not key.startswith("_"):
             yield from _member(key, member)

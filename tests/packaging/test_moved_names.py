@@ -4,6 +4,8 @@ import importlib
 
 import pytest
 
+from luma_core import convert
+
 CHECKPOINT = "luma_core.checkpoint"
 MOVED = [
     ("luma_core.checkpoint", "luma_core.checkpoint.format", "parse_manifest"),
@@ -35,6 +37,11 @@ def test_an_old_name_is_the_new_one_and_says_so(old: str, new: str, name: str) -
     assert found is getattr(importlib.import_module(new), name)
     assert caught[0].filename == __file__
     assert name not in dir(module)
+
+
+def test_what_was_renamed_is_found_too() -> None:
+    with pytest.warns(DeprecationWarning, match=r"is luma_core\.convert\.ConvertOptions now"):
+        assert convert.SinkOptions is convert.ConvertOptions
 
 
 @pytest.mark.parametrize("module", sorted({old for old, _, _ in MOVED}))

@@ -85,6 +85,8 @@ def command(
     quiet: QuietOption = False,
 ) -> None:
     """Run ``luma convert``."""
+    from luma_core.convert import ConvertOptions
+
     output = Output(json=as_json, quiet=quiet)
     own = [
         *(["--codec", codec] if codec != "luma16" else []),
@@ -100,12 +102,14 @@ def command(
             source,
             destination,
             to=to,
-            model=model,
-            overwrite=overwrite,
-            codec=codec,
-            block_size=block_size or None,
-            compression=compression,
-            seed=seed,
+            options=ConvertOptions(
+                model=model,
+                overwrite=overwrite,
+                codec=codec,
+                block_size=block_size or None,
+                compression=compression,
+                seed=seed,
+            ),
             progress=tell,
         )
     if first:

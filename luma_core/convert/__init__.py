@@ -18,11 +18,11 @@ if TYPE_CHECKING:
         Written,
     )
     from luma_core.convert.codecs import codec_choices
+    from luma_core.convert.conversion import ConversionReport, convert, open_source
     from luma_core.convert.registry import (
-        ConversionReport,
-        convert,
+        Format,
         format_names,
-        open_source,
+        register_format,
         source_names,
         target_names,
     )
@@ -41,11 +41,11 @@ else:
                 "Written",
             ],
             "luma_core.convert.codecs": ["codec_choices"],
+            "luma_core.convert.conversion": ["ConversionReport", "convert", "open_source"],
             "luma_core.convert.registry": [
-                "ConversionReport",
-                "convert",
+                "Format",
                 "format_names",
-                "open_source",
+                "register_format",
                 "source_names",
                 "target_names",
             ],
@@ -60,6 +60,7 @@ __all__ = [
     "AdamWState",
     "ConversionReport",
     "ConvertOptions",
+    "Format",
     "MomentError",
     "ParameterInfo",
     "Sink",
@@ -70,6 +71,7 @@ __all__ = [
     "convert_together",
     "format_names",
     "open_source",
+    "register_format",
     "source_names",
     "target_names",
 ]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
-from torch import Tensor
-
+from luma_core import catalog
 from luma_core.errors import ConfigurationError
 from luma_core.keywords import check_keywords
 from luma_core.state import GroupOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -113,7 +115,7 @@ class ConvertOptions:
 
     model: Url | None = None
     overwrite: bool = False
-    codec: str = "luma16"
+    codec: str = catalog.DEFAULT_TARGET
     block_size: int | None = 128
     compression: str = "zstd"
     seed: int = 0

@@ -23,8 +23,9 @@ from luma_core.convert.base import (
     total_elements,
 )
 from luma_core.convert.coding_errors import warn_of_errors
+from luma_core.convert.conversion import ConversionReport, open_source
 from luma_core.convert.formats import luma
-from luma_core.convert.registry import ConversionReport, open_source, target_names
+from luma_core.convert.registry import target_names
 from luma_core.errors import ConfigurationError
 from luma_core.keywords import show_keywords, with_keywords
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from benchmarks.shapes import gpt2
 from luma_core import TurboAdam, rounding
 from luma_core.codecs import Codec, CoStateM, LogV, RootV, TableM
+from luma_core.optim.presets import PRESETS
 
 BLOCK_SIZE = 128
 BETA1, BETA2 = 0.9, 0.999
@@ -191,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         print(f"{name:<32}{bits:>8.3f}" + "".join(f"{error:>12.3f}" for error in errors))
     print("\nTurboAdam's state of GPT-2 124M, bits per parameter")
-    for setting in SETTINGS:
+    for setting in (*SETTINGS, *({"codec": name} for name in PRESETS)):
         written = ", ".join(f"{key}={value!r}" for key, value in setting.items())
         print(f"{f'TurboAdam({written})':<60}{gpt2_bits(setting):>6.2f}")
 

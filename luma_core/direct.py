@@ -15,14 +15,18 @@ import stat
 from functools import cache
 from io import FileIO
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from luma_core.errors import StorageError
+from luma_core.lazy import import_later
 
-Bytes = npt.NDArray[np.uint8]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+else:
+    np = import_later("numpy", globals())
+
+Bytes: TypeAlias = "npt.NDArray[np.uint8]"
 
 PAGE_BYTES = 4096
 """Memory, place in the file and length of a transfer are multiples of it."""

@@ -3,6 +3,7 @@
     LumaError
     ├── ConfigurationError (ValueError)        an argument or option has a value that cannot work
     │   ├── UnknownCodecError                  no codec is registered under that name
+    │   ├── NameTakenError                     what is registered has the name of something else
     │   └── BackendUnavailableError            an explicitly requested backend cannot run here
     ├── UnsupportedParameterError (TypeError)  a parameter's or gradient's kind is not supported
     │   └── UnsupportedGradientError (RuntimeError)  a gradient's, as PyTorch's optimizers raise it
@@ -54,6 +55,10 @@ class ConfigurationError(LumaError, ValueError):
 
 class UnknownCodecError(ConfigurationError):
     """No codec is registered under the given name."""
+
+
+class NameTakenError(ConfigurationError):
+    """A codec or format is registered under a name that another one has."""
 
 
 class BackendUnavailableError(ConfigurationError):

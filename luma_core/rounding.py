@@ -23,10 +23,16 @@ with multipliers ``0x7feb352d`` and ``0x846ca68b`` found by C. Wellons' hash-pro
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
+
 
 M1 = 0x7FEB352D
 M2 = 0x846CA68B - (1 << 32)

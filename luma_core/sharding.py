@@ -15,13 +15,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
-import torch
-from torch import Tensor
-
 from luma_core.codecs import Codec, Fields
 from luma_core.codecs.base import FieldSpec
 from luma_core.codecs.blocks import MIN_ROW_ELEMENTS
 from luma_core.errors import UnsupportedParameterError
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

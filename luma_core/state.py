@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from luma_core.codecs import Codec, Fields
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GroupOptions = dict[str, Any]
 """A parameter group's options as plain JSON values (``lr``, ``betas``, ``eps``, ...)."""

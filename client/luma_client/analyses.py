@@ -13,7 +13,8 @@ from luma_client.exchange import Endpoint, Retries, exchange, parsed
 from luma_client.operation import Operation
 from luma_client.queries import get, json_request, place
 from luma_client.reading import read_url_into
-from luma_core.checkpoint import check_name
+from luma_core import catalog
+from luma_core.checkpoint.storage import check_name
 from luma_core.paths import resolve_path
 from luma_core.stats import CheckpointStats, ModuleList
 from luma_core.wire import Job, JobList
@@ -123,7 +124,7 @@ class Analyses:
         step: str,
         *,
         format: str,
-        codec: str = "luma16",
+        codec: str = catalog.DEFAULT_TARGET,
         to: tuple[str, str] | None = None,
     ) -> Steps[Job]:
         """Begin to convert a checkpoint on the server; `job` tells how it goes.

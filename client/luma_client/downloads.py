@@ -13,7 +13,8 @@ from luma_client.operation import Operation
 from luma_client.queries import manifest_of
 from luma_client.reading import read_into
 from luma_client.uploads import LANES, Progress
-from luma_core.checkpoint import MANIFEST_NAME, FileEntry, Manifest, parse_manifest
+from luma_core.checkpoint import Manifest
+from luma_core.checkpoint.format import MANIFEST_NAME, FileEntry, parse_manifest
 from luma_core.checkpoint.format.folder import read_manifest
 from luma_core.checkpoint.format.manifest import BaseEntry
 from luma_core.checkpoint.storage.store import ABSENT, ObjectWriter, Store, Version

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from luma_client.effects import Reply, Request, Steps
 from luma_client.exchange import Endpoint, exchange, parsed, require_json
 from luma_client.operation import Operation
-from luma_core.checkpoint import Manifest, check_name, parse_manifest
+from luma_core.checkpoint import Manifest
+from luma_core.checkpoint.format import parse_manifest
+from luma_core.checkpoint.storage import check_name
 from luma_core.errors import CheckpointNotFoundError
 from luma_core.wire import (
     CheckpointInfo,

@@ -8,7 +8,7 @@ from luma_client.effects import BrokenError, Reply, Request, Sleep, Steps, Take
 from luma_client.exchange import NOT_OURS, Endpoint, error_of, problem_of, wait_for
 from luma_client.operation import Operation
 from luma_client.queries import place
-from luma_core.checkpoint import check_name
+from luma_core.checkpoint.storage import check_name
 from luma_core.errors import CheckpointNotFoundError, CorruptCheckpointError, ServiceError
 
 _WHOLE, _PARTIAL, _NOT_SATISFIABLE = 200, 206, 416

@@ -10,9 +10,10 @@ from functools import cache
 from luma_client.client import Client
 from luma_client.location import Location
 from luma_client.staging import StagedFile, StagedWriter, UnsentFiles
-from luma_core.checkpoint import MANIFEST_NAME, check_name, parse_manifest
+from luma_core.checkpoint.format import MANIFEST_NAME, parse_manifest
 from luma_core.checkpoint.format.model import index_bytes
 from luma_core.checkpoint.steps import STEP_NAME
+from luma_core.checkpoint.storage import check_name
 from luma_core.checkpoint.storage.commit import CommitStrategy, ConditionalPut
 from luma_core.checkpoint.storage.names import INDEX_NAME
 from luma_core.checkpoint.storage.store import (

@@ -13,7 +13,8 @@ from luma_client.effects import Buffers, Reply, Request, Steps, Work, in_lanes
 from luma_client.exchange import Endpoint, Retries, error_of, exchange, parsed, problem_of
 from luma_client.operation import Operation
 from luma_client.queries import get, json_request
-from luma_core.checkpoint import check_name, parse_manifest
+from luma_core.checkpoint.format import parse_manifest
+from luma_core.checkpoint.storage import check_name
 from luma_core.errors import (
     CheckpointExistsError,
     ConcurrentSaveError,

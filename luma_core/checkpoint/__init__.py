@@ -1,58 +1,90 @@
 """The on-disk format: safetensors shards, checksums, and a manifest that is written last."""
 
-from luma_core.changes import before_change
-from luma_core.checkpoint.flatten import flatten
-from luma_core.checkpoint.format.compression import Chunk, Compression
-from luma_core.checkpoint.format.manifest import (
-    MAX_CHAIN,
-    BaseEntry,
-    FileEntry,
-    Manifest,
-    ParameterEntry,
-    Summary,
-    TensorEntry,
-)
-from luma_core.checkpoint.format.parse import parse_manifest
-from luma_core.checkpoint.format.plan import SavableState
-from luma_core.checkpoint.manager import CheckpointManager
-from luma_core.checkpoint.read.load import LoadedCheckpoint, load
-from luma_core.checkpoint.read.reader import Checkpoint, exists, open
-from luma_core.checkpoint.read.verify import Problem, VerifyReport, verify
-from luma_core.checkpoint.sharded_manager import ShardedCheckpointManager
-from luma_core.checkpoint.staging.async_executor import SaveHandle, wait_for_saves
-from luma_core.checkpoint.storage.names import MANIFEST_NAME, check_name
-from luma_core.checkpoint.write.prepare import prepare
-from luma_core.checkpoint.write.saver import MAX_SHARD_BYTES, save
-from luma_core.checkpoint.write.sharded import load_sharded, save_sharded
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from luma_core.lazy import export_lazily
+from luma_core.moved import give_moved_names
+
+if TYPE_CHECKING:
+    from luma_core.changes import before_change
+    from luma_core.checkpoint.flattening import flatten
+    from luma_core.checkpoint.format.compression import Compression
+    from luma_core.checkpoint.format.manifest import Manifest, Summary
+    from luma_core.checkpoint.format.plan import SavableState
+    from luma_core.checkpoint.manager import CheckpointManager
+    from luma_core.checkpoint.read.load import LoadedCheckpoint, load
+    from luma_core.checkpoint.read.reader import Checkpoint, exists, open
+    from luma_core.checkpoint.read.verify import Problem, VerifyReport, verify
+    from luma_core.checkpoint.sharded_manager import ShardedCheckpointManager
+    from luma_core.checkpoint.staging.async_executor import SaveHandle, wait_for_saves
+    from luma_core.checkpoint.storage.open import open_store
+    from luma_core.checkpoint.storage.store import Store
+    from luma_core.checkpoint.write.prepare import prepare
+    from luma_core.checkpoint.write.saver import MAX_SHARD_BYTES, save
+    from luma_core.checkpoint.write.sharded import load_sharded, save_sharded
+else:
+    __getattr__, __dir__ = export_lazily(
+        __name__,
+        {
+            "luma_core.changes": ["before_change"],
+            "luma_core.checkpoint.flattening": ["flatten"],
+            "luma_core.checkpoint.format.compression": ["Compression"],
+            "luma_core.checkpoint.format.manifest": ["Manifest", "Summary"],
+            "luma_core.checkpoint.format.plan": ["SavableState"],
+            "luma_core.checkpoint.manager": ["CheckpointManager"],
+            "luma_core.checkpoint.read.load": ["LoadedCheckpoint", "load"],
+            "luma_core.checkpoint.read.reader": ["Checkpoint", "exists", "open"],
+            "luma_core.checkpoint.read.verify": ["Problem", "VerifyReport", "verify"],
+            "luma_core.checkpoint.sharded_manager": ["ShardedCheckpointManager"],
+            "luma_core.checkpoint.staging.async_executor": ["SaveHandle", "wait_for_saves"],
+            "luma_core.checkpoint.storage.open": ["open_store"],
+            "luma_core.checkpoint.storage.store": ["Store"],
+            "luma_core.checkpoint.write.prepare": ["prepare"],
+            "luma_core.checkpoint.write.saver": ["MAX_SHARD_BYTES", "save"],
+            "luma_core.checkpoint.write.sharded": ["load_sharded", "save_sharded"],
+        },
+    )
+    __getattr__ = give_moved_names(
+        __name__,
+        {
+            "luma_core.checkpoint.format": [
+                "MANIFEST_NAME",
+                "MAX_CHAIN",
+                "BaseEntry",
+                "Chunk",
+                "FileEntry",
+                "ParameterEntry",
+                "TensorEntry",
+                "parse_manifest",
+            ],
+            "luma_core.checkpoint.storage": ["check_name"],
+        },
+        __getattr__,
+    )
 
 __all__ = [
-    "MANIFEST_NAME",
-    "MAX_CHAIN",
     "MAX_SHARD_BYTES",
-    "BaseEntry",
     "Checkpoint",
     "CheckpointManager",
-    "Chunk",
     "Compression",
-    "FileEntry",
     "LoadedCheckpoint",
     "Manifest",
-    "ParameterEntry",
     "Problem",
     "SavableState",
     "SaveHandle",
     "ShardedCheckpointManager",
+    "Store",
     "Summary",
-    "TensorEntry",
     "VerifyReport",
     "before_change",
-    "check_name",
     "exists",
     "flatten",
     "load",
     "load_sharded",
     "open",
-    "parse_manifest",
+    "open_store",
     "prepare",
     "save",
     "save_sharded",

@@ -9,7 +9,7 @@ from luma_core.codecs.fp32 import FP32
 from luma_core.codecs.log_v import LogV
 from luma_core.codecs.luma16_m import Luma16M
 from luma_core.codecs.luma16_v import Luma16V
-from luma_core.codecs.registry import codec_from_dict, codec_names
+from luma_core.codecs.registry import codec_from_dict, codec_names, register_codec
 from luma_core.codecs.root_v import RootV
 from luma_core.codecs.segment_mean import SegmentMean
 from luma_core.codecs.segments import Partition
@@ -40,4 +40,5 @@ __all__ = [
     "codec_names",
     "moment_codecs",
     "parameter_codecs",
+    "register_codec",
 ]

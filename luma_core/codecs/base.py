@@ -6,19 +6,24 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from luma_core.codecs.blocks import TILE_ELEMENTS, BlockGrid, Tile
+from luma_core.dtypes import ITEM_BYTES, named_dtype
 from luma_core.errors import ConfigurationError
+from luma_core.lazy import import_later
 from luma_core.native import native_cpu
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 MAX_BLOCK_SIZE = (1 << 31) - 1
 """Blocks are counted in 32 bits by what steps them."""
 
-Fields = dict[str, Tensor]
+Fields = dict[str, "Tensor"]
 """The tensors that store a moment, or a tile's part of them, by field name."""
 
 
@@ -36,19 +41,45 @@ def is_number_in(
     return bool(low <= value <= high)  # type: ignore[operator]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class FieldSpec:
     """One stored tensor of a codec.
 
-    Attributes:
-        dtype: its dtype.
+    Args:
+        dtype: its dtype, or PyTorch's name of it without ``torch.``, which loads no PyTorch.
         shape: its shape.
         entries_per_block: values per scale block, or ``None`` for one value per element.
+
+    Attributes:
+        dtype_name: its dtype without ``torch.``.
+        shape: its shape.
+        entries_per_block: as given.
     """
 
-    dtype: torch.dtype
+    dtype_name: str
     shape: tuple[int, ...]
-    entries_per_block: int | None = None
+    entries_per_block: int | None
+
+    def __init__(
+        self,
+        dtype: torch.dtype | str,
+        shape: tuple[int, ...],
+        entries_per_block: int | None = None,
+    ) -> None:
+        object.__setattr__(self, "dtype_name", str(dtype).removeprefix("torch."))
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "entries_per_block", entries_per_block)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its dtype."""
+        return named_dtype(self.dtype_name)
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in memory."""
+        size = ITEM_BYTES.get(self.dtype_name)
+        return math.prod(self.shape) * (self.dtype.itemsize if size is None else size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from luma_core.codecs.base import Codec, Fields, FieldSpec
+from luma_core.lazy import import_later
 from luma_core.rounding import to_bfloat16
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 SMALLEST = 2.0**-133
 """The smallest bfloat16 above 0."""
@@ -27,7 +31,7 @@ class BF16(Codec):
 
     def layout(self, shape: tuple[int, ...] | torch.Size) -> dict[str, FieldSpec]:
         """Return the one field, ``value``."""
-        return {"value": FieldSpec(torch.bfloat16, tuple(shape))}
+        return {"value": FieldSpec("bfloat16", tuple(shape))}
 
     def fit(self, x: Tensor) -> Fields:
         """Return nothing: there is no scale."""

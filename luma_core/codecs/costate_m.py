@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from luma_core.codecs.base import Fields, FieldSpec, is_number_in
 from luma_core.codecs.packed import LARGEST_BFLOAT16, PackedCodec, pack, unpack
 from luma_core.errors import ConfigurationError
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 GROUP_BLOCKS = 64
 """Blocks of a row that are ranked together; the last group of a row may be smaller."""
@@ -88,10 +92,10 @@ class CoStateM(PackedCodec):
         """Return ``codes``, ``scale`` and, with feedback, ``error``."""
         fields = {
             "codes": self.code_field(shape),
-            "scale": self.block_field(shape, torch.bfloat16),
+            "scale": self.block_field(shape, "bfloat16"),
         }
         if self.feedback:
-            fields["error"] = FieldSpec(torch.bfloat16, tuple(shape))
+            fields["error"] = FieldSpec("bfloat16", tuple(shape))
         return fields
 
     def fit(self, x: Tensor) -> Fields:

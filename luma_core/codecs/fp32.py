@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from luma_core.codecs.base import Codec, Fields, FieldSpec
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +26,7 @@ class FP32(Codec):
 
     def layout(self, shape: tuple[int, ...] | torch.Size) -> dict[str, FieldSpec]:
         """Return the one field, ``value``."""
-        return {"value": FieldSpec(torch.float32, tuple(shape))}
+        return {"value": FieldSpec("float32", tuple(shape))}
 
     def fit(self, x: Tensor) -> Fields:
         """Return nothing: there is no scale."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from luma_core.codecs.base import Codec, Fields, FieldSpec
 from luma_core.codecs.loggrid import LogGrid
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 _LARGEST = 2.0**128 * (1 - 2.0**-4)
 """A value of every grid; the next would not be finite in float32."""
@@ -38,8 +42,8 @@ class FP8E4M3(Codec):
     def layout(self, shape: tuple[int, ...] | torch.Size) -> dict[str, FieldSpec]:
         """Return ``codes`` and ``exponent``."""
         return {
-            "codes": FieldSpec(torch.uint8, tuple(shape)),
-            "exponent": FieldSpec(torch.uint8, self.grid(shape).block_shape(), 1),
+            "codes": FieldSpec("uint8", tuple(shape)),
+            "exponent": FieldSpec("uint8", self.grid(shape).block_shape(), 1),
         }
 
     def fit(self, x: Tensor) -> Fields:

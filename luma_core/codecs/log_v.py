@@ -11,14 +11,18 @@ thousandth in a step: a grid that moved a little at every step would make each c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from luma_core.codecs.base import Fields, FieldSpec
 from luma_core.codecs.luma16_v import correct_root
 from luma_core.codecs.packed import PackedCodec, pack, unpack
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 _BIAS = 80
 """Added to ``E``. Roots of float32 numbers lie from 2**-75 to 2**64; 0 marks a block of zeros."""
@@ -66,8 +70,8 @@ class LogV(PackedCodec):
         """Return ``codes``, ``exponent`` and ``mantissa``."""
         return {
             "codes": self.code_field(shape),
-            "exponent": self.block_field(shape, torch.uint8),
-            "mantissa": self.block_field(shape, torch.uint8),
+            "exponent": self.block_field(shape, "uint8"),
+            "mantissa": self.block_field(shape, "uint8"),
         }
 
     @property

@@ -20,13 +20,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from luma_core.codecs.base import Codec, Fields, FieldSpec
 from luma_core.errors import ConfigurationError
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 EXPONENT_NONFINITE = 254
 """Stored exponent of a block with a non-finite element; its unit is infinite."""
@@ -137,8 +141,8 @@ class LogGridCodec(Codec):
     def layout(self, shape: tuple[int, ...] | torch.Size) -> dict[str, FieldSpec]:
         """Return ``codes`` and ``exponent``."""
         return {
-            "codes": FieldSpec(torch.int16, tuple(shape)),
-            "exponent": FieldSpec(torch.uint8, self.grid(shape).block_shape(), 1),
+            "codes": FieldSpec("int16", tuple(shape)),
+            "exponent": FieldSpec("uint8", self.grid(shape).block_shape(), 1),
         }
 
     def scales(self, fields: Fields) -> Tensor:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from luma_core.codecs.base import Fields
 from luma_core.codecs.loggrid import LogGridCodec
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 LARGEST = 2.0**128 * (1 - 2.0**-10)
 """A value of every grid; the next would not be finite in float32."""

@@ -7,13 +7,17 @@ logarithmic grid bounds the *relative* error of that preconditioner, whatever ``
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from luma_core.codecs.base import Fields
 from luma_core.codecs.loggrid import LogGridCodec
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 LARGEST_ROOT = 2.0**64 * (1 - 2.0**-10)
 """A value of every grid; the square of the next would not be finite in float32."""

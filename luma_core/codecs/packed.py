@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from luma_core.codecs.base import Codec, FieldSpec
 from luma_core.codecs.blocks import BlockGrid
 from luma_core.errors import ConfigurationError
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 BITS = (2, 3, 4, 5, 6, 8)
 """Sizes of a code for which there are codecs."""
@@ -133,11 +137,11 @@ class PackedCodec(Codec):
         return math.prod(shape) >= self.min_elements
 
     def block_field(
-        self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype, entries: int = 1
+        self, shape: tuple[int, ...] | torch.Size, dtype: str, entries: int = 1
     ) -> FieldSpec:
-        """Return a field of ``entries`` values per block."""
+        """Return a field of ``entries`` values per block, ``dtype`` named without ``torch.``."""
         return FieldSpec(dtype, self.grid(shape).block_shape(entries), entries)
 
     def code_field(self, shape: tuple[int, ...] | torch.Size) -> FieldSpec:
         """Return the field of the packed codes."""
-        return self.block_field(shape, torch.uint8, (self.block_size or 0) * self.bits // 8)
+        return self.block_field(shape, "uint8", (self.block_size or 0) * self.bits // 8)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luma_core.codecs.base import Fields, FieldSpec, is_number_in
 from luma_core.codecs.luma16_v import SMALLEST_ROOT, correct_root
 from luma_core.codecs.packed import PackedCodec, pack, unpack
 from luma_core.errors import ConfigurationError
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 SMALLEST_FLOOR = 2.0**-10
 """Elements at a level of zero would take steps without bound."""
@@ -80,7 +84,7 @@ class RootV(PackedCodec):
         """Return ``codes`` and ``scale``."""
         return {
             "codes": self.code_field(shape),
-            "scale": self.block_field(shape, torch.bfloat16),
+            "scale": self.block_field(shape, "bfloat16"),
         }
 
     def fit(self, x: Tensor) -> Fields:

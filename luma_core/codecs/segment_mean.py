@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luma_core.codecs.base import Codec, Fields, FieldSpec
 from luma_core.codecs.blocks import Tile
 from luma_core.codecs.segments import Partition
 from luma_core.errors import ConfigurationError
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +46,13 @@ class SegmentMean(Codec):
         Raises:
             ConfigurationError: the partition is of a tensor of another size.
         """
-        elements = torch.Size(shape).numel()
+        elements = math.prod(shape)
         if elements != self.partition.numel:
             raise ConfigurationError(
                 f"{self.partition!r} is of {self.partition.numel} elements; "
                 f"a tensor of shape {list(shape)} has {elements}."
             )
-        return {"value": FieldSpec(torch.float32, (self.partition.segments,))}
+        return {"value": FieldSpec("float32", (self.partition.segments,))}
 
     def fit(self, x: Tensor) -> Fields:
         """Return nothing: there is no scale."""

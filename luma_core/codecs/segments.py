@@ -6,21 +6,33 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any, Literal, Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from luma_core.codecs.blocks import TILE_ELEMENTS, BlockGrid, Tile
 from luma_core.errors import ConfigurationError
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 Runs = tuple[tuple[int, int], ...]
 """``(count, size)``: so many segments of so many positions, one run after the other."""
 
 Shape = tuple[int, ...]
 
-Fold = Callable[[Tensor, Shape], Tensor]
+Fold = Callable[["Tensor", Shape], "Tensor"]
 """Folds some dimensions of a tensor, to float64."""
+
+
+def _square(part: Tensor) -> Tensor:
+    return part.square()
+
+
+def _absolute(part: Tensor) -> Tensor:
+    return part.abs()
 
 
 def _sum(part: Tensor, dims: Shape) -> Tensor:
@@ -199,7 +211,7 @@ class Partition:
         planes = values.view(self.outer, self.length)[outer].view(-1)
         return planes[first - begin * self.length : last - begin * self.length]
 
-    def sums(self, x: Tensor, of: Callable[[Tensor], Tensor] = torch.square) -> Tensor:
+    def sums(self, x: Tensor, of: Callable[[Tensor], Tensor] = _square) -> Tensor:
         """Return the sum of ``of(x)`` over each segment, float64 ``[segments]``.
 
         The order of additions follows from the shape alone, so the result is deterministic.
@@ -211,11 +223,11 @@ class Partition:
         """
         return self._folded(x, of, _sum, "add")
 
-    def largest(self, x: Tensor, of: Callable[[Tensor], Tensor] = torch.abs) -> Tensor:
+    def largest(self, x: Tensor, of: Callable[[Tensor], Tensor] = _absolute) -> Tensor:
         """Return the largest ``of(x)``, which is 0 or more, of each segment, as `sums` does."""
         return self._folded(x, of, lambda part, dims: part.amax(dims).double(), "maximum")
 
-    def means(self, x: Tensor, of: Callable[[Tensor], Tensor] = torch.square) -> Tensor:
+    def means(self, x: Tensor, of: Callable[[Tensor], Tensor] = _square) -> Tensor:
         """Return the mean of ``of(x)`` of each segment, float32 ``[segments]``, as `sums` does."""
         return self.means_of(self.position_sums(x, of))
 
@@ -225,7 +237,7 @@ class Partition:
         return (sums / self.segment_elements(sums.device)).float()
 
     def position_sums(
-        self, x: Tensor, of: Callable[[Tensor], Tensor] = torch.square, *, first_index: int = 0
+        self, x: Tensor, of: Callable[[Tensor], Tensor] = _square, *, first_index: int = 0
     ) -> Tensor:
         """Return what a part of the tensor adds to the sums of each position of ``length``.
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from luma_core.codecs.base import Codec
 from luma_core.codecs.blocks import BlockGrid
 from luma_core.codecs.fp32 import FP32
 from luma_core.codecs.registry import codec_from_dict
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = import_later("torch", globals())
 
 MIN_COMPRESS_ELEMENTS = 65_536
 """Default size below which flat tensors (biases, norms, tiny rows) stay in float32."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luma_core.codecs.base import Fields, FieldSpec, is_number_in
 from luma_core.codecs.packed import LARGEST_BFLOAT16, PackedCodec, pack, unpack
 from luma_core.errors import ConfigurationError
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 
 def power_levels(bits: int, power: float) -> tuple[float, ...]:
@@ -92,7 +96,7 @@ class TableM(PackedCodec):
         """Return ``codes`` and ``scale``."""
         return {
             "codes": self.code_field(shape),
-            "scale": self.block_field(shape, torch.bfloat16),
+            "scale": self.block_field(shape, "bfloat16"),
         }
 
     def fit(self, x: Tensor) -> Fields:

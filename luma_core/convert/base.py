@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
-from torch import Tensor
-
+from luma_core import catalog
+from luma_core.errors import ConfigurationError
+from luma_core.keywords import check_keywords
 from luma_core.state import GroupOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -94,24 +98,56 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SinkOptions:
-    """How a sink writes; each uses what concerns it.
+class ConvertOptions:
+    """How a conversion is done, beside what goes where; sinks are given them too.
 
     Attributes:
+        model: gives parameters names where the state has none, as for `open_source`; for
+            ``"lightning"``, the ``.ckpt`` file to write a copy of; for ``"deepspeed-universal"``,
+            the weights that go with the state.
         overwrite: whether to replace what is at the destination.
-        codec: how a LUMA checkpoint keeps the moments: one of `luma_core.convert.codec_choices`.
-        block_size: elements per scale of LUMA's codecs, or None for one scale per tensor.
-        compression: of a LUMA checkpoint.
-        seed: of the rounding noise of later steps.
-        model: what belongs to the state: for formats that need it.
+        codec: for ``"luma"``: how moments are kept. ``"luma16"``, ``"fp32"`` and ``"bf16"`` make
+            a checkpoint for `LUMA`, ``"turbo"`` and ``"turbo-8bit"`` one for `TurboAdam`.
+        block_size: for ``"luma"``: elements per scale, or None for one scale per tensor.
+        compression: for ``"luma"``: ``"zstd"`` or ``"none"``.
+        seed: for ``"luma"``: of the rounding noise of later steps.
     """
 
+    model: Url | None = None
     overwrite: bool = False
-    codec: str = "luma16"
+    codec: str = catalog.DEFAULT_TARGET
     block_size: int | None = 128
     compression: str = "zstd"
     seed: int = 0
-    model: Url | None = None
+
+    @classmethod
+    def given_to(
+        cls, function: str, options: ConvertOptions | None, keywords: Mapping[str, Any]
+    ) -> ConvertOptions:
+        """Return what a function was given as ``options``, with what it was given by keyword.
+
+        Raises:
+            ConfigurationError: ``options`` are none.
+            TypeError: one of the keywords is no option, as Python says it of functions.
+        """
+        check_keywords(function, cls, keywords)
+        if options is not None and not isinstance(options, cls):
+            raise ConfigurationError(
+                f"options={options!r} must be ConvertOptions, or None.",
+                hint="Give ConvertOptions(codec=...), or the options themselves by keyword.",
+            )
+        return replace(options or cls(), **keywords)
+
+
+class ConvertKeywords(TypedDict, total=False):
+    """The fields of `ConvertOptions`, for type checkers: a test compares both."""
+
+    model: Url | None
+    overwrite: bool
+    codec: str
+    block_size: int | None
+    compression: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -160,7 +196,7 @@ class Sink(Protocol):
         self,
         source: Source,
         destination: Url,
-        options: SinkOptions,
+        options: ConvertOptions,
         progress: Progress | None,
         /,
     ) -> Written:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from luma_core import catalog
 from luma_core.errors import ConfigurationError, UnknownCodecError
 from luma_core.optim.luma import LUMA
-from luma_core.optim.presets import PRESETS, CodecConfigs, preset_codecs
+from luma_core.optim.presets import CodecConfigs, moment_kinds, preset_codecs
 from luma_core.optim.turbo_adam import TurboAdam, turbo_codecs
 
-_TURBO = {"turbo": "5bit", "turbo-8bit": "8bit"}
+_TARGETS = {entry.name: entry for entry in catalog.TARGETS}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class TargetCodecs:
 
 def codec_choices() -> tuple[str, ...]:
     """Return the names that `target_codecs` takes."""
-    return (*PRESETS, *_TURBO)
+    return catalog.TARGET_NAMES
 
 
 def target_codecs(name: Any, *, block_size: int | None) -> TargetCodecs:
@@ -46,12 +47,14 @@ def target_codecs(name: Any, *, block_size: int | None) -> TargetCodecs:
         raise UnknownCodecError(
             f"codec={name!r} must be one of {', '.join(map(repr, codec_choices()))}."
         )
-    if name not in _TURBO:
-        return TargetCodecs(LUMA.algorithm, preset_codecs(name, block_size=block_size))
+    preset = _TARGETS[name].preset
+    if _TARGETS[name].algorithm == LUMA.algorithm:
+        codecs = preset_codecs(preset, moment_kinds(LUMA.rule), block_size=block_size)
+        return TargetCodecs(LUMA.algorithm, codecs)
     if block_size is None:
         raise ConfigurationError(
             f"block_size=None does not go with codec={name!r}, which needs a scale for each block.",
             hint="Use 128.",
         )
-    codecs = turbo_codecs(preset=_TURBO[name], block_size=block_size)
+    codecs = turbo_codecs(preset=preset, block_size=block_size)
     return TargetCodecs(TurboAdam.algorithm, codecs)

@@ -1,38 +1,22 @@
-"""Formats by name, and the conversion between any two of them."""
+"""Formats by name: those of the catalog, and those that other packages bring."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
-from luma_core import checkpoint
-from luma_core.convert import beside_model
-from luma_core.convert.base import (
-    MomentError,
-    Progress,
-    Sink,
-    SinkOptions,
-    Source,
-    Url,
-    total_elements,
-)
-from luma_core.convert.coding_errors import warn_of_errors
-from luma_core.convert.formats import (
-    dcp,
-    deepspeed,
-    fsdp,
-    lightning,
-    luma,
-    torch_adamw,
-    universal,
-    universal_writing,
-)
-from luma_core.convert.places import resolved
-from luma_core.errors import CheckpointNotFoundError, ConfigurationError
+from luma_core import catalog
+from luma_core.convert.base import Sink, Source, Url
+from luma_core.errors import ConfigurationError, NameTakenError
+from luma_core.extensions import EntryPoints
+
+_log = logging.getLogger("luma")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Format:
     """One format.
 
@@ -49,194 +33,113 @@ class Format:
     detect: Callable[[Url], bool]
 
 
-_FORMATS = {
-    entry.name: entry
-    for entry in (
-        Format(luma.FORMAT, luma.open_luma, luma.write_luma, checkpoint.exists),
-        Format(dcp.FORMAT, dcp.open_dcp, dcp.write_dcp, dcp.is_dcp),
-        Format(
-            beside_model.TRAINER, beside_model.open_trainer, None, beside_model.is_trainer_folder
-        ),
-        Format(
-            beside_model.ACCELERATE,
-            beside_model.open_accelerate,
-            None,
-            beside_model.is_accelerate_folder,
-        ),
-        Format(
-            universal.FORMAT,
-            universal.open_universal,
-            universal_writing.write_universal,
-            universal.is_universal,
-        ),
-        Format(deepspeed.FORMAT, deepspeed.open_deepspeed, None, deepspeed.is_deepspeed),
-        Format(
-            lightning.FORMAT,
-            lightning.open_lightning,
-            lightning.write_lightning,
-            lightning.is_lightning,
-        ),
-        Format(
-            torch_adamw.FORMAT,
-            torch_adamw.open_torch_adamw,
-            torch_adamw.write_torch_adamw,
-            torch_adamw.is_torch_file,
-        ),
-        Format(fsdp.FORMAT, None, fsdp.write_fsdp, lambda _: False),
+_ENTRIES = {entry.name: entry for entry in catalog.FORMATS}
+
+_registered: dict[str, Format] = {}
+
+
+def register_format(format: Format) -> Format:
+    """Make a format known by its name, to be read from and written to.
+
+    A package that is installed need not call it: an entry point in the group ``luma_core.formats``
+    that names a `Format` does the same when formats are first looked for.
+
+    Raises:
+        ConfigurationError: it is no `Format` with a name, or can be neither read nor written.
+        NameTakenError: another format has that name.
+    """
+    if not isinstance(format, Format):
+        raise ConfigurationError(
+            f"format={format!r} must be a luma_core.convert.Format.",
+            hint="Give Format(name=..., source=..., sink=..., detect=...).",
+        )
+    name = format.name
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError(
+            f"Format.name={name!r} must be a string that is not empty.",
+            hint="Give it a name, for example Format(name='mine', ...).",
+        )
+    if format.source is None and format.sink is None:
+        raise ConfigurationError(
+            f"format {name!r} has source=None and sink=None.",
+            hint="Give a function that opens it, or one that writes it.",
+        )
+    if name in _ENTRIES or _registered.setdefault(name, format) != format:
+        raise NameTakenError(
+            f"format name {name!r} is that of another format.", hint="Give it another name."
+        )
+    return format
+
+
+entry_points = EntryPoints("luma_core.formats", register_format)
+"""Formats of other packages."""
+
+
+def find_format(name: str) -> Format | None:
+    """Return the format of a name; None where there is none."""
+    if name in _ENTRIES:
+        return _own(name)
+    if name not in _registered:
+        entry_points.load()
+    return _registered.get(name)
+
+
+@cache
+def _own(name: str) -> Format:
+    entry = _ENTRIES[name]
+    source, sink, detect = (
+        None if home is None else catalog.import_home(home)
+        for home in (entry.source, entry.sink, entry.detect)
     )
-}
+    return Format(name=name, source=source, sink=sink, detect=detect or (lambda _: False))
+
+
+def detect_format(place: Url) -> Format | None:
+    """Return the format that a place holds and that can be read; None where none is known.
+
+    Formats of other packages are asked before the last of our own, which takes any file.
+    """
+    *own, last = (_own(entry.name) for entry in catalog.FORMATS if entry.source)
+    for format in own:
+        if format.detect(place):
+            return format
+    entry_points.load()
+    for format in list(_registered.values()):
+        if format.source and _detects(format, place):
+            return format
+    return last if last.detect(place) else None
+
+
+def _detects(format: Format, place: Url) -> bool:
+    try:
+        return bool(format.detect(place))
+    # Another package's code raises what it likes, and the place may hold something else.
+    except Exception as error:
+        _log.warning(
+            "format %r of another package cannot tell whether %s holds it: %s: %s",
+            format.name,
+            os.fspath(place),
+            type(error).__name__,
+            error,
+        )
+        return False
 
 
 def format_names() -> tuple[str, ...]:
     """Return the names of all formats, sorted."""
-    return tuple(sorted(_FORMATS))
+    entry_points.load()
+    return tuple(sorted({*_ENTRIES, *_registered}))
 
 
 def target_names() -> tuple[str, ...]:
     """Return the names of the formats that can be written, sorted."""
-    return tuple(name for name in format_names() if _FORMATS[name].sink)
+    entry_points.load()
+    own = (name for name, one in _registered.items() if one.sink)
+    return tuple(sorted({*catalog.WRITTEN_FORMATS, *own}))
 
 
 def source_names() -> tuple[str, ...]:
     """Return the names of the formats that can be read, sorted."""
-    return tuple(name for name in format_names() if _FORMATS[name].source)
-
-
-def _no_format(argument: str, name: str, names: tuple[str, ...]) -> ConfigurationError:
-    what = "read" if argument == "format" else "written"
-    known = "cannot be " + what if name in _FORMATS else "is not a format"
-    return ConfigurationError(f"{argument}={name!r} {known}.", hint=f"Formats: {', '.join(names)}.")
-
-
-def open_source(url: Url, *, format: str | None = None, model: Url | None = None) -> Source:
-    """Open AdamW state for reading one parameter at a time.
-
-    Args:
-        url: where the state is, in one of `source_names`; see docs/convert.md.
-        format: its format; detected by default.
-        model: gives parameters names where the state has none: a safetensors file, its index, a
-            ``torch.save`` file of the model's state dict, or a folder with one of these.
-
-    Raises:
-        CheckpointNotFoundError: nothing there is in a known format.
-        ConfigurationError: no format has that name.
-        ConversionError: it is there, but not as AdamW state that can be read; or the model does
-            not tell the names.
-        CorruptCheckpointError: it is damaged.
-    """
-    if format is not None and format not in source_names():
-        raise _no_format("format", format, source_names())
-    place, weights = resolved(url), None if model is None else resolved(model)
-    for name, entry in _FORMATS.items():
-        if entry.source and (name == format or (format is None and entry.detect(place))):
-            return entry.source(place, weights)
-    raise CheckpointNotFoundError(
-        f"{os.fspath(url)}: no optimizer state here.",
-        hint="Give the folder of a LUMA checkpoint (it has a luma.json), or a torch.save file of "
-        "AdamW state; docs/convert.md lists all formats.",
-    )
-
-
-def _gives_names(model: Url | None, to: str) -> bool:
-    """Whether a model is one, and not a checkpoint to write a copy of."""
-    if model is None or to == lightning.FORMAT:
-        return False
-    return to != universal.FORMAT or not universal.is_universal(model)
-
-
-@dataclass(frozen=True)
-class ConversionReport:
-    """What `convert` did.
-
-    Attributes:
-        parameters: number of parameters.
-        elements: their elements.
-        source_bytes: size of the state where it came from.
-        result_bytes: size of the state where it went.
-        source_format: format it was in.
-        target_format: format it is in now.
-        destination: where it went.
-        errors: what coding changed, by moment; zeros where float32 was written.
-        update: what it changed in AdamW's update ``m_hat / (sqrt(v_hat) + eps)``, which tells how
-            wrong the next step is; likewise.
-    """
-
-    parameters: int
-    elements: int
-    source_bytes: int
-    result_bytes: int
-    source_format: str
-    target_format: str
-    destination: str
-    errors: Mapping[str, MomentError]
-    update: MomentError
-
-
-def convert(
-    src: Url,
-    dst: Url,
-    *,
-    to: str,
-    model: Url | None = None,
-    overwrite: bool = False,
-    codec: str = "luma16",
-    block_size: int | None = 128,
-    compression: str = "zstd",
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> ConversionReport:
-    """Convert AdamW state from one format to another, one parameter at a time.
-
-    Converting LUMA to AdamW and back with the same ``block_size`` restores every value bit for bit.
-
-    Args:
-        src: where the state is; its format is detected.
-        dst: where it shall go: a folder for ``"luma"``, ``"dcp"`` and ``"deepspeed-universal"``,
-            else a file.
-        to: one of `target_names`.
-        model: gives parameters names where the state has none, as for `open_source`; for
-            ``"lightning"``, the ``.ckpt`` file to write a copy of; for ``"deepspeed-universal"``,
-            the weights that go with the state.
-        overwrite: whether to replace what is at ``dst``.
-        codec: for ``"luma"``: how moments are kept. ``"luma16"``, ``"fp32"`` and ``"bf16"`` make
-            a checkpoint for `LUMA`, ``"turbo"`` and ``"turbo-8bit"`` one for `TurboAdam`.
-        block_size: for ``"luma"``: elements per scale, or None for one scale per tensor.
-        compression: for ``"luma"``: ``"zstd"`` or ``"none"``.
-        seed: for ``"luma"``: of the rounding noise of later steps.
-        progress: called with bytes done and in total.
-
-    Raises:
-        CheckpointNotFoundError: there is no state at ``src``.
-        CheckpointExistsError: something is at ``dst`` and ``overwrite`` is False.
-        ConfigurationError: an option has a value that cannot work.
-        ConversionError: the state cannot be read, or not be represented.
-        CorruptCheckpointError: the state is damaged.
-        StorageError: the store failed; what was at ``dst`` is whole.
-    """
-    sink = _FORMATS[to].sink if to in _FORMATS else None
-    if sink is None:
-        raise _no_format("to", to, target_names())
-    place, model = resolved(dst), None if model is None else resolved(model)
-    source = open_source(src, model=model if _gives_names(model, to) else None)
-    options = SinkOptions(
-        overwrite=overwrite,
-        codec=codec,
-        block_size=block_size,
-        compression=compression,
-        seed=seed,
-        model=model,
-    )
-    written = sink(source, place, options, progress)
-    warn_of_errors(written.errors["exp_avg_sq"], written.update)
-    parameters = source.parameters()
-    return ConversionReport(
-        parameters=len(parameters),
-        elements=total_elements(parameters),
-        source_bytes=source.stored_bytes,
-        result_bytes=written.stored_bytes,
-        source_format=source.format,
-        target_format=to,
-        destination=os.fspath(dst),
-        errors=written.errors,
-        update=written.update,
-    )
+    entry_points.load()
+    own = (name for name, one in _registered.items() if one.source)
+    return tuple(sorted({*catalog.READ_FORMATS, *own}))

@@ -20,7 +20,7 @@ import torch
 from luma_core.checkpoint.storage.local import LocalWriter, make_folder, sync_folder
 from luma_core.checkpoint.storage.s3 import S3Store
 from luma_core.checkpoint.storage.store import storage_errors
-from luma_core.convert.base import SinkOptions, Url, Written
+from luma_core.convert.base import ConvertOptions, Url, Written
 from luma_core.convert.places import (
     File,
     LocalFolder,
@@ -34,7 +34,7 @@ _ELSEWHERE = "Choose another destination, or allow it to be overwritten."
 
 
 def write_torch_file(
-    destination: Url, options: SinkOptions, make: Callable[[IO[bytes]], Any]
+    destination: Url, options: ConvertOptions, make: Callable[[IO[bytes]], Any]
 ) -> Written:
     """Write a file of ``torch.save``.
 
@@ -62,7 +62,7 @@ def write_torch_file(
         return Written(path.stat().st_size)
 
 
-def _check_free_file(file: File, options: SinkOptions) -> None:
+def _check_free_file(file: File, options: ConvertOptions) -> None:
     if file.is_there():
         if not options.overwrite:
             raise CheckpointExistsError(f"{file}: there is a file already.", hint=_ELSEWHERE)
@@ -101,7 +101,7 @@ def _put(path: Path, folder: RemoteFolder, name: str) -> None:
 
 def write_folder(
     destination: Url,
-    options: SinkOptions,
+    options: ConvertOptions,
     fill: Callable[[Path, IO[bytes]], None],
     *,
     own: Callable[[str], bool],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import cast
+from typing import Unpack, cast
 
 from torch import distributed as dist
 
@@ -15,11 +15,19 @@ from luma_core.checkpoint.storage.open import open_store
 from luma_core.checkpoint.write.coordination import Processes
 from luma_core.checkpoint.write.saver import check_options
 from luma_core.checkpoint.write.shared_save import SharedSave, shared_out
-from luma_core.convert.base import Progress, Url, total_elements
+from luma_core.convert.base import (
+    ConvertKeywords,
+    ConvertOptions,
+    Progress,
+    Url,
+    total_elements,
+)
 from luma_core.convert.coding_errors import warn_of_errors
+from luma_core.convert.conversion import ConversionReport, open_source
 from luma_core.convert.formats import luma
-from luma_core.convert.registry import ConversionReport, open_source, target_names
+from luma_core.convert.registry import target_names
 from luma_core.errors import ConfigurationError
+from luma_core.keywords import show_keywords, with_keywords
 
 
 def convert_together(
@@ -27,15 +35,11 @@ def convert_together(
     dst: Url,
     *,
     to: str,
-    model: Url | None = None,
-    overwrite: bool = False,
-    codec: str = "luma16",
-    block_size: int | None = 128,
-    compression: str = "zstd",
-    seed: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
     group: dist.ProcessGroup | None = None,
+    options: ConvertOptions | None = None,
+    **keywords: Unpack[ConvertKeywords],
 ) -> ConversionReport:
     """Convert AdamW state to a LUMA checkpoint; all processes call it together.
 
@@ -48,15 +52,10 @@ def convert_together(
         dst: folder of the checkpoint.
         to: must be ``"luma"``: other formats are one file, or folders whose files depend on who
             wrote them.
-        model: as `convert` takes it.
-        overwrite: whether to replace a checkpoint that is there.
-        codec: as `convert` takes it.
-        block_size: as `convert` takes it.
-        compression: as `convert` takes it.
-        seed: as `convert` takes it.
         max_shard_bytes: uncompressed bound on a shard, which is what processes share out.
         progress: called with bytes done and in total, of this process's shards.
         group: the processes; all by default.
+        options: the keywords that follow, together; those that are given replace them.
 
     Raises:
         ConfigurationError: ``to`` is another format, or an option has a value that cannot work.
@@ -69,14 +68,17 @@ def convert_together(
             f"to={to!r} {known}; several processes write {luma.FORMAT!r} only.",
             hint="Run it without torchrun.",
         )
-    check_options(compression, max_shard_bytes, overwrite=overwrite)
+    given = ConvertOptions.given_to("convert_together", options, keywords)
+    check_options(given.compression, max_shard_bytes, overwrite=given.overwrite)
     store = open_store(dst)
     processes = Processes(group)
     opened: list[tuple[luma.EncodedState, Plan]] = []
 
     def plan() -> tuple[int, int, str]:
-        source = open_source(src, model=model)
-        state = luma.EncodedState(source, block_size=block_size, seed=seed, codec=codec)
+        source = open_source(src, model=given.model)
+        state = luma.EncodedState(
+            source, block_size=given.block_size, seed=given.seed, codec=given.codec
+        )
         opened.append((state, plan_save(state, None, None, max_shard_bytes)))
         return total_elements(source.parameters()), source.stored_bytes, source.format
 
@@ -87,9 +89,9 @@ def convert_together(
         store,
         share,
         processes,
-        compression=cast(Compression, compression),
+        compression=cast(Compression, given.compression),
         budget=Budget.of(MAX_MEMORY_BYTES),
-        overwrite=overwrite,
+        overwrite=given.overwrite,
         tick=_Told(progress, share.total_bytes),
     )
     manifest = save.run()
@@ -109,6 +111,10 @@ def convert_together(
         errors=errors,
         update=update,
     )
+
+
+show_keywords(convert_together, ConvertOptions)
+convert_together.__doc__ = with_keywords(convert_together.__doc__ or "", ConvertOptions)
 
 
 def _share(whole: Plan, processes: Processes) -> Plan:

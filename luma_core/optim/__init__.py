@@ -1,8 +1,11 @@
 """Optimizers whose state is compressed: rules, their base and their backends."""
 
+from luma_core.moved import give_moved_names
 from luma_core.optim.adam_mini import AdamMini
+from luma_core.optim.adamw import AdamW
 from luma_core.optim.backward import StepsInBackward, step_in_backward
 from luma_core.optim.base import CompressedOptimizer
+from luma_core.optim.common_options import CommonOptions
 from luma_core.optim.fsdp1 import load_unflattened, unflattened
 from luma_core.optim.lamb import LAMB
 from luma_core.optim.luma import LUMA, luma_codecs
@@ -10,14 +13,13 @@ from luma_core.optim.parity import ParityReport, ParityRow, parity_check
 from luma_core.optim.state_io.gathered import GatheredState
 from luma_core.optim.telemetry import ParameterTelemetry
 from luma_core.optim.turbo_adam import TurboAdam, turbo_codecs
-from luma_core.rules import AdamWHyper, AdamWRule
 
 __all__ = [
     "LAMB",
     "LUMA",
     "AdamMini",
-    "AdamWHyper",
-    "AdamWRule",
+    "AdamW",
+    "CommonOptions",
     "CompressedOptimizer",
     "GatheredState",
     "ParameterTelemetry",
@@ -32,3 +34,5 @@ __all__ = [
     "turbo_codecs",
     "unflattened",
 ]
+
+__getattr__ = give_moved_names(__name__, {"luma_core.rules": ["AdamWHyper", "AdamWRule"]})

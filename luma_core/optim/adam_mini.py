@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -16,7 +15,6 @@ from luma_core.codecs import (
     BF16,
     FP8E4M3,
     FP32,
-    MIN_COMPRESS_ELEMENTS,
     Codec,
     Luma16M,
     SegmentMean,
@@ -24,8 +22,15 @@ from luma_core.codecs import (
 )
 from luma_core.errors import ConfigurationError, UnknownCodecError
 from luma_core.optim.adamw_state import AdamWStateOptimizer
-from luma_core.optim.offload import DEFAULT_BUFFER_BYTES, offload_options
+from luma_core.optim.common_options import CommonKeywords, show_common_options
 from luma_core.optim.options import group_of, is_steppable
+from luma_core.optim.presets import (
+    DEFAULT_BLOCK_SIZE,
+    CodecChoice,
+    CodecConfigs,
+    preset_codecs,
+    stores,
+)
 from luma_core.optim.telemetry import ParameterTelemetry, measure
 from luma_core.partition import (
     Overrides,
@@ -47,6 +52,8 @@ M_CODECS: dict[str, type[Codec]] = {
 }
 """What ``m_dtype`` may name."""
 
+DEFAULT_M_DTYPE = "bf16"
+
 NamedParameters = Sequence[tuple[str, Tensor]]
 
 
@@ -62,7 +69,7 @@ def first_moment_codec(m_dtype: str | Mapping[str, Any], *, block_size: int | No
     """
     if isinstance(m_dtype, Mapping):
         codec = codec_from_dict(m_dtype)
-        if not codec.signed or not codec.tiled:
+        if not stores(type(codec), "signed"):
             raise ConfigurationError(
                 f"m_dtype={dict(m_dtype)!r} must be a codec of first moments; {codec.name!r} is "
                 "one of second moments."
@@ -76,19 +83,19 @@ def first_moment_codec(m_dtype: str | Mapping[str, Any], *, block_size: int | No
     return M_CODECS[m_dtype](block_size=block_size)
 
 
+@show_common_options
 class AdamMini(AdamWStateOptimizer):
     """Adam-mini (Zhang et al., 2024): the second moment is one float32 per Hessian block.
 
     A Hessian block (segment) is a query or key head, an output row, an embedded token;
-    docs/adam-mini.md says what is cut how. With the first moment in bfloat16, state takes a little
-    over 2 bytes per parameter instead of 8.
+    docs/adam-mini.md says what is cut how. ``nonfinite="skip"`` leaves a segment with a NaN or
+    infinite gradient element, or one whose square overflows, as it was. With the first moment in
+    bfloat16, state takes a little over 2 bytes per parameter instead of 8.
 
     Blocks follow from ``model`` where it is given, else from the parameters' names. ``partition``
     holds the table; print it once for a new kind of model. Defaults are those of the official
     implementation, but weight decay is not taken from biases and norms by their names: give them
     a group of their own.
-
-    Options that are not listed here are those of `LUMA`.
 
     Args:
         params: ``model.named_parameters()``, or parameters or groups of them where ``model`` is
@@ -108,17 +115,20 @@ class AdamMini(AdamWStateOptimizer):
         m_dtype: how the first moment is stored: ``"bf16"`` and ``"fp8"`` (E4M3 with a scale per
             block), both rounded stochastically and so without bias; ``"fp32"``; ``"luma16"``; or a
             codec's configuration. All work on every device.
+        codec: how the first moment is stored, in the way that every optimizer takes it and in place
+            of ``m_dtype``: a name as in `AdamW`, or a mapping of ``"exp_avg"`` alone. The second
+            moment is kept as its means.
         block_size: elements per scale of a first moment that has scales.
-        nonfinite: as in `LUMA`, for Hessian blocks: ``"skip"`` leaves one with a NaN or infinite
-            gradient element, or one whose square overflows, as it was.
 
     Raises:
         ConfigurationError: an option cannot work, or a parameter holds heads and their number is
             not known: the message names the parameter and the missing option.
-        UnsupportedParameterError: as in `LUMA`.
+        StorageError: as in `AdamW`.
+        UnsupportedParameterError: as in `AdamW`, or a parameter is a flat one of FSDP1.
     """
 
     algorithm: ClassVar[str] = "adam_mini"
+    codec_options: ClassVar[tuple[str, ...]] = ("codec", "m_dtype", "block_size")
     rule: ClassVar[Rule] = AdamMiniRule()
     elementwise: ClassVar[bool] = False
 
@@ -136,50 +146,23 @@ class AdamMini(AdamWStateOptimizer):
         head_dim: int | None = None,
         partition: PartitionTable | None = None,
         overrides: Overrides | None = None,
-        m_dtype: str | Mapping[str, Any] = "bf16",
-        backend: str = "auto",
-        block_size: int | None = 128,
-        min_compress_elements: int = MIN_COMPRESS_ELEMENTS,
-        stochastic_rounding: bool = True,
-        nonfinite: str = "skip",
-        maximize: bool = False,
-        capturable: bool = False,
-        amsgrad: bool = False,
-        foreach: bool | None = None,
-        fused: bool | None = None,
-        differentiable: bool = False,
-        seed: int | str | None = None,
-        offload: str | None = None,
-        offload_directory: str | PathLike[str] | None = None,
-        offload_buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+        m_dtype: str | Mapping[str, Any] = DEFAULT_M_DTYPE,
+        codec: CodecChoice | None = None,
+        block_size: int | None = DEFAULT_BLOCK_SIZE,
+        **common: Unpack[CommonKeywords],
     ) -> None:
-        self._storage = {"m_dtype": m_dtype, "block_size": block_size}
         self._geometry = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
         self._overrides: Overrides = overrides or {}
         self._rows: dict[str, PartitionRow] = {}
         self._rows_of: dict[Tensor, PartitionRow] = {}
         groups = _groups(params)
         self._cut(groups, model, partition)
-        kept = offload_options(offload, offload_directory, offload_buffer_bytes)
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "min_compress_elements": min_compress_elements,
-            "stochastic_rounding": stochastic_rounding,
-            "nonfinite": nonfinite,
-            "maximize": maximize,
-            "capturable": capturable,
-            "amsgrad": amsgrad,
-            "foreach": foreach,
-            "fused": fused,
-            "differentiable": differentiable,
-        }
-        super().__init__(groups, defaults, backend=backend, seed=seed, offload=kept)
+        own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        storage = {"codec": codec, "m_dtype": m_dtype, "block_size": block_size}
+        super().__init__(groups, own, storage=storage, **common)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_storage", "_geometry", "_overrides", "_rows")
+        own = ("_geometry", "_overrides", "_rows")
         return {**super().__getstate__(), **{key: getattr(self, key) for key in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -225,7 +208,8 @@ class AdamMini(AdamWStateOptimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its options default to the optimizer's.
 
-        ``m_dtype`` and ``block_size`` may stand in the group too; ``codecs`` gives codecs outright.
+        What chooses the first moment's codec (``codec``, ``m_dtype``, ``block_size``) may stand in
+        the group too; ``codecs`` gives codecs outright.
 
         Raises:
             ConfigurationError: an option cannot work, or a parameter's partition is not known; the
@@ -234,7 +218,6 @@ class AdamMini(AdamWStateOptimizer):
         """
         group = group_of(param_group)
         group.setdefault("codecs", self.group_codecs(group))
-        group.pop("m_dtype", None)
         rows = self._rows_for(group["params"])
         group["parameter_codecs"] = {
             name: {"exp_avg_sq": SegmentMean(partition=row.partition).to_dict()}
@@ -279,14 +262,32 @@ class AdamMini(AdamWStateOptimizer):
     def _overridden(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self._overrides)
 
-    def group_codecs(self, group: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def group_codecs(self, group: Mapping[str, Any]) -> CodecConfigs:
         """Return the codec configuration of each moment for a new group's options.
 
         That of the second moment is for parameters cut by element; the others' are in
         ``group["parameter_codecs"]``.
+
+        Raises:
+            ConfigurationError: an option cannot work, or ``codec`` and ``m_dtype`` say different
+                things.
         """
-        chosen = {**self._storage, **group}
-        first = first_moment_codec(chosen["m_dtype"], block_size=chosen["block_size"])
+        chosen = group if group.keys() & {"codec", "m_dtype"} else self._storage
+        codec, m_dtype = chosen.get("codec"), chosen.get("m_dtype", DEFAULT_M_DTYPE)
+        block_size = group.get("block_size", self._storage["block_size"])
+        asked = "block_size" in group or block_size != DEFAULT_BLOCK_SIZE
+        if codec is None:
+            first = first_moment_codec(m_dtype, block_size=block_size)
+        else:
+            configs = preset_codecs(
+                codec, {"exp_avg": "signed"}, block_size=block_size, given_block_size=asked
+            )
+            first = codec_from_dict(configs["exp_avg"])
+            told = "m_dtype" in group or m_dtype != DEFAULT_M_DTYPE
+            if told and first_moment_codec(m_dtype, block_size=block_size) != first:
+                raise ConfigurationError(
+                    f"codec={codec!r} contradicts m_dtype={m_dtype!r}.", hint="Give one of them."
+                )
         second = FP32(block_size=first.block_size)
         return {"exp_avg": first.to_dict(), "exp_avg_sq": second.to_dict()}
 

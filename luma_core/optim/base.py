@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, Unpack, overload
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.optim.optimizer import ParamsT
 from luma_core import rounding
 from luma_core.codecs import Codec, moment_codecs, parameter_codecs
 from luma_core.errors import ConfigurationError
+from luma_core.optim.common_options import CommonKeywords, CommonOptions
 from luma_core.optim.offload import (
     Incoming,
     Offloader,
@@ -36,6 +37,7 @@ from luma_core.optim.options import (
     group_of,
     is_steppable,
 )
+from luma_core.optim.presets import DEFAULT_BLOCK_SIZE, moment_kinds, preset_codecs
 from luma_core.optim.state_io import loading
 from luma_core.optim.state_io.adoption import register
 from luma_core.optim.state_io.entries import StateDevices, carried_entry
@@ -83,17 +85,28 @@ class CompressedOptimizer(torch.optim.Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        defaults: dict[str, Any],
+        options: Mapping[str, Any],
         *,
-        backend: str,
-        seed: int | str | None,
-        offload: OffloadOptions | None = None,
+        storage: Mapping[str, Any] | None = None,
+        **common: Unpack[CommonKeywords],
     ) -> None:
-        self.backend = check_backend(backend)
+        """Build it over parameters.
+
+        Args:
+            params: parameters, parameter groups, or ``model.named_parameters()``.
+            options: those of groups that are the rule's own.
+            storage: the values of ``codec_options``, from which `group_codecs` finds codecs.
+            common: the fields of `CommonOptions` that were given.
+        """
+        given = CommonOptions.given_to(type(self), common)
+        offload = given.of_offloading()
+        self.backend = check_backend(given.backend)
+        self._storage = dict(storage or {})
         self._set_offload(offload)
         self.forget_names()
         self._shapes: set[tuple[int, ...]] = set()
-        defaults = given_options({**defaults, "seed": seed})
+        shared = {key: value for key, value in given.of_groups().items() if key not in options}
+        defaults = given_options({**options, **shared, "seed": given.seed})
         check_options(defaults)
         super().__init__(params, _kept(defaults))
         register(self)
@@ -109,7 +122,8 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
-        return {**super().__getstate__(), "backend": self.backend, "_offload": self._offload}
+        own = {"backend": self.backend, "_storage": self._storage, "_offload": self._offload}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -119,8 +133,21 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._shapes = {tuple(param.shape) for _, param, _ in self.parameters_by_name()}
 
     def group_codecs(self, group: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Return the codec configuration of each moment for a new group's options."""
-        raise NotImplementedError
+        """Return the codec configuration of each moment for a new group's options.
+
+        Raises:
+            ConfigurationError: ``codec`` or ``block_size`` cannot work.
+        """
+        chosen = {**self._storage, **group}
+        asked = "block_size" in group or (
+            "codec" not in group and chosen["block_size"] != DEFAULT_BLOCK_SIZE
+        )
+        return preset_codecs(
+            chosen["codec"],
+            moment_kinds(self.rule),
+            block_size=chosen["block_size"],
+            given_block_size=asked,
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its options default to the optimizer's.
@@ -137,6 +164,11 @@ class CompressedOptimizer(torch.optim.Optimizer):
         options = {**self.defaults, **group}
         check_options(options)
         codecs = options.get("codecs") or self.group_codecs(options)
+        if options.get("codec") is not None and codecs != self.group_codecs(options):
+            raise ConfigurationError(
+                f"codec={options['codec']!r} of a group contradicts its codecs={codecs!r}.",
+                hint="Give one of them.",
+            )
         check_codecs(codecs, self.rule.moments)
         check_parameter_codecs(options.get("parameter_codecs", {}), self.rule.moments)
         taken = set(self.parameter_names())

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from luma_core.codecs import FP32, MIN_COMPRESS_ELEMENTS, Codec, CoStateM, LogV, RootV, TableM
+from luma_core.codecs import FP32, Codec, CoStateM, TableM
 from luma_core.errors import ConfigurationError
 from luma_core.optim.adamw_state import AdamWStateOptimizer
-from luma_core.optim.offload import DEFAULT_BUFFER_BYTES, offload_options
+from luma_core.optim.common_options import CommonKeywords, show_common_options
 from luma_core.optim.options import check_codecs
+from luma_core.optim.presets import (
+    MIN_TABLE_ELEMENTS,
+    TURBO_PRESETS,
+    CodecChoice,
+    CodecConfigs,
+    few_bits_of_squares,
+    moment_kinds,
+    preset_codecs,
+)
 from luma_core.rules import AdamWRule, Rule
 
-TURBO_PRESETS: dict[str, dict[str, Any]] = {
-    "5bit": {"m_bits": 3, "v_bits": 2, "v_floor": 0.25},
-    "8bit": {"m_bits": 3, "v_bits": 5, "v_floor": None},
+_DEFAULTS: dict[str, Any] = {
+    "preset": "5bit",
+    "m_codec": "table",
+    "m_bits": None,
+    "v_bits": None,
+    "v_floor": "preset",
+    "compress_m": True,
+    "compress_v": True,
+    "block_size": 128,
+    "min_m_compress_elements": MIN_TABLE_ELEMENTS,
+    "null_pct": 0.10,
+    "amp_pct": 0.90,
+    "error_feedback": False,
 }
-"""What the presets stand for; see docs/turbo-adam.md for what was measured with each."""
-
-SCALE_RISE = 64
-"""How far the scale of `RootV` may rise in a step: half an octave. ``benchmarks/stall.py`` measures
-what it is for."""
+"""The keywords of `TurboAdam` that make up its codecs, as they are where they are left out."""
 
 
 def turbo_codecs(
@@ -86,12 +100,8 @@ def turbo_codecs(
         m = TableM(
             block_size=block_size, bits=chosen["m_bits"], min_elements=min_m_compress_elements
         )
-    if compress_v and chosen["v_floor"] is None:
-        v = LogV(block_size=block_size, bits=chosen["v_bits"])
-    elif compress_v:
-        v = RootV(
-            block_size=block_size, bits=chosen["v_bits"], floor=chosen["v_floor"], rise=SCALE_RISE
-        )
+    if compress_v:
+        v = few_bits_of_squares(chosen["v_bits"], chosen["v_floor"], block_size=block_size)
     return {"exp_avg": m.to_dict(), "exp_avg_sq": v.to_dict()}
 
 
@@ -110,6 +120,7 @@ def _check_m_codec(m_codec: str, m_bits: int | None, feedback: float) -> None:
         )
 
 
+@show_common_options
 class TurboAdam(AdamWStateOptimizer):
     """AdamW with its state in about 5.3 bits per parameter, packed, instead of 64.
 
@@ -118,8 +129,6 @@ class TurboAdam(AdamWStateOptimizer):
     keeps its spread (`LogV`). Where a moment is kept so coarsely, an element moves by at most twice
     what Adam would move it after a single large gradient.
 
-    Options that are not listed here, and the errors, are those of `LUMA`.
-
     Args:
         params: parameters, parameter groups, or ``model.named_parameters()``. A group may set any
             option below but ``backend`` for itself.
@@ -127,7 +136,8 @@ class TurboAdam(AdamWStateOptimizer):
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay.
-        preset: ``"5bit"``, or ``"8bit"`` for state that keeps the second moment's spread.
+        preset: ``"5bit"``, or ``"8bit"`` for state that keeps the second moment's spread, or
+            ``"16bit"`` for finer codes of both moments.
         m_codec: ``"table"``, or ``"costate"`` for one bit of the first moment (`CoStateM`).
         m_bits: bits of a code of the first moment: 2, 3, 4, 5, 6 or 8; not with ``"costate"``.
         v_bits: bits of a code of the second moment: 2, 3, 4, 5, 6 or 8.
@@ -143,23 +153,17 @@ class TurboAdam(AdamWStateOptimizer):
             and carry ``betas[0]`` times it into the next step.
         codecs: the codec of each moment outright, as ``codec.to_dict()`` returns it, in place of
             all of the above.
+        codec: how the moments are stored, as `AdamW` takes it, in place of all of the above but
+            ``block_size``. What is given beside it must mean the same.
+
+    Raises:
+        ConfigurationError: an option cannot work, or two of them contradict each other.
+        StorageError: as in `AdamW`.
+        UnsupportedParameterError: as in `AdamW`.
     """
 
     algorithm: ClassVar[str] = "turbo_adam"
-    codec_options: ClassVar[tuple[str, ...]] = (
-        "preset",
-        "m_codec",
-        "m_bits",
-        "v_bits",
-        "v_floor",
-        "compress_m",
-        "compress_v",
-        "block_size",
-        "min_m_compress_elements",
-        "null_pct",
-        "amp_pct",
-        "error_feedback",
-    )
+    codec_options: ClassVar[tuple[str, ...]] = ("codec", *_DEFAULTS)
     rule: ClassVar[Rule] = AdamWRule()
 
     def __init__(
@@ -183,22 +187,11 @@ class TurboAdam(AdamWStateOptimizer):
         amp_pct: float = 0.90,
         error_feedback: bool = False,
         codecs: Mapping[str, Mapping[str, Any]] | None = None,
-        backend: str = "auto",
-        min_compress_elements: int = MIN_COMPRESS_ELEMENTS,
-        stochastic_rounding: bool = True,
-        nonfinite: str = "skip",
-        maximize: bool = False,
-        capturable: bool = False,
-        amsgrad: bool = False,
-        foreach: bool | None = None,
-        fused: bool | None = None,
-        differentiable: bool = False,
-        seed: int | str | None = None,
-        offload: str | None = None,
-        offload_directory: str | PathLike[str] | None = None,
-        offload_buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+        codec: CodecChoice | None = None,
+        **common: Unpack[CommonKeywords],
     ) -> None:
-        self._storage = {
+        storage = {
+            "codec": codec,
             "preset": preset,
             "m_codec": m_codec,
             "m_bits": m_bits,
@@ -215,34 +208,53 @@ class TurboAdam(AdamWStateOptimizer):
         if codecs is not None:
             check_codecs(codecs, self.rule.moments)
         self._codecs = codecs
-        kept = offload_options(offload, offload_directory, offload_buffer_bytes)
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "min_compress_elements": min_compress_elements,
-            "stochastic_rounding": stochastic_rounding,
-            "nonfinite": nonfinite,
-            "maximize": maximize,
-            "capturable": capturable,
-            "amsgrad": amsgrad,
-            "foreach": foreach,
-            "fused": fused,
-            "differentiable": differentiable,
-        }
-        super().__init__(params, defaults, backend=backend, seed=seed, offload=kept)
+        own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, own, storage=storage, **common)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_storage": self._storage, "_codecs": self._codecs}
+        return {**super().__getstate__(), "_codecs": self._codecs}
 
-    def group_codecs(self, group: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Return the codec configuration of each moment for a new group's options."""
-        own = {name: group[name] for name in self._storage if name in group}
+    def group_codecs(self, group: Mapping[str, Any]) -> CodecConfigs:
+        """Return the codec configuration of each moment for a new group's options.
+
+        Raises:
+            ConfigurationError: an option cannot work, or contradicts ``codec``.
+        """
+        own = {name: group[name] for name in self.codec_options if name in group}
+        given = own if own.keys() - {"block_size"} else {**self._given(), **own}
+        if given.get("codec") is not None:
+            return self._named(given, group)
         if self._codecs is not None and not own:
             return {moment: dict(config) for moment, config in self._codecs.items()}
-        options = {**self._storage, **own}
-        feedback = options.pop("error_feedback")
+        return self._of_keywords({**self._storage, **own}, group)
+
+    def _given(self) -> dict[str, Any]:
+        """Return the keywords that were given other values than their defaults."""
+        defaults = {"codec": None, **_DEFAULTS}
+        return {key: value for key, value in self._storage.items() if value != defaults[key]}
+
+    def _named(self, given: Mapping[str, Any], group: Mapping[str, Any]) -> CodecConfigs:
+        """Return what ``codec`` says, with which whatever else was given must agree."""
+        block_size = given.get("block_size", self._storage["block_size"])
+        found = preset_codecs(
+            given["codec"],
+            moment_kinds(self.rule),
+            block_size=block_size,
+            given_block_size="block_size" in given,
+        )
+        others = [name for name in _DEFAULTS if name in given and name != "block_size"]
+        keywords = {**_DEFAULTS, "block_size": block_size, **given}
+        if others and self._of_keywords(keywords, group) != found:
+            raise ConfigurationError(
+                f"codec={given['codec']!r} contradicts "
+                f"{', '.join(f'{name}={given[name]!r}' for name in others)}.",
+                hint="Give one of them.",
+            )
+        return found
+
+    def _of_keywords(self, options: Mapping[str, Any], group: Mapping[str, Any]) -> CodecConfigs:
+        chosen = {name: options[name] for name in _DEFAULTS}
+        feedback = chosen.pop("error_feedback")
         if not isinstance(feedback, bool):
             raise ConfigurationError(f"error_feedback={feedback!r} must be True or False.")
-        return turbo_codecs(**options, feedback=float(group["betas"][0]) if feedback else 0.0)
+        return turbo_codecs(**chosen, feedback=float(group["betas"][0]) if feedback else 0.0)

@@ -69,7 +69,7 @@ def saved() -> Path:
 @cache
 def saved_manifest() -> checkpoint.Manifest:
     """Return the manifest of `saved`."""
-    return checkpoint.parse_manifest((saved() / "luma.json").read_bytes())
+    return checkpoint.format.parse_manifest((saved() / "luma.json").read_bytes())
 
 
 def read_all(folder: Path) -> None:
@@ -89,14 +89,14 @@ def read_all(folder: Path) -> None:
 def run_manifest(data: bytes) -> None:
     """Parse ``data`` as it is, and as a manifest with a checksum that fits."""
     with contextlib.suppress(LumaError):
-        checkpoint.parse_manifest(data)
+        checkpoint.format.parse_manifest(data)
     try:
         body = json.loads(data)["manifest"]
         content = sealed(body)
     except (ValueError, KeyError, TypeError, RecursionError):
         return
     try:
-        manifest = checkpoint.parse_manifest(content)
+        manifest = checkpoint.format.parse_manifest(content)
     except LumaError:
         return
     if manifest.to_bytes() != content:

@@ -27,7 +27,7 @@ def test_the_seeds_are_valid():
     for target in TARGETS.values():
         for seed in target.seeds():
             target.run(seed)
-    assert checkpoint.parse_manifest(manifest_seeds()[0]).parameters
+    assert checkpoint.format.parse_manifest(manifest_seeds()[0]).parameters
     assert len(shard_seeds()) > 10
 
 

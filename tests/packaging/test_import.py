@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import subprocess
@@ -11,6 +12,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+from luma_core import TurboAdam, checkpoint
 
 REPO = Path(__file__).resolve().parents[2]
 PACKAGES = {
@@ -59,7 +63,7 @@ def import_or_skip(name: str) -> ModuleType:
 
 def public_names(module: ModuleType) -> set[str]:
     """What a reader of `dir(module)` would take for its interface."""
-    incidental = {"annotations", "TYPE_CHECKING"}
+    incidental = {"annotations", "TYPE_CHECKING", "export_lazily", "give_moved_names"}
     return {
         name
         for name, value in vars(module).items()
@@ -82,3 +86,89 @@ def test_core_states_its_interface() -> None:
 
 def test_command_entry_point_exists() -> None:
     assert callable(importlib.import_module("luma_client.cli").main)
+
+
+DOORS = {
+    "package": "import luma_core",
+    "errors": "import luma_core.errors",
+    "checkpoint": "import luma_core.checkpoint",
+    "stores": "from luma_core.checkpoint.storage import commit, local, remote, s3, store",
+    "manifest": (
+        "from luma_core import checkpoint; from pathlib import Path\n"
+        "checkpoint.format.parse_manifest(Path(folder, 'luma.json').read_bytes())"
+    ),
+    "open": (
+        "from luma_core import checkpoint\n"
+        "assert checkpoint.exists(folder)\n"
+        "assert checkpoint.open(folder).manifest.summary.parameters == 2"
+    ),
+    "verify": "from luma_core import checkpoint; assert checkpoint.verify(folder).ok",
+}
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small checkpoint with two codecs."""
+    folder = tmp_path_factory.mktemp("doors") / "saved"
+    model = torch.nn.Linear(64, 64)
+    optimizer = TurboAdam(model.named_parameters())
+    model(torch.ones(1, 64)).sum().backward()
+    optimizer.step()
+    checkpoint.save(folder, optimizer=optimizer, model=model, extra={"epoch": 1})
+    return folder
+
+
+def loaded_after(code: str, folder: Path) -> set[str]:
+    """Return the packages that a new interpreter has loaded after ``code``."""
+    whole = f"folder = {str(folder)!r}\n{code}\nimport sys\nprint('', *sys.modules, sep='\\n')"
+    command = [sys.executable, "-W", "error", "-c", whole]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
+    assert run.returncode == 0, run.stderr
+    return {name.partition(".")[0] for name in run.stdout.splitlines()}
+
+
+@pytest.mark.parametrize("door", list(DOORS))
+def test_metadata_loads_no_tensors(door: str, saved: Path) -> None:
+    loaded = loaded_after(DOORS[door], saved)
+    assert "luma_core" in loaded
+    # A store reads files' content into memory that is NumPy's.
+    assert loaded & {"torch", *(["numpy"] if door != "verify" else [])} == set()
+
+
+LAZY = [
+    name
+    for name in package_names()
+    if "export_lazily" in Path(import_or_skip(name).__file__ or "").read_text()
+]
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_names_of_lazy_packages_agree(name: str) -> None:
+    """What type checkers read, what is imported on demand and `__all__` are the same names."""
+    module = importlib.import_module(name)
+    tree = ast.parse(Path(module.__file__ or "").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    read = {
+        (node.module, alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    call = next(node for node in ast.walk(block) if isinstance(node, ast.Call))
+    exported = ast.literal_eval(call.args[1])
+    assert {(source, one) for source, names in exported.items() for one in names} == read
+    assert {one for _, one in read} | {"__version__"} >= set(module.__all__)
+    assert set(module.__all__) <= set(dir(module))
+
+
+def test_star_import_gives_what_is_exported() -> None:
+    namespace: dict[str, object] = {}
+    exec("from luma_core import *", namespace)
+    assert set(namespace) - {"__builtins__"} == set(importlib.import_module("luma_core").__all__)
+
+
+def test_what_is_not_there_is_an_attribute_error() -> None:
+    module = importlib.import_module("luma_core")
+    with pytest.raises(AttributeError, match="module 'luma_core' has no attribute 'LUMMA'"):
+        _ = module.LUMMA
+    assert module.codecs is importlib.import_module("luma_core.codecs")

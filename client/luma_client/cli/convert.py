@@ -13,6 +13,7 @@ import typer
 
 from luma_client.console.formats import bytes_text, percent
 from luma_client.console.output import JsonOption, Output, QuietOption
+from luma_core import catalog
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,6 +34,22 @@ EPILOG = (
     "source_bytes, result_bytes, errors, update"
 )
 
+if TYPE_CHECKING:
+    TargetCodec = str
+else:
+    TargetCodec = Literal[catalog.TARGET_NAMES]
+
+
+def _target(name: str) -> str:
+    """Return the name of a format that can be written, by us or by an installed package."""
+    if name not in catalog.WRITTEN_FORMATS:
+        from luma_core.convert import target_names
+
+        if name not in target_names():
+            known = ", ".join(map(repr, target_names()))
+            raise typer.BadParameter(f"{name!r} is not one of {known}.")
+    return name
+
 
 def command(
     source: Annotated[
@@ -52,13 +69,19 @@ def command(
         ),
     ],
     to: Annotated[
-        Literal["adamw", "dcp", "deepspeed-universal", "fsdp", "lightning", "luma"],
-        typer.Option("--to", help="Format to write.", show_default=False),
+        str,
+        typer.Option(
+            "--to",
+            parser=_target,
+            metavar=f"<{'|'.join(catalog.WRITTEN_FORMATS)}>",
+            help="Format to write.",
+            show_default=False,
+        ),
     ],
     codec: Annotated[
-        Literal["luma16", "fp32", "bf16", "turbo", "turbo-8bit"],
+        TargetCodec,
         typer.Option("--codec", help="To luma: how moments are kept; turbo*: for TurboAdam."),
-    ] = "luma16",
+    ] = catalog.DEFAULT_TARGET,
     model: Annotated[
         str | None,
         typer.Option(
@@ -85,9 +108,11 @@ def command(
     quiet: QuietOption = False,
 ) -> None:
     """Run ``luma convert``."""
+    from luma_core.convert import ConvertOptions
+
     output = Output(json=as_json, quiet=quiet)
     own = [
-        *(["--codec", codec] if codec != "luma16" else []),
+        *(["--codec", codec] if codec != catalog.DEFAULT_TARGET else []),
         *(["--model", model] if model else []),
     ]
     again = shlex.join(["luma", "convert", source, destination, "--to", to, *own, "--overwrite"])
@@ -100,12 +125,14 @@ def command(
             source,
             destination,
             to=to,
-            model=model,
-            overwrite=overwrite,
-            codec=codec,
-            block_size=block_size or None,
-            compression=compression,
-            seed=seed,
+            options=ConvertOptions(
+                model=model,
+                overwrite=overwrite,
+                codec=codec,
+                block_size=block_size or None,
+                compression=compression,
+                seed=seed,
+            ),
             progress=tell,
         )
     if first:

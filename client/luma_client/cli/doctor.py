@@ -21,9 +21,10 @@ HELP = (
     "Exits 1 if some step of LUMA on the CPU would take the slower PyTorch path."
 )
 EPILOG = (
-    "Example: luma doctor --json\n\nJSON keys: ok, versions, cpu, cuda, native, offload "
+    "Example: luma doctor --json\n\nJSON keys: ok, versions, cpu, cuda, native, offload, codecs "
     "and backends (for each device, optimizer, rule, codecs and block_size: the backend and the "
-    "reason; offload: what offload='auto' chooses by)"
+    "reason; offload: what offload='auto' chooses by; codecs: what codec= of an optimizer takes, "
+    "presets and codecs by the kind of moment)"
 )
 
 PACKAGES = (
@@ -44,6 +45,7 @@ class Diagnosis:
         cuda: the devices that PyTorch sees.
         native: whether the native library can be used, and why not.
         offload: what ``offload="auto"`` chooses by.
+        codecs: what ``codec=`` of an optimizer takes.
         backends: one entry per device, optimizer and pair of codecs: who takes a step, and why.
     """
 
@@ -53,6 +55,7 @@ class Diagnosis:
     cuda: list[dict[str, Any]]
     native: dict[str, Any]
     offload: dict[str, Any]
+    codecs: dict[str, Any]
     backends: list[dict[str, Any]]
 
 
@@ -83,6 +86,7 @@ def diagnose() -> Diagnosis:
         cuda=_cuda(),
         native=asdict(status),
         offload=offload_advice.measured(),
+        codecs=_codecs(),
         backends=backends,
     )
 
@@ -147,6 +151,20 @@ def _cuda() -> list[dict[str, Any]]:
     return devices
 
 
+def _codecs() -> dict[str, Any]:
+    """Return what ``codec=`` takes: presets, and codecs by the kind of moment that they store."""
+    from luma_core.optim.presets import DEFAULT_BLOCK_SIZE, PRESETS, codecs_of_kind
+
+    return {
+        "presets": {
+            name: {kind: build(DEFAULT_BLOCK_SIZE).name for kind, build in kinds.items()}
+            for name, kinds in PRESETS.items()
+        },
+        "signed": list(codecs_of_kind("signed")),
+        "square": list(codecs_of_kind("square")),
+    }
+
+
 def _backends() -> list[dict[str, Any]]:
     """Return who takes the steps of every optimizer's parameters."""
     from luma_core.optim.step import backend
@@ -174,7 +192,8 @@ def _choices() -> Iterator[tuple[str, Rule, dict[str, Codec]]]:
     from luma_core import LAMB, LUMA, AdamMini, TurboAdam
     from luma_core.codecs import BF16, FP32, Partition, SegmentMean, codec_from_dict
     from luma_core.optim import luma_codecs
-    from luma_core.optim.turbo_adam import TURBO_PRESETS, turbo_codecs
+    from luma_core.optim.presets import TURBO_PRESETS
+    from luma_core.optim.turbo_adam import turbo_codecs
 
     for block_size in (128, None):
         configs = luma_codecs(block_size=block_size)
@@ -222,6 +241,9 @@ def _view(found: Diagnosis) -> Group:
         ("native library", state),
         ("builds for this CPU", ", ".join(native["instruction_sets"]) or "-"),
         *(("offload", line) for line in offload_advice.lines(found.offload)),
+        ("codec=", ", ".join(found.codecs["presets"])),
+        ("codecs of exp_avg", ", ".join(found.codecs["signed"])),
+        ("codecs of exp_avg_sq", ", ".join(found.codecs["square"])),
     ]
     columns = ["device", "optimizer", "codecs", "block", "backend", "reason"]
     table = plain_table(columns, left=len(columns))

@@ -11,15 +11,20 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeVar
 
-import numpy as np
 import zstandard
 from isal.isal_zlib import crc32
 
 from luma_core.checkpoint.format.zigzag import add_difference, difference
 from luma_core.direct import Bytes
 from luma_core.errors import CorruptCheckpointError
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    np = import_later("numpy", globals())
 
 Compression = Literal["none", "zstd"]
 COMPRESSIONS: tuple[Compression, ...] = ("none", "zstd")

@@ -8,10 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from types import MappingProxyType
 
-import torch
-
 from luma_core.checkpoint.format.compression import MAX_CHUNK_BYTES
-from luma_core.checkpoint.format.dtypes import dtype_name, tensor_bytes, torch_dtype
 from luma_core.checkpoint.format.extra import tensor_names
 from luma_core.checkpoint.format.manifest import (
     MAX_CHAIN,
@@ -30,17 +27,12 @@ from luma_core.checkpoint.format.stored_tensors import (
 )
 from luma_core.checkpoint.storage.names import INDEX_NAME, check_name, shard_generation
 from luma_core.codecs import codec_from_dict
+from luma_core.dtypes import ITEM_BYTES, STORED_NAMES, TORCH_NAMES, is_dtype_name
 from luma_core.errors import ConfigurationError, CorruptCheckpointError, UnknownCodecError
 from luma_core.state import field_key
 
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _PARAMETER_DTYPES = ("float32", "bfloat16", "float16", "float64")
-_TORCH_DTYPES = frozenset(
-    str(value).removeprefix("torch.")
-    for value in vars(torch).values()
-    if isinstance(value, torch.dtype)
-)
-"""What parameters without state may be of: frozen ones."""
 
 _MIN_CHUNK_BYTES = 64
 _MAX_ELEMENTS = 1 << 59
@@ -111,7 +103,7 @@ def _check_parameters(manifest: Manifest, where: str) -> None:
             raise _wrong(where, f"{place}.name", entry.name, "there once")
         seen.add(entry.name)
         _check_shape(entry.shape, place, where)
-        frozen = not entry.codecs and entry.dtype in _TORCH_DTYPES
+        frozen = not entry.codecs and is_dtype_name(entry.dtype)
         if entry.dtype not in _PARAMETER_DTYPES and not frozen:
             raise _wrong(where, f"{place}.dtype", entry.dtype, " or ".join(_PARAMETER_DTYPES))
         if not 0 <= entry.group < len(manifest.groups):
@@ -160,11 +152,11 @@ def _check_tensors(manifest: Manifest, where: str) -> None:
 
 
 def _check_tensor(entry: TensorEntry, chunk_bytes: int, place: str, where: str) -> None:
-    dtype = torch_dtype(entry.dtype)
+    dtype = TORCH_NAMES.get(entry.dtype)
     if dtype is None:
         raise _wrong(where, f"{place}.dtype", entry.dtype, "a known dtype")
     _check_shape(entry.shape, place, where)
-    total = tensor_bytes(dtype, entry.shape)
+    total = math.prod(entry.shape) * ITEM_BYTES[dtype]
     count = -(-total // chunk_bytes)
     if len(entry.chunks) != count:
         raise _wrong(
@@ -229,10 +221,10 @@ def state_fields(
         for box in boxes.get(moment, [None]):
             shape = entry.shape if box is None else box_shape(box)
             for name, spec in codec.layout(shape).items():
-                stored = dtype_name(spec.dtype)
+                stored = STORED_NAMES.get(spec.dtype_name)
                 if stored is None:
                     raise ConfigurationError(
-                        f"dtype {spec.dtype} of {moment}.{name} cannot be stored."
+                        f"dtype torch.{spec.dtype_name} of {moment}.{name} cannot be stored."
                     )
                 yield field_key(moment, name), box, stored, spec.shape
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from isal.isal_zlib import crc32
 
 from luma_core.checkpoint.format.compression import (
@@ -15,6 +14,12 @@ from luma_core.checkpoint.format.compression import (
     encode_difference,
 )
 from luma_core.direct import Bytes
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    np = import_later("numpy", globals())
 
 WORTH = 0.95
 """A difference that takes more than this of what the chunk takes is not worth reading a base."""

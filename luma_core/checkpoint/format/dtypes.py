@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-
+from luma_core.dtypes import STORED_NAMES, named_dtype
 from luma_core.errors import ConfigurationError
+from luma_core.lazy import import_later
 from luma_core.sharding import is_sharded
 
-_SAFETENSORS_NAMES = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
-_TORCH_DTYPES = {name: dtype for dtype, name in _SAFETENSORS_NAMES.items()}
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
+
+
+@cache
+def _safetensors_names() -> dict[torch.dtype, str]:
+    return {named_dtype(name): stored for name, stored in STORED_NAMES.items()}
+
+
+@cache
+def _torch_dtypes() -> dict[str, torch.dtype]:
+    return {stored: dtype for dtype, stored in _safetensors_names().items()}
 
 
 def dtype_name(dtype: torch.dtype) -> str | None:
     """Return safetensors' name of ``dtype``, or ``None`` where it cannot be stored."""
-    return _SAFETENSORS_NAMES.get(dtype)
+    return _safetensors_names().get(dtype)
 
 
 def torch_dtype(name: str) -> torch.dtype | None:
     """Return the dtype that safetensors calls ``name``, or ``None`` where it is not known."""
-    return _TORCH_DTYPES.get(name)
+    return _torch_dtypes().get(name)
 
 
 def tensor_bytes(dtype: torch.dtype, shape: Sequence[int]) -> int:
@@ -57,6 +57,8 @@ def check_storable(name: str, tensor: Tensor) -> None:
             "values can be saved.",
             hint="Convert it to a dense tensor.",
         )
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
     if is_traceable_wrapper_subclass(tensor) and not is_sharded(tensor):
         raise ConfigurationError(
             f"{name} is a {type(tensor).__name__}, which is made of other tensors and cannot be "

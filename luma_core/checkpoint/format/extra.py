@@ -11,22 +11,27 @@ import enum
 import math
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from luma_core.checkpoint.format.dtypes import check_storable
 from luma_core.checkpoint.format.tagged_values import (
-    KINDS,
     MAX_PLAIN_BITS,
     NotKeptError,
     Pairs,
+    kind_called,
     kind_of,
 )
 from luma_core.errors import ConfigurationError, CorruptCheckpointError, UnsupportedVersionError
+from luma_core.lazy import import_later
 from luma_core.sharding import is_sharded
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
+    np = import_later("numpy", globals())
 
 _TENSOR = "tensor"
 
@@ -92,7 +97,7 @@ def _flatten(value: Any, where: _Where, tensors: dict[str, Tensor]) -> Any:
         )
     if _is_plain(value):
         return value
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         return _flatten_tensor(value, where, tensors)
     if type(value) is list:
         return _flatten_items(value, where, tensors)
@@ -233,14 +238,15 @@ def restore_extra(value: Any, read: Callable[[str], Tensor], where: str = "extra
 def _restore_kind(tag: str, form: Any, read: Callable[[str], Tensor], where: str) -> Any:
     if tag == _TENSOR:
         return read(form)
-    if tag not in KINDS:
+    kind = kind_called(tag)
+    if kind is None:
         raise UnsupportedVersionError(
             f"{where}: values of kind {'$' + tag[:40]!r} are not known to this software.",
             hint="Upgrade the package 'luma-state'.",
         )
     plainer = restore_extra(form, read, where)
     try:
-        return KINDS[tag].restore(plainer)
+        return kind.restore(plainer)
     # What a form that nobody wrote makes them raise is not one kind of error.
     except Exception as error:
         raise CorruptCheckpointError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class LazyFields(Mapping[str, Tensor]):
+class LazyFields(Mapping[str, "Tensor"]):
     """A parameter's stored tensors, read when they are asked for.
 
     Args:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from luma_core.checkpoint.format.consistency import tensor_name
-from luma_core.checkpoint.format.extra import flatten_extra, flatten_plain, restore_extra
+from luma_core.checkpoint.format.extra import flatten_extra
+from luma_core.checkpoint.format.group_options import plain_options
 from luma_core.checkpoint.format.manifest import ParameterEntry
 from luma_core.checkpoint.format.model import model_tensors
 from luma_core.checkpoint.format.shard import PlannedTensor, plan_shards
 from luma_core.checkpoint.storage.names import ShardKind
-from luma_core.errors import ConfigurationError, CorruptCheckpointError
+from luma_core.errors import ConfigurationError
 from luma_core.sharding import any_cut
 from luma_core.state import GroupOptions, ParameterState, StateSource, field_key
 
@@ -106,35 +107,6 @@ def plan_save(
         aliases=aliases,
         shards={kind: plan_shards(some, max_shard_bytes) for kind, some in tensors.items() if some},
     )
-
-
-def plain_options(index: int, group: GroupOptions) -> GroupOptions:
-    """Return the JSON form of a parameter group's options; `restored_options` undoes it.
-
-    Raises:
-        ConfigurationError: one cannot be kept exactly; names group and option.
-    """
-    found = {}
-    for key, value in group.items():
-        place = f"param_groups[{index}][{key!r}]"
-        if type(key) is not str:
-            raise ConfigurationError(f"{place}: names of options must be strings.")
-        found[key] = flatten_plain(value, place)
-    return found
-
-
-def restored_options(group: GroupOptions, where: str) -> GroupOptions:
-    """Return the options whose JSON form a manifest has.
-
-    Raises:
-        CorruptCheckpointError: there are none.
-        UnsupportedVersionError: one is of a kind that is not known here.
-    """
-    return {key: restore_extra(value, _no_tensor, where) for key, value in group.items()}
-
-
-def _no_tensor(name: str) -> Tensor:
-    raise CorruptCheckpointError(f"a parameter group's option names the tensor {name!r}.")
 
 
 def parameter_entry(state: ParameterState) -> ParameterEntry:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from luma_core.checkpoint.format.manifest import Box
 from luma_core.codecs import Codec
 from luma_core.errors import ConfigurationError
 
-ReadElements = Callable[[str, int, int], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ReadElements = Callable[[str, int, int], "Tensor"]
 """Returns the elements ``[start, stop)`` of a field in C order, 1-D."""
 
 

@@ -7,10 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from luma_core import mapped
 from luma_core.checkpoint.format.compression import Chunk, ChunkEncoder, Compression
@@ -22,6 +19,13 @@ from luma_core.checkpoint.storage.names import ShardKind
 from luma_core.checkpoint.storage.store import ObjectWriter, Store
 from luma_core.direct import Bytes
 from luma_core.errors import StateMismatchError
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 MAX_HEADER_BYTES = 100_000_000
 """Readers of safetensors refuse longer headers."""

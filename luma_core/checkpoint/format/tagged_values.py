@@ -13,12 +13,20 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
+    np = import_later("numpy", globals())
+
 
 MAX_PLAIN_BITS = 4096
 """Larger integers have no decimal form that JSON readers take."""
@@ -178,20 +186,32 @@ _BY_TYPE: dict[type, Kind] = {
         lambda x: timedelta(x[0], x[1], x[2]),
     ),
     type(Path()): Kind("path", str, Path),
-    np.ndarray: Kind("ndarray", _plainer_array, _array),
-    torch.Size: Kind("size", list, torch.Size),
-    torch.dtype: Kind("dtype", lambda value: str(value).removeprefix("torch."), _dtype),
-    torch.device: Kind("device", str, torch.device),
 }
 _SCALAR = Kind("numpy", _plainer_scalar, _scalar)
+_BY_TAG = {kind.tag: kind for kind in (*_BY_TYPE.values(), _SCALAR)}
 
-KINDS = {kind.tag: kind for kind in (*_BY_TYPE.values(), _SCALAR)}
-"""All kinds by tag."""
+
+@cache
+def _library_kinds() -> dict[type, Kind]:
+    """Return the kinds of NumPy's and PyTorch's types, which reading other kinds does not load."""
+    return {
+        np.ndarray: Kind("ndarray", _plainer_array, _array),
+        torch.Size: Kind("size", list, torch.Size),
+        torch.dtype: Kind("dtype", lambda value: str(value).removeprefix("torch."), _dtype),
+        torch.device: Kind("device", str, torch.device),
+    }
+
+
+def kind_called(tag: str) -> Kind | None:
+    """Return the kind with a tag; ``None`` where it is not known."""
+    if tag in _BY_TAG:
+        return _BY_TAG[tag]
+    return next((kind for kind in _library_kinds().values() if kind.tag == tag), None)
 
 
 def kind_of(value: Any) -> Kind | None:
     """Return the kind of a value; ``None`` where there is none for its type."""
-    found = _BY_TYPE.get(type(value))
+    found = _BY_TYPE.get(type(value)) or _library_kinds().get(type(value))
     if found is None and type(value).__module__ == "numpy" and isinstance(value, np.generic):
         return _SCALAR
     return found

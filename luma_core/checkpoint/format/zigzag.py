@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, TypeAlias
 
-Bytes = npt.NDArray[np.uint8]
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+else:
+    np = import_later("numpy", globals())
+
+
+Bytes: TypeAlias = "npt.NDArray[np.uint8]"
 
 
 def difference(raw: Bytes, base: Bytes, itemsize: int) -> Bytes:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from luma_core.checkpoint.format.consistency import tensor_name
 from luma_core.checkpoint.format.manifest import Box, ParameterEntry
 from luma_core.checkpoint.format.stored_tensors import box_shape
 from luma_core.codecs import Codec, codec_from_dict
 from luma_core.state import field_key
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ReadStored(Protocol):

@@ -6,16 +6,14 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
-from typing import Any, Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Self
 
 from luma_core.checkpoint.format.compression import Delta
 from luma_core.checkpoint.format.consistency import state_fields, tensor_name
 from luma_core.checkpoint.format.dtypes import torch_dtype
 from luma_core.checkpoint.format.extra import restore_extra
 from luma_core.checkpoint.format.folder import read_manifest, reading
+from luma_core.checkpoint.format.group_options import restored_options
 from luma_core.checkpoint.format.lazy_fields import LazyFields
 from luma_core.checkpoint.format.manifest import (
     Box,
@@ -25,7 +23,6 @@ from luma_core.checkpoint.format.manifest import (
     ParameterEntry,
     TensorEntry,
 )
-from luma_core.checkpoint.format.plan import restored_options
 from luma_core.checkpoint.format.rows import boxes_of_rows, field_rows, moment_rows, row_range
 from luma_core.checkpoint.format.stored_tensors import (
     StoredName,
@@ -45,7 +42,14 @@ from luma_core.checkpoint.storage.open import open_store
 from luma_core.checkpoint.storage.store import Place, Store, storage_errors
 from luma_core.codecs import Fields, codec_from_dict
 from luma_core.direct import Bytes
+from luma_core.lazy import import_later
 from luma_core.state import GroupOptions, ParameterState, field_key
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 
 class Checkpoint:

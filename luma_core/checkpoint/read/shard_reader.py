@@ -10,9 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from luma_core.checkpoint.format.compression import Delta, StoredChunk, decode_chunks
 from luma_core.checkpoint.format.dtypes import torch_dtype
@@ -22,6 +20,13 @@ from luma_core.checkpoint.staging.memory import new_tensor
 from luma_core.checkpoint.storage.store import Store
 from luma_core.direct import Bytes
 from luma_core.errors import CorruptCheckpointError
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
 
 
 class ShardReader:

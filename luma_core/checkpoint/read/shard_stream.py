@@ -5,11 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from luma_core.checkpoint.format.compression import MAX_WAITING_BYTES, Chunk, Delta, decode_chunk
 from luma_core.checkpoint.format.dtypes import tensor_bytes, torch_dtype
@@ -19,6 +15,15 @@ from luma_core.checkpoint.read.shard_reader import check_length, missing_told
 from luma_core.checkpoint.staging.memory import new_tensor
 from luma_core.checkpoint.storage.store import Store
 from luma_core.direct import PAGE_BYTES, Bytes
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
+    np = import_later("numpy", globals())
 
 _READERS = 2
 

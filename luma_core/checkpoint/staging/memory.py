@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 import mmap
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+else:
+    torch = import_later("torch", globals())
+    np = import_later("numpy", globals())
+
 
 _MIN_BYTES = 4 << 20
 _ALIGN_BYTES = 64

@@ -8,10 +8,15 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from luma_core.direct import PAGE_BYTES, Bytes, is_refusal, opened_directly, transfer_memory
+from luma_core.lazy import import_later
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    np = import_later("numpy", globals())
 
 PIECE_BYTES = 2 << 20
 """What is gathered before it is written."""

@@ -9,13 +9,12 @@ import os
 import re
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 from urllib.parse import unquote, urlsplit
-
-from torch import distributed
 
 from luma_core.checkpoint.storage.commit import AtomicRename, CommitStrategy
 from luma_core.checkpoint.storage.file_reader import FileReader, read_cached
@@ -232,8 +231,10 @@ class LocalStore(Store):
 
 def _is_shared() -> bool:
     """Whether other processes may be about to read the same: one of them then does for all."""
+    distributed = sys.modules.get("torch.distributed")
     return (
-        distributed.is_available()
+        distributed is not None
+        and distributed.is_available()
         and distributed.is_initialized()
         and (distributed.get_world_size() > 1)
     )

@@ -9,8 +9,9 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from luma_core.checkpoint.format.extra import flatten_extra
+from luma_core.checkpoint.format.group_options import plain_options
 from luma_core.checkpoint.format.manifest import ParameterEntry
-from luma_core.checkpoint.format.plan import Plan, plain_options
+from luma_core.checkpoint.format.plan import Plan
 from luma_core.checkpoint.format.shard import PlannedTensor, plan_shards
 from luma_core.checkpoint.storage.names import ShardKind
 from luma_core.checkpoint.write.coordination import Processes

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from luma_core.convert.base import MOMENTS, Progress, SinkOptions, Source, Url, Written
+from luma_core.convert.base import MOMENTS, ConvertOptions, Progress, Source, Url, Written
 from luma_core.convert.flat import is_flat, unflattened
 from luma_core.convert.formats.dcp_metadata import METADATA_NAME, read_metadata
 from luma_core.convert.names import namer_of
@@ -224,7 +224,7 @@ def _decode(place: str, entry: Any) -> Entry | None:
 
 
 def write_dcp(
-    source: Source, destination: Url, options: SinkOptions, progress: Progress | None, /
+    source: Source, destination: Url, options: ConvertOptions, progress: Progress | None, /
 ) -> Written:
     """Write a folder whose key ``optim`` is what ``get_optimizer_state_dict`` returns.
 

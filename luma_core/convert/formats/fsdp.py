@@ -5,7 +5,7 @@ Reading them is part of `luma_core.convert.formats.torch_adamw`: their keys are 
 
 from __future__ import annotations
 
-from luma_core.convert.base import Progress, SinkOptions, Source, Url, Written
+from luma_core.convert.base import ConvertOptions, Progress, Source, Url, Written
 from luma_core.convert.targets import write_torch_file
 from luma_core.convert.writing import adamw_state_dict, require_names
 
@@ -13,7 +13,7 @@ FORMAT = "fsdp"
 
 
 def write_fsdp(
-    source: Source, destination: Url, options: SinkOptions, progress: Progress | None, /
+    source: Source, destination: Url, options: ConvertOptions, progress: Progress | None, /
 ) -> Written:
     """Write a ``torch.save`` file of what ``set_optimizer_state_dict`` takes as a full state dict.
 

@@ -6,7 +6,7 @@ from typing import IO, Any
 
 from torch import Tensor
 
-from luma_core.convert.base import Progress, SinkOptions, Source, Url, Written
+from luma_core.convert.base import ConvertOptions, Progress, Source, Url, Written
 from luma_core.convert.finding import find_place, find_state_dict
 from luma_core.convert.layouts import layout_of
 from luma_core.convert.names import ModelNamer, ModelNames, namer_of
@@ -68,7 +68,7 @@ def open_lightning(url: Url, model: Url | None = None) -> Source:
 
 
 def write_lightning(
-    source: Source, destination: Url, options: SinkOptions, progress: Progress | None, /
+    source: Source, destination: Url, options: ConvertOptions, progress: Progress | None, /
 ) -> Written:
     """Write a copy of a ``.ckpt`` file, given as ``options.model``, with the state replaced.
 

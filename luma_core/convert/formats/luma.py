@@ -16,9 +16,9 @@ from luma_core.codecs import MIN_COMPRESS_ELEMENTS, moment_codecs
 from luma_core.convert.base import (
     MOMENTS,
     AdamWState,
+    ConvertOptions,
     ParameterInfo,
     Progress,
-    SinkOptions,
     Source,
     Url,
     Written,
@@ -209,7 +209,7 @@ class _Encoded:
 def write_luma(
     source: Source,
     destination: str | os.PathLike[str],
-    options: SinkOptions,
+    options: ConvertOptions,
     progress: Progress | None,
     /,
 ) -> Written:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from luma_core.convert.base import Progress, SinkOptions, Source, Url, Written
+from luma_core.convert.base import ConvertOptions, Progress, Source, Url, Written
 from luma_core.convert.finding import find_state_dict
 from luma_core.convert.layouts import layout_of
 from luma_core.convert.names import namer_of
@@ -50,7 +50,7 @@ def open_torch_adamw(url: Url, model: Url | None = None) -> Source:
 def write_torch_adamw(
     source: Source,
     destination: str | os.PathLike[str],
-    options: SinkOptions,
+    options: ConvertOptions,
     progress: Progress | None,
     /,
 ) -> Written:

@@ -14,9 +14,9 @@ from torch import Tensor
 from luma_core.convert.base import (
     MOMENTS,
     AdamWState,
+    ConvertOptions,
     ParameterInfo,
     Progress,
-    SinkOptions,
     Source,
     Url,
     Written,
@@ -52,7 +52,7 @@ _KEPT = ("dynamic_loss_scale", "overflow", "clip_grad", "ds_version")
 
 
 def write_universal(
-    source: Source, destination: Url, options: SinkOptions, progress: Progress | None, /
+    source: Source, destination: Url, options: ConvertOptions, progress: Progress | None, /
 ) -> Written:
     """Write a folder that ``engine.load_checkpoint`` takes with ``load_universal``.
 

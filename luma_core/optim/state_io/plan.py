@@ -14,6 +14,7 @@ from luma_core.naming import match_names, unwrapped
 from luma_core.optim.options import ADAMW_KEYWORDS, KNOWN_OPTIONS
 from luma_core.optim.state_io.owner import StateOwner
 from luma_core.optim.state_io.sources import (
+    ADAMW,
     SHARED_OPTIONS,
     OwnParameter,
     Source,
@@ -21,7 +22,7 @@ from luma_core.optim.state_io.sources import (
 )
 from luma_core.state import GroupOptions, LoadReport
 
-_EXCHANGEABLE = frozenset({"luma", "turbo_adam", "adam_mini", "lamb", "adamw"})
+_EXCHANGEABLE = frozenset({"luma", "turbo_adam", "adam_mini", "lamb", "adamw", ADAMW})
 """Algorithms that keep AdamW's two moments, with one meaning."""
 
 _NOT_ADOPTED = frozenset({"params", "param_names"})

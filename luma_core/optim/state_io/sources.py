@@ -32,7 +32,7 @@ from luma_core.optim.state_io.entries import (
 from luma_core.optim.state_io.owner import StateOwner
 from luma_core.state import GroupOptions, ParameterState
 
-ADAMW = "adamw"
+ADAMW = "torch.optim.AdamW"
 """The algorithm of PyTorch's AdamW and Adam."""
 
 SHARED_OPTIONS = ("lr", "betas", "eps", "weight_decay", "maximize")
@@ -46,7 +46,8 @@ _SAME_GROUPS = (
     "Group the parameters as when the state was saved; with names on both sides, strict=False "
     "takes them from any groups."
 )
-_SAME_OPTIONS = ("luma", "turbo_adam")
+_SAME_RULE = ("adamw", "luma", "turbo_adam")
+"""The algorithms of `AdamW` and of those that are it with codecs chosen."""
 
 OwnParameter = tuple[str, Tensor, dict[str, Any]]
 """Name, parameter and parameter group."""
@@ -155,7 +156,10 @@ class StatesSource(Source):
         names = [state.name for state in states]
         if named is None:
             named = not all(map(_GENERATED.fullmatch, names))
-        algorithm = algorithm or algorithm_of(groups, optimizer)
+        if algorithm is None:
+            algorithm = algorithm_of(groups, optimizer)
+        elif algorithm in _SAME_RULE and _is_own(groups, optimizer):
+            algorithm = optimizer.algorithm
         super().__init__(algorithm, groups, names, [s.group for s in states], named=named)
         self.where = where
         self._states = states
@@ -402,19 +406,24 @@ def _check_name_counts(
             )
 
 
+def _is_own(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -> bool:
+    """Return whether state of AdamW's rule is in the codecs of an optimizer that has this rule."""
+    own = [group["codecs"] for group in optimizer.param_groups]
+    return optimizer.algorithm in _SAME_RULE and all(group["codecs"] in own for group in groups)
+
+
 def algorithm_of(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -> str:
     """Return the algorithm whose options some groups have.
 
-    Options of LUMA and TurboAdam are the same, so there codecs decide; the optimizer's own codecs
-    are its own state's.
+    Options of AdamW, LUMA and TurboAdam are the same, so there codecs decide; the optimizer's own
+    codecs are its own state's.
     """
     keys = {key for group in groups for key in group}
     if keys & _LAMB_OPTIONS:
         return "lamb"
     if "parameter_codecs" in keys:
         return "adam_mini"
-    own = [group["codecs"] for group in optimizer.param_groups]
-    if optimizer.algorithm in _SAME_OPTIONS and all(group["codecs"] in own for group in groups):
+    if _is_own(groups, optimizer):
         return optimizer.algorithm
     kinds = [{moment: c["name"] for moment, c in group["codecs"].items()} for group in groups]
     return "luma" if all(kind == _LUMA_CODECS for kind in kinds) else "turbo_adam"

@@ -11,8 +11,10 @@ from dataclasses import replace
 from itertools import islice
 
 from luma_core import checkpoint
-from luma_core.checkpoint import MANIFEST_NAME, Checkpoint, FileEntry, check_name
+from luma_core.checkpoint import Checkpoint
+from luma_core.checkpoint.format import MANIFEST_NAME, FileEntry
 from luma_core.checkpoint.format.manifest import MAX_MANIFEST_BYTES
+from luma_core.checkpoint.storage import check_name
 from luma_core.checkpoint.storage.store import storage_errors
 from luma_core.errors import (
     BrokenChainError,

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from luma_core.checkpoint import MANIFEST_NAME
+from luma_core.checkpoint.format import MANIFEST_NAME
 from luma_core.checkpoint.storage.names import is_safe_name
 from luma_core.checkpoint.storage.remote import FsspecStore
 from luma_core.checkpoint.storage.store import storage_errors

@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from luma_core.checkpoint import FileEntry, Manifest
+from luma_core.checkpoint import Manifest
+from luma_core.checkpoint.format import FileEntry
 from luma_core.checkpoint.format.manifest import PARTS_VERSION, BaseEntry
 from luma_core.checkpoint.format.manifest import Summary as Totals
 from luma_core.checkpoint.storage.names import is_safe_name

@@ -17,7 +17,7 @@ from typing import Any
 
 from anyio.to_thread import run_sync
 
-from luma_core.checkpoint import MANIFEST_NAME
+from luma_core.checkpoint.format import MANIFEST_NAME
 from luma_core.checkpoint.format.folder import CheckpointFolder
 from luma_core.checkpoint.storage.store import Store, storage_errors
 from luma_core.errors import CheckpointError

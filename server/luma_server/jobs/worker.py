@@ -1,6 +1,7 @@
 """``python -m luma_server.jobs.worker``: one conversion, in a process of its own.
 
-Reads one JSON object from standard input, the arguments of `luma_core.convert.convert`, and prints
+Reads one JSON object from standard input, ``src``, ``dst`` and ``to`` of
+`luma_core.convert.convert` and the fields of `luma_core.convert.ConvertOptions`, and prints
 JSON lines: ``{"done": bytes, "total": bytes}`` on the way and ``{"ok": true}`` or ``{"error": ...,
 "hint": ...}`` at the end. Ends itself when standard input closes, as the server is gone then.
 """
@@ -34,7 +35,9 @@ def main() -> int:
             _tell({"done": done, "total": total})
 
     try:
-        convert.convert(**arguments, progress=progress)
+        source, destination, to = (arguments.pop(name) for name in ("src", "dst", "to"))
+        options = convert.ConvertOptions(**arguments)
+        convert.convert(source, destination, to=to, options=options, progress=progress)
     except LumaError as error:
         _tell({"error": error.message, "hint": error.hint})
         return 1

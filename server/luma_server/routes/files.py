@@ -7,8 +7,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from luma_core.checkpoint import MANIFEST_NAME, check_name
+from luma_core.checkpoint.format import MANIFEST_NAME
 from luma_core.checkpoint.steps import STEP_NAME
+from luma_core.checkpoint.storage import check_name
 from luma_core.checkpoint.storage.store import storage_errors
 from luma_core.wire import FileInfo, FileList
 from luma_server.http.access import Reader

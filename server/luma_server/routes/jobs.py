@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from luma_core.checkpoint import check_name
+from luma_core import catalog
+from luma_core.checkpoint.storage import check_name
 from luma_core.errors import CheckpointExistsError, CheckpointNotFoundError
 from luma_core.wire import Job, JobList, Place
 from luma_server.http.access import Reader, Writer
@@ -21,6 +22,13 @@ from luma_server.routes.common import Run, Server, Step, audit
 router = APIRouter()
 
 _Id = Annotated[str, Path(description="Id of the job")]
+
+if TYPE_CHECKING:
+    _Format = str
+    _Codec = str
+else:
+    _Format = Literal[("luma", *DOWNLOADS)]
+    _Codec = Literal[catalog.TARGET_NAMES]
 
 
 class Target(BaseModel):
@@ -44,8 +52,8 @@ class Convert(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal["luma", "adamw", "fsdp"]
-    codec: Literal["luma16", "fp32", "bf16", "turbo", "turbo-8bit"] = "luma16"
+    format: _Format
+    codec: _Codec = catalog.DEFAULT_TARGET
     to: Target | None = None
     download: bool = False
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
 
-from luma_core.checkpoint import check_name
+from luma_core.checkpoint.storage import check_name
 from luma_core.errors import ServiceError
 from luma_core.stats import METRICS, CheckpointStats, ModuleList
 from luma_core.wire import CheckpointInfo

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from luma_core.checkpoint import MANIFEST_NAME, FileEntry, Manifest
+from luma_core.checkpoint import Manifest
+from luma_core.checkpoint.format import MANIFEST_NAME, FileEntry
 from luma_core.checkpoint.format.folder import read_manifest
 from luma_core.checkpoint.steps import STEP_NAME
 from luma_core.checkpoint.storage.names import INDEX_NAME

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from luma_core.checkpoint import MANIFEST_NAME, Manifest, check_name
+from luma_core.checkpoint import Manifest
+from luma_core.checkpoint.format import MANIFEST_NAME
 from luma_core.checkpoint.steps import STEP_NAME
+from luma_core.checkpoint.storage import check_name
 from luma_core.checkpoint.storage.store import storage_errors
 from luma_core.errors import StorageError
 from luma_core.wire import Committed, FileInfo, UploadFile, UploadSession

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from luma_core.checkpoint import Manifest, parse_manifest
+from luma_core.checkpoint import Manifest
+from luma_core.checkpoint.format import parse_manifest
 from luma_core.errors import CheckpointExistsError, CheckpointNotFoundError, LumaError
 from luma_server.catalog.checkpoints import Catalog
 from luma_server.http.access import Principal

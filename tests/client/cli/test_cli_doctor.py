@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from luma_client.cli.app import run
 from luma_client.console import offload_advice
-from luma_core import native
+from luma_core import AdamW, native
 from luma_kernels import cpu
 from luma_kernels.cpu import library
 from luma_kernels.cpu.library import native_library
@@ -107,3 +109,16 @@ def test_without_the_native_library(
     finally:
         native_library.cache_clear()
         native.native_cpu.cache_clear()
+
+
+def test_what_codec_takes_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = doctor(capsys)
+    page = (Path(__file__).parents[2] / "docs/optimizers.md").read_text()
+    for preset, codecs in found["codecs"]["presets"].items():
+        optimizer = AdamW([nn.Parameter(torch.zeros(2, 2))], codec=preset)
+        names = [config["name"] for config in optimizer.param_groups[0]["codecs"].values()]
+        assert names == list(codecs.values())
+        assert f'| `"{preset}"` |' in page
+    for moment, kind in (("exp_avg", "signed"), ("exp_avg_sq", "square")):
+        listed = ", ".join(f"`{name}`" for name in found["codecs"][kind])
+        assert f"| `{moment}` | {listed} |" in page

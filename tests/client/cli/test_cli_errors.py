@@ -64,17 +64,17 @@ def test_the_error_as_json(luma, tmp_path):
 
 
 def test_a_damaged_manifest(luma, saved):
-    manifest = saved / checkpoint.MANIFEST_NAME
+    manifest = saved / checkpoint.format.MANIFEST_NAME
     manifest.write_bytes(manifest.read_bytes().replace(b'"step": 1', b'"step": 2'))
     for command in ("inspect", "stats"):
         code, _, err = luma(command, saved)
         assert code == 5
-        assert checkpoint.MANIFEST_NAME in err
+        assert checkpoint.format.MANIFEST_NAME in err
     assert luma("verify", saved)[0] == 1
 
 
 def test_a_newer_format(luma, saved):
-    manifest = saved / checkpoint.MANIFEST_NAME
+    manifest = saved / checkpoint.format.MANIFEST_NAME
     manifest.write_bytes(manifest.read_bytes().replace(b'"version": 1', b'"version": 9'))
     code, _, err = luma("inspect", saved)
     assert code == 5
@@ -172,7 +172,7 @@ def test_what_is_not_there_is_told_apart(luma, tmp_path):
 
 
 def test_verify_counts_what_it_checked(luma, saved):
-    manifest = saved / checkpoint.MANIFEST_NAME
+    manifest = saved / checkpoint.format.MANIFEST_NAME
     shard = next(saved.glob("optimizer-*"))
     shard.unlink()
     found = checkpoint.verify(saved)

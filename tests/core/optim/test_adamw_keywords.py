@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from luma_core import LAMB, LUMA, AdamMini, TurboAdam, checkpoint
+from luma_core import LUMA, checkpoint
 from luma_core.errors import ConfigurationError, StateMismatchError, UnsupportedParameterError
+from tests.optimizers import CLASSES
 
 Build = Callable[..., Any]
-every_optimizer = pytest.mark.parametrize("build", [LUMA, TurboAdam, AdamMini, LAMB])
+every_optimizer = pytest.mark.parametrize("build", CLASSES)
 NUMBERS: dict[str, dict[str, Any]] = {
     "numpy": {
         "lr": np.float32(0.5),

@@ -15,8 +15,8 @@ from luma_core.errors import (
     UnknownCodecError,
     UnsupportedParameterError,
 )
-from luma_core.optim import AdamWRule
 from luma_core.optim.step import backend
+from luma_core.rules import AdamWRule
 
 
 def parameter() -> nn.Parameter:

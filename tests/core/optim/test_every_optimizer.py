@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from luma_core import LAMB, LUMA, AdamMini, TurboAdam, checkpoint, convert
-from luma_core.optim import CompressedOptimizer
+from luma_core import checkpoint, convert
+from tests.optimizers import VARIANTS, Build
 
 Make = Callable[..., nn.Module]
 Train = Callable[..., float]
-Build = Callable[..., CompressedOptimizer]
 
-OPTIMIZERS: dict[str, Build] = {
-    "luma": LUMA,
-    "lamb": partial(LAMB, max_grad_norm=0.1),
-    "adam-mini": AdamMini,
-    "turboadam": TurboAdam,
-    "turboadam-8bit": partial(TurboAdam, preset="8bit"),
-    "turboadam-costate": partial(TurboAdam, m_codec="costate", error_feedback=True),
-}
-every_optimizer = pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+every_optimizer = pytest.mark.parametrize("build", VARIANTS.values(), ids=VARIANTS.keys())
 
 
 @every_optimizer

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from luma_core import LAMB, LUMA, AdamMini, TurboAdam, checkpoint, stats
+from luma_core import LUMA, checkpoint, stats
 from luma_core.errors import LumaError, StorageError
 from luma_core.optim import CompressedOptimizer, step_in_backward
 from luma_core.optim.offload.files import FileArena
+from tests.optimizers import CLASSES
 
 Use = Callable[[nn.Module, Any, Path], object]
 
@@ -107,7 +108,7 @@ def made(build: Callable[..., Any], offload: str | None, folder: Path) -> tuple[
 
 @pytest.mark.parametrize("offload", [None, "host", "disk"])
 @pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
-@pytest.mark.parametrize("build", [LUMA, TurboAdam, AdamMini, LAMB])
+@pytest.mark.parametrize("build", CLASSES)
 def test_nothing_is_left_of_a_dropped_optimizer(
     tmp_path: Path, build: Callable[..., Any], use: Use, offload: str | None
 ) -> None:
@@ -137,7 +138,7 @@ def test_a_failed_disk_keeps_nobody_alive(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("offload", [None, "host", "disk", "cpu-step"])
-@pytest.mark.parametrize("build", [LUMA, TurboAdam, AdamMini, LAMB])
+@pytest.mark.parametrize("build", CLASSES)
 def test_nothing_is_left_on_a_device(
     tmp_path: Path, build: Callable[..., Any], offload: str | None
 ) -> None:

@@ -20,8 +20,9 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from luma_core import LAMB, LUMA, AdamMini, TurboAdam
+from luma_core import AdamMini
 from luma_core.errors import LumaError
+from tests.optimizers import CLASSES
 
 
 class Mini(AdamMini):
@@ -50,7 +51,7 @@ class Mini(AdamMini):
         return {**group, "params": named}
 
 
-OPTIMIZERS = [LUMA, TurboAdam, Mini, LAMB]
+OPTIMIZERS = [Mini if each is AdamMini else each for each in CLASSES]
 INPUTS = ["default", "non-default lr", "nonzero weight_decay", "maximize"]
 REFUSED = ["amsgrad"]
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from luma_core import LUMA
 from luma_core.codecs import FP32
-from luma_core.optim import AdamWRule, CompressedOptimizer
+from luma_core.optim import CompressedOptimizer
+from luma_core.rules import AdamWRule
 
 Make = Callable[..., nn.Module]
 Train = Callable[..., float]

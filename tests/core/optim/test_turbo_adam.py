@@ -13,7 +13,7 @@ from luma_core.codecs import parameter_codecs
 from luma_core.codecs.packed import BITS
 from luma_core.errors import BackendUnavailableError, ConfigurationError
 from luma_core.optim import turbo_codecs
-from luma_core.optim.turbo_adam import TURBO_PRESETS
+from luma_core.optim.presets import TURBO_PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,7 +56,7 @@ def test_the_counted_state_is_that_of_real_tensors() -> None:
 
 
 def test_presets_and_options_choose_codecs() -> None:
-    assert set(TURBO_PRESETS) == {"5bit", "8bit"}
+    assert set(TURBO_PRESETS) == {"5bit", "8bit", "16bit"}
     names = {
         str(options): [(c["name"], c.get("bits")) for c in turbo_codecs(**options).values()]
         for options in (

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from luma_core import rounding
 from luma_core.codecs import BF16, FP32, Codec, LogV, Luma16M, Luma16V, RootV, TableM
-from luma_core.optim import AdamWRule
-from luma_core.rules import LAMBHyper, LAMBRule, ParameterStep, Rule, StoredMoment
+from luma_core.rules import AdamWRule, LAMBHyper, LAMBRule, ParameterStep, Rule, StoredMoment
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from luma_core.optim import AdamWRule
+from luma_core.rules import AdamWRule
 from luma_kernels import cpu
 
 from .conftest import clone, luma_codecs, make_step, packed_codecs

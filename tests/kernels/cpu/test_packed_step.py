@@ -15,8 +15,8 @@ from torch import nn
 from luma_core import TurboAdam
 from luma_core.codecs import CoStateM, Luma16M
 from luma_core.codecs.packed import BITS
-from luma_core.optim import AdamWRule
 from luma_core.optim.step import backend
+from luma_core.rules import AdamWRule
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from luma_core import LUMA
 from luma_core.codecs import Luma16M
-from luma_core.optim import AdamWRule
 from luma_core.optim.step import backend
+from luma_core.rules import AdamWRule
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
 

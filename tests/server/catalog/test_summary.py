@@ -24,7 +24,7 @@ def document(request, originals) -> bytes:
 
 
 def test_it_is_what_the_whole_manifest_gives(originals, document):
-    manifest = checkpoint.parse_manifest(document)
+    manifest = checkpoint.format.parse_manifest(document)
     assert quick_summary("gpt", "10", document) == summary_of("gpt", "10", manifest)
 
 
@@ -77,6 +77,6 @@ def test_strings_that_look_like_line_ends_do_not_change_the_digest(document):
     body = json.loads(document)["manifest"]
     body["extra"] = {"a\n b": "c\n  d", "": "\\n \u2028 "}
     found = quick_summary("gpt", "10", sealed(body))
-    manifest = checkpoint.parse_manifest(sealed(body))
+    manifest = checkpoint.format.parse_manifest(sealed(body))
     assert found is not None
     assert found.info.digest == manifest.digest

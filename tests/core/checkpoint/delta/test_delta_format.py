@@ -11,18 +11,17 @@ import pytest
 import torch
 
 from luma_core import checkpoint
-from luma_core.checkpoint import (
+from luma_core.checkpoint import Manifest, Summary
+from luma_core.checkpoint.format import (
     MAX_CHAIN,
     BaseEntry,
     Chunk,
     FileEntry,
-    Manifest,
     ParameterEntry,
-    Summary,
     TensorEntry,
+    compression,
     parse_manifest,
 )
-from luma_core.checkpoint.format import compression
 from luma_core.checkpoint.write import saver as writer
 from luma_core.optim import LUMA, TurboAdam
 

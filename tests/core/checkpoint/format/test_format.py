@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from luma_core.checkpoint import FileEntry, Manifest, ParameterEntry, Summary, TensorEntry
-from luma_core.checkpoint import parse_manifest as parse
+from luma_core.checkpoint import Manifest, Summary
+from luma_core.checkpoint.format import FileEntry, ParameterEntry, TensorEntry
+from luma_core.checkpoint.format import parse_manifest as parse
 from luma_core.checkpoint.format.compression import Chunk, decode_chunk
 from luma_core.checkpoint.format.manifest import canonical_json
 from luma_core.checkpoint.format.shard import header_bytes

@@ -89,7 +89,7 @@ def test_leftovers_of_killed_writers_are_invisible_and_removable(store):
 )
 def test_unsafe_names_are_refused_everywhere(store, name):
     with pytest.raises(UnsafeNameError, match="not safe"):
-        checkpoint.check_name(name)
+        checkpoint.storage.check_name(name)
     for use in (store.size, store.delete, store.write, lambda n: store.read_range(n, 0, 1)):
         with pytest.raises(UnsafeNameError):
             use(name)
@@ -98,12 +98,12 @@ def test_unsafe_names_are_refused_everywhere(store, name):
 @pytest.mark.parametrize("name", ["x" * 201, "C:x", "%2e", None, 3])
 def test_names_that_are_too_long_or_no_names_are_refused(name):
     with pytest.raises(UnsafeNameError, match="1 to 200 letters"):
-        checkpoint.check_name(name)
+        checkpoint.storage.check_name(name)
 
 
 @pytest.mark.parametrize("name", ["a", "step-100", "run_1.final", "7", "x" * 200, "a..b"])
 def test_safe_names_are_returned(name):
-    assert checkpoint.check_name(name) == name
+    assert checkpoint.storage.check_name(name) == name
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from luma_core import LAMB, LUMA, AdamMini, TurboAdam
+from luma_core import LUMA
 from luma_core.errors import ConfigurationError
 from luma_core.optim.offload import arena as arenas
 from luma_core.optim.offload import choice, offloader
 from luma_core.optim.offload.arena import HostArena
 from luma_core.optim.offload.choice import Link, Load, Machine, choose_mode, load_of
 from luma_core.optim.offload.host_memory import available_host_bytes
+from tests.optimizers import CLASSES
 
 from .offloaded import assert_same, bits, named_parameters, resident, take_steps
 
 GIB = 1 << 30
 
 
-@pytest.mark.parametrize("build", [LUMA, TurboAdam, AdamMini, LAMB])
+@pytest.mark.parametrize("build", CLASSES)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -100,7 +101,7 @@ def test_auto_on_the_cpu(
     assert_same(bits(named, optimizer), resident("luma", 2))
 
 
-@pytest.mark.parametrize("build", [LUMA, TurboAdam, AdamMini, LAMB])
+@pytest.mark.parametrize("build", CLASSES)
 def test_the_size_of_state_is_known_before_there_is_any(build: Any) -> None:
     named = named_parameters(torch.bfloat16)
     optimizer = build(named)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from luma_core import LAMB, LUMA, AdamMini, TurboAdam
+from luma_core import LAMB, LUMA, AdamMini, AdamW, TurboAdam
 from luma_core.errors import ConversionError, LumaError, StateMismatchError
 from luma_core.optim.base import CompressedOptimizer
 
@@ -259,6 +259,49 @@ def test_options_follow_the_parameters_of_their_group_wherever_it_stands() -> No
     assert rates(one) == [0.7]
 
 
+# The same rule under three names
+
+
+@pytest.mark.parametrize("way", ["state_dict", "states"])
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [
+        (LUMA, AdamW),
+        (partial(AdamW, codec="luma16"), LUMA),
+        (partial(TurboAdam, preset="8bit"), partial(AdamW, codec="8bit")),
+        (partial(AdamW, codec="5bit"), TurboAdam),
+        (partial(LUMA, codec="5bit"), TurboAdam),
+    ],
+)
+def test_adamw_goes_on_bit_for_bit_with_state_in_its_codecs(
+    there: Any, here: Any, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, optimizer = stepped(there, parameters(), seed=1), here(parameters(), seed=2)
+    if way == "state_dict":
+        optimizer.load_state_dict(source.state_dict())
+    else:
+        optimizer.load_parameter_states(
+            source.group_options(), source.parameter_states(), algorithm=source.algorithm
+        )
+    assert not caplog.records
+    assert optimizer.group_options() == source.group_options()
+    for name, state in by_name(source).items():
+        assert_same_state(state, by_name(optimizer)[name])
+
+
+@pytest.mark.parametrize("here", [LUMA, partial(AdamW, codec="8bit"), AdamMini])
+@pytest.mark.parametrize("there", [TurboAdam, partial(AdamW, codec="bf16")])
+def test_state_in_other_codecs_is_coded_in_those_that_were_chosen(
+    there: Any, here: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = here(parameters())
+    chosen = optimizer.group_options()[0]["codecs"]
+    optimizer.load_state_dict(stepped(there, parameters()).state_dict())
+    assert optimizer.group_options()[0]["codecs"] == chosen
+    assert "moments are coded in its own codecs" in caplog.text
+    take_steps(optimizer)
+
+
 # Parts
 
 
@@ -346,7 +389,7 @@ def test_adamws_state_dict_is_imported_and_that_is_logged_once(
     optimizer, imported = kind(params(), seed=1), kind(params(), seed=1)  # type: ignore[call-arg]
     optimizer.load_state_dict(adamw.state_dict())
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "state of 'adamw' is loaded into" in caplog.text
+    assert "state of 'torch.optim.AdamW' is loaded into" in caplog.text
     imported.import_adamw_state(adamw.state_dict())  # type: ignore[attr-defined]
     assert len(caplog.records) == 1
     group = optimizer.param_groups[0]

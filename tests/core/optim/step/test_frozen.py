@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from luma_core import LAMB, LUMA, AdamMini, TurboAdam, checkpoint, stats
+from luma_core import AdamMini, checkpoint, stats
 from luma_core.errors import UnsupportedGradientError, UnsupportedParameterError
+from tests.optimizers import CLASSES
 
 DTYPES = (
     torch.uint8,
@@ -21,7 +22,7 @@ DTYPES = (
     torch.float64,
     torch.complex64,
 )
-every_optimizer = pytest.mark.parametrize("build", [LUMA, TurboAdam, AdamMini, LAMB])
+every_optimizer = pytest.mark.parametrize("build", CLASSES)
 
 
 class Quantized(nn.Module):

@@ -1,0 +1,5 @@
+"""The name that `luma_core.testing.store` had."""
+
+from luma_core.moved import give_moved_module
+
+__getattr__ = give_moved_module(__name__, "luma_core.testing.store")

@@ -1,0 +1,21 @@
+"""The optimizers that tests of what all promise go through: a new one is added here."""
+
+from collections.abc import Callable
+from functools import partial
+
+from luma_core import LAMB, LUMA, AdamMini, AdamW, TurboAdam
+from luma_core.optim import CompressedOptimizer
+
+Build = Callable[..., CompressedOptimizer]
+
+CLASSES = (AdamW, LUMA, TurboAdam, AdamMini, LAMB)
+
+VARIANTS: dict[str, Build] = {
+    "adamw-bf16": partial(AdamW, codec="bf16"),
+    "luma": LUMA,
+    "lamb": partial(LAMB, max_grad_norm=0.1),
+    "adam-mini": AdamMini,
+    "turboadam": TurboAdam,
+    "turboadam-8bit": partial(TurboAdam, preset="8bit"),
+    "turboadam-costate": partial(TurboAdam, m_codec="costate", error_feedback=True),
+}

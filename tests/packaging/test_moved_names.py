@@ -18,7 +18,7 @@ MOVED = [
     ("luma_core.checkpoint", "luma_core.checkpoint.format", "TensorEntry"),
     ("luma_core.checkpoint", "luma_core.checkpoint.storage", "check_name"),
     ("luma_core.checkpoint.store", "luma_core.checkpoint.storage.store", "Store"),
-    ("luma_core.checkpoint.store", "luma_core.checkpoint.storage.store", "open_store"),
+    ("luma_core.checkpoint.store", "luma_core.checkpoint.storage.open", "open_store"),
     (
         "luma_core.checkpoint.testing",
         "luma_core.testing.store",

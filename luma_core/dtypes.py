@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from luma_core.lazy import import_later
@@ -37,6 +39,11 @@ ITEM_BYTES = {
 
 TORCH_NAMES = {name: stored for stored, name in STORED_NAMES.items()}
 """PyTorch's name, without ``torch.``, by safetensors' name."""
+
+
+def stored_bytes(stored: str, shape: Sequence[int]) -> int:
+    """Return the size of a dense tensor whose dtype safetensors calls ``stored``."""
+    return math.prod(shape) * ITEM_BYTES[TORCH_NAMES[stored]]
 
 
 def named_dtype(name: str) -> torch.dtype:

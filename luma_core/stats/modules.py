@@ -15,7 +15,6 @@ from luma_core.stats.report import (
     ScaleHistogram,
     ScaleStats,
 )
-from luma_core.stats.scales import ScaleCounts
 
 _SHARES = ("zero_share", "saturated_share")
 _MAGNITUDES = ("rms", "max")
@@ -211,6 +210,8 @@ def _share(shares: Iterable[tuple[int, float | None]]) -> float | None:
 def _scales(scales: Sequence[ScaleStats]) -> ScaleSummary | None:
     if not scales:
         return None
+    from luma_core.stats.scales import ScaleCounts
+
     counts = ScaleCounts()
     for one in scales:
         counts.merge(one.histogram)

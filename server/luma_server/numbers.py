@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
+from luma_core.lazy import import_later
 from luma_core.stats import METRICS, CheckpointStats, ParameterStats, together
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+else:
+    np = import_later("numpy", globals())
 
 _KEY_BYTES = 160
 """About what a name and its place in a dictionary take, beside the name's characters."""

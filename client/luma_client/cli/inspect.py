@@ -223,16 +223,17 @@ def _layout_bytes(configs: dict[str, dict[str, Any]], shape: tuple[int, ...]) ->
     from luma_core.codecs import codec_from_dict
 
     return sum(
-        math.prod(spec.shape) * spec.dtype.itemsize
+        spec.nbytes
         for config in configs.values()
         for spec in codec_from_dict(config).layout(shape).values()
     )
 
 
 def _itemsize(dtype: str) -> int:
-    import torch
+    from luma_core.dtypes import ITEM_BYTES, named_dtype
 
-    return int(getattr(torch, dtype).itemsize)
+    size = ITEM_BYTES.get(dtype)
+    return named_dtype(dtype).itemsize if size is None else size
 
 
 def _float32(lines: list[ParameterLine], groups: tuple[dict[str, Any], ...]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from luma_core.checkpoint.format.stored_tensors import (
 )
 from luma_core.checkpoint.storage.names import INDEX_NAME, check_name, shard_generation
 from luma_core.codecs import codec_from_dict
-from luma_core.dtypes import ITEM_BYTES, STORED_NAMES, TORCH_NAMES, is_dtype_name
+from luma_core.dtypes import STORED_NAMES, TORCH_NAMES, is_dtype_name, stored_bytes
 from luma_core.errors import ConfigurationError, CorruptCheckpointError, UnknownCodecError
 from luma_core.state import field_key
 
@@ -152,11 +152,10 @@ def _check_tensors(manifest: Manifest, where: str) -> None:
 
 
 def _check_tensor(entry: TensorEntry, chunk_bytes: int, place: str, where: str) -> None:
-    dtype = TORCH_NAMES.get(entry.dtype)
-    if dtype is None:
+    if entry.dtype not in TORCH_NAMES:
         raise _wrong(where, f"{place}.dtype", entry.dtype, "a known dtype")
     _check_shape(entry.shape, place, where)
-    total = math.prod(entry.shape) * ITEM_BYTES[dtype]
+    total = stored_bytes(entry.dtype, entry.shape)
     count = -(-total // chunk_bytes)
     if len(entry.chunks) != count:
         raise _wrong(

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from luma_core.checkpoint.format.dtypes import check_storable, tensor_bytes, torch_dtype
+from luma_core.checkpoint.format.dtypes import check_storable
 from luma_core.checkpoint.format.extra import flatten_extra
 from luma_core.checkpoint.format.manifest import TensorEntry
+from luma_core.dtypes import stored_bytes
 from luma_core.errors import ConfigurationError, StateMismatchError, some_names
+from luma_core.lazy import import_later
 from luma_core.sharding import local_tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+else:
+    torch = import_later("torch", globals())
 
 VALUE_MARK = "$value"
 """Behind the key of a value that is no tensor: the name of its JSON form's bytes, and of tensors in
@@ -34,7 +39,7 @@ def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name, value in model.state_dict().items():
         if name == "__metadata__" or VALUE_MARK in name:
             raise ConfigurationError(f"a model tensor may not be named {name!r}.")
-        if not isinstance(value, Tensor):
+        if not isinstance(value, torch.Tensor):
             tensors |= _value_tensors(name, value)
             continue
         check_storable(f"model tensor {name!r}", value)
@@ -68,15 +73,9 @@ def memory_of(tensor: Tensor) -> tuple[Any, ...]:
 def index_bytes(tensors: Iterable[TensorEntry]) -> bytes:
     """Return the content of ``model.safetensors.index.json`` in the Hub's convention."""
     weight_map = {entry.name: entry.file for entry in tensors}
-    total = sum(_raw_bytes(entry) for entry in tensors)
+    total = sum(stored_bytes(entry.dtype, entry.shape) for entry in tensors)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _raw_bytes(entry: TensorEntry) -> int:
-    dtype = torch_dtype(entry.dtype)
-    assert dtype is not None
-    return tensor_bytes(dtype, entry.shape)
 
 
 def check_names(what: str, expected: Sequence[str], found: Sequence[str]) -> None:

@@ -21,10 +21,11 @@ HELP = (
     "Exits 1 if some step of LUMA on the CPU would take the slower PyTorch path."
 )
 EPILOG = (
-    "Example: luma doctor --json\n\nJSON keys: ok, versions, cpu, cuda, native, offload, codecs "
-    "and backends (for each device, optimizer, rule, codecs and block_size: the backend and the "
-    "reason; offload: what offload='auto' chooses by; codecs: what codec= of an optimizer takes, "
-    "presets and codecs by the kind of moment)"
+    "Example: luma doctor --json\n\nJSON keys: ok, versions, cpu, cuda, native, offload, codecs, "
+    "extensions and backends (for each device, optimizer, rule, codecs and block_size: the backend "
+    "and the reason; offload: what offload='auto' chooses by; codecs: what codec= of an optimizer "
+    "takes, presets and codecs by the kind of moment; extensions: codecs and formats of other "
+    "packages, each a group, name, package and problem)"
 )
 
 PACKAGES = (
@@ -46,6 +47,7 @@ class Diagnosis:
         native: whether the native library can be used, and why not.
         offload: what ``offload="auto"`` chooses by.
         codecs: what ``codec=`` of an optimizer takes.
+        extensions: the codecs and formats that other packages bring, with what is wrong with them.
         backends: one entry per device, optimizer and pair of codecs: who takes a step, and why.
     """
 
@@ -56,6 +58,7 @@ class Diagnosis:
     native: dict[str, Any]
     offload: dict[str, Any]
     codecs: dict[str, Any]
+    extensions: list[dict[str, Any]]
     backends: list[dict[str, Any]]
 
 
@@ -87,6 +90,7 @@ def diagnose() -> Diagnosis:
         native=asdict(status),
         offload=offload_advice.measured(),
         codecs=_codecs(),
+        extensions=_extensions(),
         backends=backends,
     )
 
@@ -107,6 +111,13 @@ def _versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[name] = None
     return found
+
+
+def _extensions() -> list[dict[str, Any]]:
+    from luma_core.codecs import registry as codecs
+    from luma_core.convert import registry as formats
+
+    return [asdict(one) for each in (codecs, formats) for one in each.entry_points.load()]
 
 
 def _cpu(instruction_sets: tuple[str, ...]) -> dict[str, Any]:
@@ -245,6 +256,9 @@ def _view(found: Diagnosis) -> Group:
         ("codecs of exp_avg", ", ".join(found.codecs["signed"])),
         ("codecs of exp_avg_sq", ", ".join(found.codecs["square"])),
     ]
+    for one in found.extensions:
+        state = f"cannot be used: {one['problem']}" if one["problem"] else "usable"
+        rows.append((one["group"], f"{one['name']} of {one['package']}, {state}"))
     columns = ["device", "optimizer", "codecs", "block", "backend", "reason"]
     table = plain_table(columns, left=len(columns))
     for entry in found.backends:

@@ -5,6 +5,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
+import typer
 from torch import nn
 
 from luma_client.cli import convert as command
@@ -51,9 +52,13 @@ def test_a_model_gives_names_for_a_format_that_needs_them(luma, state):
 
 
 def test_every_format_and_codec_that_can_be_written_can_be_asked_for():
-    hints = get_type_hints(command.command)
+    hints = get_type_hints(command.command, include_extras=True)
+    parse = get_args(hints["to"])[1].parser
     for name in convert.target_names():
-        assert name in get_args(hints["to"])
+        assert parse(name) == name
+    with pytest.raises(typer.BadParameter, match="'deepspeed' is not one of 'adamw', 'dcp'"):
+        parse("deepspeed")
+    hints = get_type_hints(command.command)
     for name in convert.codec_choices():
         assert name in get_args(hints["codec"])
 

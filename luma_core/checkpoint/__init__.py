@@ -14,16 +14,17 @@ from luma_core.checkpoint.format.manifest import (
     parse_manifest,
 )
 from luma_core.checkpoint.format.plan import SavableState
+from luma_core.checkpoint.loading import load, load_sharded
 from luma_core.checkpoint.manager import CheckpointManager
-from luma_core.checkpoint.read.load import LoadedCheckpoint, load
+from luma_core.checkpoint.read.load import LoadedCheckpoint
 from luma_core.checkpoint.read.reader import Checkpoint, exists, open
 from luma_core.checkpoint.read.verify import Problem, VerifyReport, verify
 from luma_core.checkpoint.sharded_manager import ShardedCheckpointManager
 from luma_core.checkpoint.staging.async_executor import SaveHandle, wait_for_saves
 from luma_core.checkpoint.storage.names import MANIFEST_NAME, check_name
+from luma_core.checkpoint.write.options import MAX_SHARD_BYTES, SaveOptions
 from luma_core.checkpoint.write.prepare import prepare
-from luma_core.checkpoint.write.saver import MAX_SHARD_BYTES, save
-from luma_core.checkpoint.write.sharded import load_sharded, save_sharded
+from luma_core.checkpoint.write.saver import async_save, save, save_sharded
 
 __all__ = [
     "MANIFEST_NAME",
@@ -41,10 +42,12 @@ __all__ = [
     "Problem",
     "SavableState",
     "SaveHandle",
+    "SaveOptions",
     "ShardedCheckpointManager",
     "Summary",
     "TensorEntry",
     "VerifyReport",
+    "async_save",
     "before_change",
     "check_name",
     "exists",

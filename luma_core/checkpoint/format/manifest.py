@@ -32,7 +32,7 @@ PIECES_VERSION = 3
 """Of checkpoints whose tensors are in pieces, written by several ranks; without a delta base."""
 
 PARTS_VERSION = 4
-"""Of checkpoints with moments that are stored in parts, each coded on its own; without a delta base."""
+"""Of checkpoints with moments in parts, each coded on its own; without a delta base."""
 
 SHARDED_DELTA_VERSION = 5
 """Of checkpoints with a delta base whose tensors are in pieces or parts."""

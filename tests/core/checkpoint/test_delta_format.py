@@ -23,7 +23,7 @@ from luma_core.checkpoint import (
     parse_manifest,
 )
 from luma_core.checkpoint.format import compression
-from luma_core.checkpoint.write import saver as writer
+from luma_core.checkpoint.write import save_run as writer
 from luma_core.optim import LUMA, TurboAdam
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "checkpoint-format.md").read_text()

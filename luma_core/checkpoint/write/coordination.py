@@ -88,6 +88,8 @@ class Ranks:
             LumaError: what it raised, on all ranks.
             StorageError: it failed in another way, or a process disappeared.
         """
+        if self._group is None:
+            return work()
         results = self.run_on_all_ranks(lambda: work() if self.is_coordinator else None)
         return results[0]  # type: ignore[return-value]
 

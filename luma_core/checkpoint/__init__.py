@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from luma_core.checkpoint.format.compression import Compression
     from luma_core.checkpoint.format.manifest import Manifest, Summary
     from luma_core.checkpoint.format.plan import SavableState
+    from luma_core.checkpoint.loading import load, load_sharded
     from luma_core.checkpoint.manager import CheckpointManager
-    from luma_core.checkpoint.read.load import LoadedCheckpoint, load
+    from luma_core.checkpoint.read.load import LoadedCheckpoint
     from luma_core.checkpoint.read.reader import Checkpoint, exists, open
     from luma_core.checkpoint.read.verify import Problem, VerifyReport, verify
     from luma_core.checkpoint.sharded_manager import ShardedCheckpointManager
     from luma_core.checkpoint.staging.async_executor import SaveHandle, wait_for_saves
     from luma_core.checkpoint.storage.open import open_store
     from luma_core.checkpoint.storage.store import Store
+    from luma_core.checkpoint.write.options import MAX_SHARD_BYTES, SaveOptions
     from luma_core.checkpoint.write.prepare import prepare
-    from luma_core.checkpoint.write.saver import MAX_SHARD_BYTES, save
-    from luma_core.checkpoint.write.sharded import load_sharded, save_sharded
+    from luma_core.checkpoint.write.saver import async_save, save, save_sharded
 else:
     __getattr__, __dir__ = export_lazily(
         __name__,
@@ -33,17 +34,18 @@ else:
             "luma_core.checkpoint.format.compression": ["Compression"],
             "luma_core.checkpoint.format.manifest": ["Manifest", "Summary"],
             "luma_core.checkpoint.format.plan": ["SavableState"],
+            "luma_core.checkpoint.loading": ["load", "load_sharded"],
             "luma_core.checkpoint.manager": ["CheckpointManager"],
-            "luma_core.checkpoint.read.load": ["LoadedCheckpoint", "load"],
+            "luma_core.checkpoint.read.load": ["LoadedCheckpoint"],
             "luma_core.checkpoint.read.reader": ["Checkpoint", "exists", "open"],
             "luma_core.checkpoint.read.verify": ["Problem", "VerifyReport", "verify"],
             "luma_core.checkpoint.sharded_manager": ["ShardedCheckpointManager"],
             "luma_core.checkpoint.staging.async_executor": ["SaveHandle", "wait_for_saves"],
             "luma_core.checkpoint.storage.open": ["open_store"],
             "luma_core.checkpoint.storage.store": ["Store"],
+            "luma_core.checkpoint.write.options": ["MAX_SHARD_BYTES", "SaveOptions"],
             "luma_core.checkpoint.write.prepare": ["prepare"],
-            "luma_core.checkpoint.write.saver": ["MAX_SHARD_BYTES", "save"],
-            "luma_core.checkpoint.write.sharded": ["load_sharded", "save_sharded"],
+            "luma_core.checkpoint.write.saver": ["async_save", "save", "save_sharded"],
         },
     )
     __getattr__ = give_moved_names(
@@ -74,10 +76,12 @@ __all__ = [
     "Problem",
     "SavableState",
     "SaveHandle",
+    "SaveOptions",
     "ShardedCheckpointManager",
     "Store",
     "Summary",
     "VerifyReport",
+    "async_save",
     "before_change",
     "exists",
     "flatten",

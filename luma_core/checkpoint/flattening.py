@@ -16,12 +16,14 @@ from luma_core.checkpoint.format.shard import PlannedTensor, plan_shards
 from luma_core.checkpoint.format.stored_tensors import boxes_of_moments
 from luma_core.checkpoint.read.files import Progress
 from luma_core.checkpoint.read.reader import Checkpoint, open
-from luma_core.checkpoint.staging import async_executor as background
-from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES, Budget
+from luma_core.checkpoint.staging import async_executor
+from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES
 from luma_core.checkpoint.storage.names import ShardKind
 from luma_core.checkpoint.storage.open import open_store
 from luma_core.checkpoint.storage.store import Place
-from luma_core.checkpoint.write.saver import MAX_SHARD_BYTES, check_options, run_plan
+from luma_core.checkpoint.write.coordination import Ranks
+from luma_core.checkpoint.write.options import MAX_SHARD_BYTES, SaveOptions
+from luma_core.checkpoint.write.save_run import SaveRun
 from luma_core.state import field_key
 
 
@@ -60,13 +62,18 @@ def flatten(
         ConcurrentSaveError: another saver is at work at ``destination``.
         StorageError: a store failed.
     """
-    check_options(compression, max_shard_bytes, overwrite=overwrite)
+    options = SaveOptions(
+        compression=compression,
+        overwrite=overwrite,
+        max_shard_bytes=max_shard_bytes,
+        max_memory_bytes=max_memory_bytes,
+        progress=progress,
+    )
     store = open_store(destination)
-    background.before_save(wait=True)
+    async_executor.before_save(wait=True)
     opened = open(source, max_memory_bytes=max_memory_bytes)
     opened.chain()
-    plan = _plan(opened, max_shard_bytes)
-    return run_plan(store, plan, overwrite, compression, Budget.of(max_memory_bytes), progress)
+    return SaveRun(store, _plan(opened, max_shard_bytes), Ranks(None), options).run()
 
 
 def _plan(opened: Checkpoint, max_shard_bytes: int) -> Plan:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Unpack, cast
 
 from torch import distributed as dist
 
-from luma_core.checkpoint import MAX_SHARD_BYTES, Compression
+from luma_core.checkpoint import MAX_SHARD_BYTES, Compression, SaveOptions
 from luma_core.checkpoint.format.plan import Plan, plan_save
-from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES, Budget
 from luma_core.checkpoint.storage.open import open_store
-from luma_core.checkpoint.write.coordination import Processes
-from luma_core.checkpoint.write.saver import check_options
-from luma_core.checkpoint.write.shared_save import SharedSave, shared_out
+from luma_core.checkpoint.write.coordination import Ranks, group_or_default
+from luma_core.checkpoint.write.save_run import SaveRun
 from luma_core.convert.base import (
     ConvertKeywords,
     ConvertOptions,
@@ -69,9 +69,14 @@ def convert_together(
             hint="Run it without torchrun.",
         )
     given = ConvertOptions.given_to("convert_together", options, keywords)
-    check_options(given.compression, max_shard_bytes, overwrite=given.overwrite)
+    saving = SaveOptions(
+        compression=cast(Compression, given.compression),
+        overwrite=given.overwrite,
+        max_shard_bytes=max_shard_bytes,
+        progress=progress,
+    )
     store = open_store(dst)
-    processes = Processes(group)
+    ranks = Ranks(group_or_default(group))
     opened: list[tuple[luma.EncodedState, Plan]] = []
 
     def plan() -> tuple[int, int, str]:
@@ -82,23 +87,13 @@ def convert_together(
         opened.append((state, plan_save(state, None, None, max_shard_bytes)))
         return total_elements(source.parameters()), source.stored_bytes, source.format
 
-    elements, source_bytes, source_format = processes.agreed(plan)[0]
+    elements, source_bytes, source_format = ranks.run_on_all_ranks(plan)[0]
     state, whole = opened[0]
-    share = _share(whole, processes)
-    save = SharedSave(
-        store,
-        share,
-        processes,
-        compression=cast(Compression, given.compression),
-        budget=Budget.of(MAX_MEMORY_BYTES),
-        overwrite=given.overwrite,
-        tick=_Told(progress, share.total_bytes),
-    )
-    manifest = save.run()
-    for parts in processes.told(state.errors.parts()):
+    manifest = SaveRun(store, _share(whole, ranks), ranks, saving).run()
+    for parts in ranks.all_gather(state.errors.parts()):
         state.errors.add(parts)
     errors, update = state.errors.by_moment(), state.errors.update()
-    if processes.rank == 0:
+    if ranks.is_coordinator:
         warn_of_errors(errors["exp_avg_sq"], update)
     return ConversionReport(
         parameters=len(manifest.parameters),
@@ -117,21 +112,22 @@ show_keywords(convert_together, ConvertOptions)
 convert_together.__doc__ = with_keywords(convert_together.__doc__ or "", ConvertOptions)
 
 
-def _share(whole: Plan, processes: Processes) -> Plan:
+def _share(whole: Plan, ranks: Ranks) -> Plan:
     """Return the plan with the run of shards that this process writes."""
     shards = whole.shards.get("optimizer", [])
     sizes = [sum(tensor.nbytes for tensor in shard) for shard in shards]
-    mine = shared_out(sizes, processes.world)[processes.rank]
+    mine = _share_out(sizes, ranks.world_size)[ranks.rank]
     return replace(whole, shards={"optimizer": [shards[index] for index in mine]})
 
 
-class _Told:
-    """Adds up bytes for a progress."""
+def _share_out(sizes: Sequence[int], world_size: int) -> list[range]:
+    """Return which of some items in a row each rank takes: runs of about equal size.
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def __call__(self, raw_bytes: int) -> None:
-        self._done += raw_bytes
-        if self._progress is not None:
-            self._progress(self._done, self._total)
+    An item goes to the rank in whose share of the total its middle lies.
+    """
+    total, done, owners = max(sum(sizes), 1), 0, []
+    for size in sizes:
+        owners.append(min(world_size - 1, (2 * done + size) * world_size // (2 * total)))
+        done += size
+    ends = [sum(owner < rank for owner in owners) for rank in range(world_size + 1)]
+    return [range(*pair) for pair in pairwise(ends)]

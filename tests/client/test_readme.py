@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,19 @@ def test_the_commands_work_after_the_program(folder: Path, luma, server, monkeyp
             code, out, err = luma(*shlex.split(told)[1:])
             assert (code, err) == (0, "")
             assert out
+
+
+@pytest.mark.timeout(300)
+def test_the_program_is_typed(tmp_path: Path) -> None:
+    """A manifest and a handle are told apart, so that nobody needs a cast or an ignore."""
+    program = tmp_path / "program.py"
+    told_apart = "\nnow: checkpoint.Manifest = manager.save(5, optimizer=optimizer)\n"
+    program.write_text(PROGRAM + told_apart)
+    config = f"--config-file={REPO / 'pyproject.toml'}"
+    cache = f"--cache-dir={REPO / '.mypy_cache'}"  # that of `make lint`, with its options
+    command = [sys.executable, "-m", "mypy", config, "--strict", cache, str(program)]
+    found = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_only_known_commands_are_named() -> None:

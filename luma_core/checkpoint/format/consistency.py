@@ -12,7 +12,6 @@ from luma_core.checkpoint.format.compression import MAX_CHUNK_BYTES
 from luma_core.checkpoint.format.extra import tensor_names
 from luma_core.checkpoint.format.manifest import (
     MAX_CHAIN,
-    PIECES_VERSION,
     Box,
     Manifest,
     ParameterEntry,
@@ -176,8 +175,6 @@ def _check_tensor(entry: TensorEntry, chunk_bytes: int, place: str, where: str) 
 def _check_base(manifest: Manifest, where: str) -> None:
     """Check the base, and which chunks are differences to it."""
     base = manifest.base
-    if base is not None and manifest.version >= PIECES_VERSION:
-        raise _wrong(where, "base", base.folder, "null, for tensors are in pieces or parts")
     if base is not None:
         check_name(base.folder)
         if not _HEX64.fullmatch(base.digest):

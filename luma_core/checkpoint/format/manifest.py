@@ -22,13 +22,19 @@ FORMAT: Literal["luma"] = "luma"
 VERSION = 1
 
 DELTA_VERSION = 2
-"""Of checkpoints with a base; the others stay readable for software that knows none."""
+"""Of checkpoints with a delta base; the others stay readable for software that knows none."""
 
 PIECES_VERSION = 3
-"""Of checkpoints whose tensors are in pieces, written by several processes; these have no base."""
+"""Of checkpoints whose tensors are in pieces, written by several ranks; without a delta base."""
 
 PARTS_VERSION = 4
-"""Of checkpoints with moments that are stored in parts, each coded on its own; without a base."""
+"""Of checkpoints with moments in parts, each coded on its own; without a delta base."""
+
+SHARDED_DELTA_VERSION = 5
+"""Of checkpoints with a delta base whose tensors are in pieces or parts."""
+
+NEWEST_VERSION = SHARDED_DELTA_VERSION
+"""The newest version that is read."""
 
 MAX_CHAIN = 32
 """A longer chain is neither written nor read: each of its checkpoints is opened to read one."""
@@ -38,6 +44,9 @@ MAX_MANIFEST_BYTES = 256 << 20
 
 Box = tuple[tuple[int, int], ...]
 """Part of a tensor: the first index and the one behind the last, in each dimension."""
+
+TensorPlace = tuple[str, int, Box | None]
+"""A stored tensor's name, its first row, and the part of the parameter that it is of."""
 
 FileKind = Literal["optimizer", "model", "extra", "index"]
 
@@ -115,6 +124,11 @@ class TensorEntry:
         """Whether the shard holds the tensor's own bytes."""
         return all(chunk.raw for chunk in self.chunks)
 
+    @property
+    def place(self) -> TensorPlace:
+        """What it has in common with its counterpart in a delta base, beside dtype and shape."""
+        return self.name, self.first_row or 0, self.box
+
 
 @dataclass(frozen=True)
 class FileEntry:
@@ -181,7 +195,7 @@ class Manifest:
     Attributes:
         format: ``"luma"``.
         version: of the format: 2 where there is a base, 3 where tensors are in pieces, 4 where
-            moments are in parts, else 1.
+            moments are in parts, 5 where there is a base and either of the two, else 1.
         generation: 1 or more, and larger than that of the checkpoint it replaced in place.
         created: when it was written, ISO 8601 in UTC.
         software: what wrote it.
@@ -265,11 +279,13 @@ class Manifest:
 
 def version_of(tensors: Sequence[TensorEntry], base: BaseEntry | None) -> int:
     """Return the least version of the format that can say what a manifest has."""
-    if any(entry.box is not None for entry in tensors):
+    in_parts = any(entry.box is not None for entry in tensors)
+    in_pieces = any(entry.first_row is not None for entry in tensors)
+    if base is not None:
+        return SHARDED_DELTA_VERSION if in_parts or in_pieces else DELTA_VERSION
+    if in_parts:
         return PARTS_VERSION
-    if any(entry.first_row is not None for entry in tensors):
-        return PIECES_VERSION
-    return VERSION if base is None else DELTA_VERSION
+    return PIECES_VERSION if in_pieces else VERSION
 
 
 def canonical_json(value: Any) -> bytes:

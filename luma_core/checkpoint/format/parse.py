@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from luma_core.checkpoint.format.consistency import check_consistency
-from luma_core.checkpoint.format.manifest import MAX_MANIFEST_BYTES, PARTS_VERSION, Manifest
+from luma_core.checkpoint.format.manifest import MAX_MANIFEST_BYTES, NEWEST_VERSION, Manifest
 from luma_core.checkpoint.storage.names import MANIFEST_NAME
 from luma_core.errors import CorruptCheckpointError, UnsupportedVersionError
 
@@ -61,9 +61,9 @@ def _body_of(document: Any, where: str) -> dict[str, Any]:
         raise CorruptCheckpointError(f"{where}: it must be an object with the field 'manifest'.")
     # A newer version may have other fields, so it is told before any of them is looked at.
     version = body.get("version")
-    if type(version) is int and version > PARTS_VERSION:
+    if type(version) is int and version > NEWEST_VERSION:
         raise UnsupportedVersionError(
-            f"{where}: format version {version}; this software reads up to {PARTS_VERSION}.",
+            f"{where}: format version {version}; this software reads up to {NEWEST_VERSION}.",
             hint="Upgrade the package 'luma-state'.",
         )
     return body

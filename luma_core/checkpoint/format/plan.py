@@ -67,7 +67,8 @@ def refuse_sharded(optimizer: object) -> None:
     ):
         raise ConfigurationError(
             "the optimizer's parameters are sharded over processes; this process has a part only.",
-            hint="Call save_sharded, or a ShardedCheckpointManager's save, in all processes.",
+            hint="Give process_group=torch.distributed.group.WORLD in all processes, or call "
+            "save_sharded there.",
         )
 
 

@@ -13,7 +13,7 @@ from luma_core import mapped
 from luma_core.checkpoint.format.compression import Chunk, ChunkEncoder, Compression
 from luma_core.checkpoint.format.delta import Encoded, ReadBase, encode_against
 from luma_core.checkpoint.format.dtypes import dtype_name, tensor_bytes
-from luma_core.checkpoint.format.manifest import Box, FileEntry, TensorEntry
+from luma_core.checkpoint.format.manifest import Box, FileEntry, TensorEntry, TensorPlace
 from luma_core.checkpoint.storage.budget import Budget
 from luma_core.checkpoint.storage.names import ShardKind
 from luma_core.checkpoint.storage.store import ObjectWriter, Store
@@ -61,6 +61,11 @@ class PlannedTensor:
     def nbytes(self) -> int:
         """Its size in memory."""
         return tensor_bytes(self.dtype, self.shape)
+
+    @property
+    def place(self) -> TensorPlace:
+        """What it has in common with its counterpart in a delta base, beside dtype and shape."""
+        return self.name, self.first_row or 0, self.box
 
     def checked(self) -> Tensor:
         """Return the tensor.

@@ -73,16 +73,12 @@ def check_counterparts(manifest: Manifest, base: Manifest, url: str) -> None:
     """Check that a delta base has every tensor that a checkpoint holds differences to.
 
     Raises:
-        CorruptCheckpointError: it has none of that name, dtype and shape.
+        CorruptCheckpointError: it has none of that name, dtype and shape, or in another place.
     """
-    found = {
-        entry.name: (entry.dtype, entry.shape)
-        for entry in base.tensors_of("optimizer")
-        if entry.box is None
-    }
+    found = {entry.place: (entry.dtype, entry.shape) for entry in base.tensors_of("optimizer")}
     for entry in manifest.tensors:
-        if entry.deltas and found.get(entry.name) != (entry.dtype, entry.shape):
+        if entry.deltas and found.get(entry.place) != (entry.dtype, entry.shape):
             raise CorruptCheckpointError(
                 f"{url}: it holds differences to the tensor {entry.name!r} of its base, which has "
-                f"none of {entry.dtype} and shape {list(entry.shape)}."
+                f"none of {entry.dtype} and shape {list(entry.shape)} in the same place."
             )

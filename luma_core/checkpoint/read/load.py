@@ -108,7 +108,7 @@ class LoadedCheckpoint:
     model: LoadReport = ALL_FOUND
 
 
-def load(
+def load_alone(
     url: Place,
     *,
     optimizer: LoadableState | None = None,
@@ -117,43 +117,7 @@ def load(
     max_memory_bytes: int = MAX_MEMORY_BYTES,
     progress: Progress | None = None,
 ) -> LoadedCheckpoint:
-    """Load a checkpoint into an optimizer, a model, or both.
-
-    Names, shapes and every checksum of the files concerned are checked before anything is changed.
-    State that the optimizer keeps in a file goes straight to a new one, which takes the other's
-    place in the end.
-
-    State is matched, and of another optimizer of this project coded anew, as
-    `CompressedOptimizer.load_state_dict` says; but the names of the optimizer's parameters stay.
-    Names of weights may have other wrappers than the model's as well.
-
-    A model gets what its ``load_state_dict`` would restore, extra state included. A module that
-    loads in a way of its own (a hook, a ``_load_from_state_dict``) is handed its part through
-    PyTorch: that part is in memory at once, and whether it fits is known only then. Parameters on
-    the meta device are replaced by what is read, on the CPU.
-
-    Args:
-        url: folder of the checkpoint.
-        optimizer: receives the state, matched by name, or by position where either side has no
-            names.
-        model: receives the weights.
-        strict: whether every parameter and weight must have been saved, with the same shape, and
-            all that was saved must find its place. If not, the result says what did not:
-            parameters without saved state start fresh, weights that were not saved stay.
-        max_memory_bytes: bound on what loading holds beside the old and the new state and one
-            weight; decides how many files are read at once.
-        progress: called with bytes read and checked, and in total.
-
-    Raises:
-        ConfigurationError: the optimizer is not one of LUMA, or holds parameters on the meta device
-            that loading the model would replace.
-        CheckpointNotFoundError: there is no checkpoint.
-        CorruptCheckpointError: a file is missing, cut or altered.
-        UnsupportedVersionError: a newer version wrote it.
-        StateMismatchError: it does not fit the optimizer or the model; says where.
-        StorageError: the store failed, or a disk has no room for offloaded state beside that of
-            now.
-    """
+    """Load into one process, as `luma_core.checkpoint.load` says."""
     if optimizer is not None:
         check_optimizer(optimizer, hint="Convert the checkpoint with `luma convert` --to adamw.")
     checkpoint = open(url, max_memory_bytes=max_memory_bytes)

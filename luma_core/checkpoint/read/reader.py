@@ -22,6 +22,7 @@ from luma_core.checkpoint.format.manifest import (
     Manifest,
     ParameterEntry,
     TensorEntry,
+    TensorPlace,
 )
 from luma_core.checkpoint.format.rows import boxes_of_rows, field_rows, moment_rows, row_range
 from luma_core.checkpoint.format.stored_tensors import (
@@ -246,20 +247,21 @@ class Checkpoint:
             found.append(base)
         return found
 
-    def read_stored(self, name: str, start: int, out: Bytes) -> None:
+    def read_stored(self, name: str, start: int, out: Bytes, box: Box | None = None) -> None:
         """Read elements of a stored tensor of the state.
 
         Args:
             name: of the tensor.
             start: the first element, in C order.
             out: 1-D bytes of as many elements as are wanted.
+            box: of the part of the parameter, where the tensor is a field of one.
 
         Raises:
             KeyError: there is no such tensor.
             CorruptCheckpointError: its bytes are not those that were written.
             StorageError: the store failed.
         """
-        stored = self._fields[name, None]
+        stored = self._fields[name, box]
         dtype = torch_dtype(stored.entries[0].dtype)
         assert dtype is not None
         itemsize = dtype.itemsize
@@ -268,6 +270,25 @@ class Checkpoint:
                 size = (last - first) * itemsize
                 self._files.reader(entry.file).read_into(entry, first, out[:size])
                 out = out[size:]
+
+    def read_counterpart(
+        self, place: TensorPlace, shape: Sequence[int], start: int, out: Bytes
+    ) -> None:
+        """Read elements of the stored tensor that another checkpoint's tensor is compared with.
+
+        Args:
+            place: of both.
+            shape: of both.
+            start: the first element, in C order, of this very piece or part.
+            out: 1-D bytes of as many elements as are wanted.
+
+        Raises:
+            KeyError: there is no such tensor.
+            CorruptCheckpointError: its bytes are not those that were written.
+            StorageError: the store failed.
+        """
+        name, first_row, box = place
+        self.read_stored(name, first_row * math.prod(shape[1:]) + start, out, box)
 
     def stored_shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a stored tensor of the state, which may be in pieces."""
@@ -293,7 +314,7 @@ class Checkpoint:
         dtype = torch_dtype(entry.dtype)
         assert dtype is not None
         start = place * (self.manifest.chunk_bytes // dtype.itemsize)
-        return Delta(partial(base.read_stored, entry.name, start), crc32)
+        return Delta(partial(base.read_counterpart, entry.place, entry.shape, start), crc32)
 
     @cached_property
     def _files(self) -> CheckpointFiles:

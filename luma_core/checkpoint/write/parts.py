@@ -19,7 +19,7 @@ from luma_core.checkpoint.read.load import check_optimizer
 from luma_core.checkpoint.read.reader import Checkpoint
 from luma_core.checkpoint.write.owners import LocalCopy, Owners, whole_box
 from luma_core.codecs import Codec
-from luma_core.errors import UnsupportedParameterError
+from luma_core.errors import ConfigurationError, UnsupportedParameterError
 from luma_core.optim.base import CompressedOptimizer
 from luma_core.sharding import (
     FieldPlace,
@@ -34,24 +34,31 @@ from luma_core.sharding import (
 from luma_core.state import GroupOptions, ParameterState, field_key
 
 
-def check_sharded_optimizer(optimizer: CompressedOptimizer, what: str) -> None:
-    """Check that an optimizer's state is of tensors that may be cut, but have their shapes.
+def sharded_optimizer(optimizer: object, what: str) -> CompressedOptimizer:
+    """Return an optimizer whose state is of tensors that may be cut, but have their shapes.
 
     Args:
         optimizer: one of ours.
         what: the caller means to do, for messages: ``"Save it"``.
 
     Raises:
-        ConfigurationError: it is another library's.
+        ConfigurationError: it is another library's, or something else, as an opened checkpoint.
         UnsupportedParameterError: parameters are flat ones of FSDP1.
     """
     check_optimizer(optimizer, hint=f"{what} with torch.distributed.checkpoint.")
+    if not isinstance(optimizer, CompressedOptimizer):
+        raise ConfigurationError(
+            f"optimizer is a {type(optimizer).__name__}; with a process group it must be a LUMA "
+            "optimizer.",
+            hint="Leave process_group= away in the one process that has the state.",
+        )
     for name, param, _ in optimizer.parameters_by_name():
         if is_flattened(param):
             raise UnsupportedParameterError(
                 f"parameter {name!r} is a flat one of FullyShardedDataParallel, cut anywhere.",
                 hint="Give luma_core.optim.unflattened(model, optimizer).",
             )
+    return optimizer
 
 
 class _Fields(dict[str, Tensor]):

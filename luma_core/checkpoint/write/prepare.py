@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from luma_core.checkpoint.format.plan import SavableState, plan_save, refuse_sharded
 from luma_core.checkpoint.read.load import check_optimizer
 from luma_core.checkpoint.staging.staged import provide
-from luma_core.checkpoint.write.saver import MAX_SHARD_BYTES
+from luma_core.checkpoint.write.options import MAX_SHARD_BYTES
 
 
 def prepare(*, optimizer: SavableState, model: nn.Module | None = None, extra: Any = None) -> None:

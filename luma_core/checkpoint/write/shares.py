@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from luma_core.checkpoint.format.extra import flatten_extra
 from luma_core.checkpoint.format.group_options import plain_options
 from luma_core.checkpoint.format.manifest import ParameterEntry
-from luma_core.checkpoint.format.plan import Plan
+from luma_core.checkpoint.format.plan import Plan, SavableState
 from luma_core.checkpoint.format.shard import PlannedTensor, plan_shards
 from luma_core.checkpoint.storage.names import ShardKind
-from luma_core.checkpoint.write.coordination import Processes
+from luma_core.checkpoint.write.coordination import Ranks
+from luma_core.checkpoint.write.options import Replicas
 from luma_core.checkpoint.write.owners import Holders, LocalCopy, Owners
-from luma_core.checkpoint.write.parts import LocalState, check_sharded_optimizer
+from luma_core.checkpoint.write.parts import LocalState, sharded_optimizer
 from luma_core.checkpoint.write.replicas import digests
 from luma_core.checkpoint.write.weights import (
     LocalWeights,
@@ -25,24 +26,11 @@ from luma_core.checkpoint.write.weights import (
     planned,
     values_of_first,
 )
-from luma_core.errors import ConfigurationError, StateMismatchError
+from luma_core.errors import StateMismatchError
 from luma_core.optim.base import CompressedOptimizer
 from luma_core.state import GroupOptions
 
-Replicas = Literal["equal", "first"]
-"""Whether copies of one tensor must be equal, or those of the first process that has one count."""
-
 _SINGLE = "parameter_codecs"
-
-
-def check_replicas_option(replicas: object) -> None:
-    """Check the option of that name.
-
-    Raises:
-        ConfigurationError: it is another value.
-    """
-    if replicas not in ("equal", "first"):
-        raise ConfigurationError(f"replicas={replicas!r} must be 'equal' or 'first'.")
 
 
 class _Told(NamedTuple):
@@ -110,42 +98,41 @@ class _Local:
         return found
 
 
-def planned_share(
-    optimizer: CompressedOptimizer,
+def plan_share(
+    optimizer: SavableState,
     model: nn.Module | None,
     extra: Any,
     max_shard_bytes: int,
     replicas: Replicas,
-    processes: Processes,
+    ranks: Ranks,
 ) -> Plan:
-    """Return what this process writes; all processes call it together.
+    """Return what this rank writes; all ranks call it together.
 
     Nothing is gathered, and nothing written, before all know what all have.
 
     Raises:
-        StateMismatchError: processes have parts that make up no whole, or copies that differ.
+        StateMismatchError: ranks have parts that make up no whole, or copies that differ.
         ConfigurationError: something cannot be saved.
         UnsupportedParameterError: parameters are flat ones of FSDP1.
     """
     locals_: list[_Local] = []
 
     def tell() -> _Told:
-        check_sharded_optimizer(optimizer, "Save it")
-        locals_.append(_Local(optimizer, model, extra))
-        return locals_[0].told(processes.global_rank, checked=replicas == "equal")
+        locals_.append(_Local(sharded_optimizer(optimizer, "Save it"), model, extra))
+        return locals_[0].told(ranks.global_rank, checked=replicas == "equal")
 
-    told = processes.agreed(tell)
+    told = ranks.run_on_all_ranks(tell)
     local = locals_[0]
     _check_alike(told)
     aliases = agreed_aliases([one.aliases for one in told])
-    ranks = [one.rank for one in told]
-    state = Holders("parameter", [one.state for one in told], ranks)
+    global_ranks = [one.rank for one in told]
+    state = Holders("parameter", [one.state for one in told], global_ranks)
     copies = values_of_first([_without(one.weights or {}, aliases) for one in told])
-    weights = Holders("weight", copies, ranks)
-    _check_replicas(local, state, weights, processes)
-    owners = state.owners(processes.world), weights.owners(processes.world)
+    weights = Holders("weight", copies, global_ranks)
+    _check_replicas(local, state, weights, ranks)
+    owners = state.owners(ranks.world_size), weights.owners(ranks.world_size)
     tensors: list[dict[ShardKind, list[PlannedTensor]]] = []
-    processes.agreed(lambda: tensors.append(local.planned(*owners, processes.rank)))
+    ranks.run_on_all_ranks(lambda: tensors.append(local.planned(*owners, ranks.rank)))
     groups, parameters = _merged(told, state)
     return Plan(
         algorithm=told[0].algorithm,
@@ -183,20 +170,20 @@ def _check_alike(told: Sequence[_Told]) -> None:
             )
 
 
-def _check_replicas(local: _Local, state: Holders, weights: Holders, processes: Processes) -> None:
+def _check_replicas(local: _Local, state: Holders, weights: Holders, ranks: Ranks) -> None:
     """Check that what several processes have is equal; all call it together."""
     if not state.several and not weights.several:
         return
 
     def digest() -> tuple[dict[str, int], dict[str, int]]:
-        found = {name: local.state.tensors(name) for name in state.several_of(processes.rank)}
+        found = {name: local.state.tensors(name) for name in state.several_of(ranks.rank)}
         values: dict[str, list[Tensor]] = {}
         if local.weights is not None:
-            own = weights.several_of(processes.rank)
+            own = weights.several_of(ranks.rank)
             values = {name: local.weights.tensors(name) for name in own}
         return digests(found), digests(values)
 
-    told = processes.agreed(digest)
+    told = ranks.run_on_all_ranks(digest)
     state.check_equal([of_state for of_state, _ in told])
     weights.check_equal([of_weights for _, of_weights in told])
 

@@ -220,8 +220,10 @@ def write_luma(
     manifest = checkpoint.save(
         destination,
         optimizer=state,
-        compression=cast(checkpoint.Compression, options.compression),
-        overwrite=options.overwrite,
-        progress=progress,
+        options=checkpoint.SaveOptions(
+            compression=cast(checkpoint.Compression, options.compression),
+            overwrite=options.overwrite,
+            progress=progress,
+        ),
     )
     return Written(manifest.summary.stored_bytes, state.errors.by_moment(), state.errors.update())

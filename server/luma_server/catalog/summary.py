@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from luma_core.checkpoint import Manifest
 from luma_core.checkpoint.format import FileEntry
-from luma_core.checkpoint.format.manifest import PARTS_VERSION, BaseEntry
+from luma_core.checkpoint.format.manifest import NEWEST_VERSION, BaseEntry
 from luma_core.checkpoint.format.manifest import Summary as Totals
 from luma_core.checkpoint.storage.names import is_safe_name
 from luma_core.codecs import codec_names
@@ -88,7 +88,7 @@ def quick_summary(run: str, step: str, data: bytes) -> Summary | None:
     except ValidationError:
         return None
     names = {codec.name for one in known.parameters for codec in one.codecs.values()}
-    if known.version > PARTS_VERSION or not names <= set(codec_names()):
+    if known.version > NEWEST_VERSION or not names <= set(codec_names()):
         return None
     if not all(is_safe_name(file.name) and file.bytes >= 0 for file in known.files):
         return None

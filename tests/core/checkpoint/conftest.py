@@ -24,7 +24,7 @@ from luma_core.checkpoint.staging import pool
 from luma_core.checkpoint.staging import staged as staging
 from luma_core.checkpoint.staging.tensors import HostTensor
 from luma_core.checkpoint.storage.s3 import S3Store
-from luma_core.checkpoint.write import saver as writer
+from luma_core.checkpoint.write import save_run as writer
 from luma_core.optim import LUMA
 from luma_core.optim.offload import Offloader
 from luma_core.optim.offload.files import Folder

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from luma_core import checkpoint
-from luma_core.checkpoint.write import saver as writer
+from luma_core.checkpoint.write import save_run as writer
 from luma_core.errors import ConfigurationError
 from luma_core.optim import LUMA
 

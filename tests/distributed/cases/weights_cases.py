@@ -90,7 +90,7 @@ def save_behind_training(folder: Path) -> None:
     handle = checkpoint.save_sharded(
         folder / "behind", optimizer=optimizer, model=model, extra={"step": 3}, wait=False
     )
-    backend = group_for_saves(None)._get_backend(torch.device("cpu"))
+    backend = group_for_saves(dist.group.WORLD)._get_backend(torch.device("cpu"))
     assert backend.options._timeout == timedelta(seconds=60)
     train(model, optimizer, range(3, 6))
     assert handle.result().summary.step == 3

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from luma_core import checkpoint, stats
 from luma_core.checkpoint.format.zigzag import add_difference, difference
 from luma_core.checkpoint.storage.local import LocalStore
-from luma_core.checkpoint.write import saver as writer
+from luma_core.checkpoint.write import save_run as writer
 from luma_core.errors import (
     BrokenChainError,
     CheckpointNotFoundError,

@@ -22,7 +22,7 @@ from luma_core.checkpoint.format import (
     compression,
     parse_manifest,
 )
-from luma_core.checkpoint.write import saver as writer
+from luma_core.checkpoint.write import save_run as writer
 from luma_core.optim import LUMA, TurboAdam
 
 DOCUMENT = (Path(__file__).parents[4] / "docs" / "checkpoint-format.md").read_text()

@@ -127,7 +127,7 @@ def test_rewinding_removes_the_later_ones_first(tmp_path, run, new_run, same, mo
     manager = CheckpointManager(tmp_path, max_chain=8)
     snapshots = save_steps(manager, run, range(1, 6))
     removed = []
-    remove = manager._remove
+    remove = manager._folder._remove
 
     def failing(step, **options):
         removed.append(step)
@@ -135,7 +135,7 @@ def test_rewinding_removes_the_later_ones_first(tmp_path, run, new_run, same, mo
             raise OSError("the store is gone")
         return remove(step, **options)
 
-    monkeypatch.setattr(manager, "_remove", failing)
+    monkeypatch.setattr(manager._folder, "_remove", failing)
     with pytest.raises(StorageError):
         manager.rewind(1)
     assert removed == [5, 4, 3]

@@ -14,7 +14,7 @@ from torch import nn
 from luma_core import checkpoint
 from luma_core.checkpoint import Manifest, Summary
 from luma_core.checkpoint.format import Chunk, FileEntry, ParameterEntry, TensorEntry, compression
-from luma_core.checkpoint.write import saver as writer
+from luma_core.checkpoint.write import save_run as writer
 from luma_core.codecs import BF16, CoStateM, LogV, Luma16M, Luma16V, RootV, TableM, codec_names
 from luma_core.optim import LUMA, luma_codecs
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from luma_core import checkpoint
-from luma_core.checkpoint.write import saver as writer
+from luma_core.checkpoint.write import save_run as writer
 from luma_core.errors import (
     CheckpointError,
     CheckpointNotFoundError,

@@ -10,7 +10,7 @@ from luma_core import checkpoint
 from luma_core.checkpoint.read.read_ahead import SPAN_BYTES
 from luma_core.checkpoint.storage.file_reader import FileReader
 from luma_core.checkpoint.storage.local import LocalStore
-from luma_core.checkpoint.write import saver as writer
+from luma_core.checkpoint.write import save_run as writer
 from luma_core.direct import page_span
 from luma_core.errors import CorruptCheckpointError
 from luma_core.optim import LUMA

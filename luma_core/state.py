@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from luma_core import backends
 from luma_core.codecs import Codec, Fields
 
 GroupOptions = dict[str, Any]
@@ -56,7 +57,7 @@ class ParameterState:
 
     def decode(self, moment: str) -> Tensor:
         """Return one moment as float32 of the parameter's shape."""
-        return self.codecs[moment].decode_tensor(self.moment_fields(moment), self.shape)
+        return backends.decode(self.codecs[moment], self.moment_fields(moment), self.shape)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 
 from luma_client.cli.app import run
 from luma_client.console import offload_advice
-from luma_core import native
+from luma_core.backends import native
 from luma_kernels import cpu
 from luma_kernels.cpu import library
 from luma_kernels.cpu.library import native_library

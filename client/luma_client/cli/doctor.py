@@ -149,12 +149,12 @@ def _cuda() -> list[dict[str, Any]]:
 
 def _backends() -> list[dict[str, Any]]:
     """Return who takes the steps of every optimizer's parameters."""
-    from luma_core.optim.step import backend
+    from luma_core.backends import registry
 
     entries = []
     for device in ("cpu", "cuda"):
         for optimizer, rule, codecs in _choices():
-            choice = backend.choose(device, rule, codecs)
+            choice = registry.choose(device, rule, codecs)
             entries.append(
                 {
                     "device": device,

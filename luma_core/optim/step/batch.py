@@ -5,23 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from luma_core.backends.base import JointStep
+from luma_core.backends.registry import step_parameter
+from luma_core.backends.triton import TRITON
 from luma_core.errors import BackendUnavailableError
-from luma_core.optim.step.backend import step_parameter
 from luma_core.optim.step.clipping import GradientClip, gradient_square_digits
 from luma_core.optim.step.collective import reduce_parts, run_together
-from luma_core.optim.step.gpu import fused_step_class
 from luma_core.optim.step.work import Steppable, Work
 from luma_core.rules.base import Reduction
 from luma_core.rules.norms import total
-
-if TYPE_CHECKING:
-    from luma_kernels.triton.launcher import FusedStep
-
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -40,8 +36,8 @@ class Batch:
 
     def __init__(self, optimizer: Steppable) -> None:
         self._optimizer = optimizer
-        self._by_device: dict[torch.device, FusedStep] = {}
-        self._fused: dict[torch.device, FusedStep] = {}
+        self._by_device: dict[torch.device, JointStep] = {}
+        self._fused: dict[torch.device, JointStep] = {}
         self._single: list[Work] = []
         self._without_values: list[Work] = []
         self.keeps = False
@@ -59,7 +55,7 @@ class Batch:
     def build(self, work: Sequence[Work]) -> None:
         """Take other parameters, and decide where each goes."""
         optimizer = self._optimizer
-        fused_class = fused_step_class(optimizer.backend, optimizer.rule)
+        fused_class = TRITON.joint_step(optimizer.backend, optimizer.rule)
         self._fused, self.keeps = {}, False
         self._without_values = [item for item in work if not item.has_values]
         work = [item for item in work if item.has_values]

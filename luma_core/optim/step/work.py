@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from luma_core import rounding
+from luma_core.backends.registry import check_codecs_of_backend, check_device
 from luma_core.codecs import Codec
 from luma_core.errors import (
     BackendUnavailableError,
@@ -17,7 +18,6 @@ from luma_core.errors import (
     UnsupportedParameterError,
 )
 from luma_core.optim.options import check_gradient
-from luma_core.optim.step.backend import check_codecs_of_backend, check_device
 from luma_core.rules import ParameterStep, Rule, StoredMoment
 from luma_core.sharding import Part, is_sharded, local_tensor, part_of, used_fields
 from luma_core.state import field_key

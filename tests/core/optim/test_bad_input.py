@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from luma_core import LUMA
+from luma_core.backends import registry, triton
 from luma_core.codecs import Luma16M, Luma16V
 from luma_core.errors import (
     BackendUnavailableError,
@@ -16,7 +17,6 @@ from luma_core.errors import (
     UnsupportedParameterError,
 )
 from luma_core.optim import AdamWRule
-from luma_core.optim.step import backend
 
 
 def parameter() -> nn.Parameter:
@@ -122,10 +122,10 @@ def test_native_by_name_refuses_codecs_without_a_kernel() -> None:
 
 
 def test_a_gpu_without_kernels_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "why_no_triton", lambda: "")
+    monkeypatch.setattr(triton, "why_no_triton", lambda: "")
     rule = AdamWRule()
     kinds = {
-        block: backend.choose(
+        block: registry.choose(
             "cuda",
             rule,
             {"exp_avg": Luma16M(block_size=block), "exp_avg_sq": Luma16V(block_size=block)},

@@ -109,7 +109,7 @@ def test_sparse_gradients_change_nothing() -> None:
 
 
 def test_native_by_name_refuses_codecs_without_a_kernel() -> None:
-    codecs = {"exp_avg": {"name": "fp8_e4m3"}, "exp_avg_sq": {"name": "bf16"}}
+    codecs = {"exp_avg": {"name": "costate_m"}, "exp_avg_sq": {"name": "bf16"}}
     param = parameter()
     try:
         optimizer = LUMA([{"params": [("w", param)], "codecs": codecs}], backend="native")

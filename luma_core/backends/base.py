@@ -52,6 +52,32 @@ class JointStep(Protocol):
         ...
 
 
+class Plan(Protocol):
+    """The steps of many parameters on the CPU, described once: see `JointStep`."""
+
+    def build(self, planned: Sequence[tuple[Any, ...]]) -> list[bool]:
+        """Take other parameters; return which of them it steps.
+
+        Args:
+            planned: the next step of each, which stands for all that follow; its state; the index
+                of its group; whether a moment is stored by a coarse codec.
+        """
+        ...
+
+    def follow_gradients(self) -> bool:
+        """Enter the gradients' new addresses; return ``False`` where that takes a new `build`."""
+        ...
+
+    def launch(self, groups: Sequence[Mapping[str, Any]], factors: Sequence[Tensor | None]) -> bool:
+        """Take and count the steps; return ``False``, and change nothing, where it cannot.
+
+        Args:
+            groups: the optimizer's groups.
+            factors: what the gradients of each group are multiplied by; ``None`` for 1.
+        """
+        ...
+
+
 class Backend(ABC):
     """Takes steps and codes moments, on one kind of device or on any.
 
@@ -65,9 +91,13 @@ class Backend(ABC):
     device: ClassVar[str | None] = None
     advantage: ClassVar[str]
 
+    def why_not_installed(self) -> str:
+        """Return what its kernels lack that an installation may have; empty if nothing."""
+        return ""
+
     def why_unavailable(self) -> str:
         """Return why it cannot be used on this machine; empty if it can."""
-        return ""
+        return self.why_not_installed()
 
     @abstractmethod
     def check_available(self) -> None:
@@ -81,8 +111,7 @@ class Backend(ABC):
     def why_no_kernel(self, rule: Rule, codecs: Mapping[str, Codec]) -> str:
         """Return why it has no kernel of a rule whose moments ``codecs`` store; empty if it has.
 
-        Raises:
-            ImportError: it cannot be used on this machine, so that nothing tells.
+        That takes no device, but all that `why_not_installed` asks for.
         """
 
     def why_not(self, rule: Rule, codecs: Mapping[str, Codec], device: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from luma_core.backends.base import Backend
+from luma_core.backends.base import Backend, Plan
 from luma_core.codecs import FP32, Codec, Fields
 from luma_core.errors import BackendUnavailableError
 
@@ -49,7 +49,7 @@ class Native(Backend):
     device: ClassVar[str | None] = "cpu"
     advantage: ClassVar[str] = "the native CPU library has a kernel for it"
 
-    def why_unavailable(self) -> str:
+    def why_not_installed(self) -> str:
         return "the native CPU library cannot be used" if native_cpu() is None else ""
 
     def check_available(self) -> None:
@@ -70,6 +70,20 @@ class Native(Backend):
             return None
         bad: Tensor = cpu.step_parameter(item)
         return bad
+
+    def plan(self, backend: str, rule: Rule) -> Plan | None:
+        """Return what steps many parameters of a rule in one call.
+
+        Args:
+            backend: what the optimizer asks for.
+            rule: its rule.
+
+        Returns:
+            ``None`` where backend, machine or rule has none.
+        """
+        cpu = native_cpu() if backend in ("auto", self.name) else None
+        plan: Plan | None = None if cpu is None else cpu.plan_steps(rule)
+        return plan
 
     def encode(self, codec: Codec, x: Tensor, draws: Tensor | None) -> Fields | None:
         cpu = native_cpu() if _is_coded(codec) and x.device.type == "cpu" else None

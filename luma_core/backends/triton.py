@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 @cache
 def why_no_triton() -> str:
     """Return why Triton kernels cannot run here, or an empty string where they can."""
-    if find_spec("triton") is None:
-        return "the package triton is not installed"
+    reason = TRITON.why_not_installed()
+    if reason:
+        return reason
     if not torch.cuda.is_available():
         return "there is no CUDA device"
     return ""
@@ -56,6 +57,9 @@ class Triton(Backend):
     name: ClassVar[str] = "triton"
     device: ClassVar[str | None] = "cuda"
     advantage: ClassVar[str] = "one launch steps all tensors of a kind"
+
+    def why_not_installed(self) -> str:
+        return "" if find_spec("triton") else "the package triton is not installed"
 
     def why_unavailable(self) -> str:
         return why_no_triton()

@@ -175,6 +175,12 @@ class Work(NamedTuple):
             whole_row=self.row_stride,
         )
 
+    def planned_step(self, rule: Rule) -> tuple[ParameterStep, Mapping[str, Tensor], int, bool]:
+        """Return what `Plan.build` takes of a parameter."""
+        step = int(self.state["step"]) + 1
+        item = self.parameter_step(rule.hyper(self.group, step, coarse=self.coarse), step, None)
+        return item, self.state, self.group_index, self.coarse
+
     @property
     def shape(self) -> torch.Size:
         """Shape of the local tensor."""

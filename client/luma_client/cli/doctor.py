@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import Group
+    from rich.table import Table
 
     from luma_core.codecs import Codec
     from luma_core.rules import Rule
@@ -21,9 +22,10 @@ HELP = (
     "Exits 1 if some step of LUMA on the CPU would take the slower PyTorch path."
 )
 EPILOG = (
-    "Example: luma doctor --json\n\nJSON keys: ok, versions, cpu, cuda, native, offload "
-    "and backends (for each device, optimizer, rule, codecs and block_size: the backend and the "
-    "reason; offload: what offload='auto' chooses by)"
+    "Example: luma doctor --json\n\nJSON keys: ok, versions, cpu, cuda, native, offload, "
+    "backends (for each device, optimizer, rule, codecs and block_size: the backend and the "
+    "reason; offload: what offload='auto' chooses by) and kernels (for each rule and codecs: why "
+    "native and triton have no kernel, empty where they have one)"
 )
 
 PACKAGES = (
@@ -45,6 +47,7 @@ class Diagnosis:
         native: whether the native library can be used, and why not.
         offload: what ``offload="auto"`` chooses by.
         backends: one entry per device, optimizer and pair of codecs: who takes a step, and why.
+        kernels: one entry per rule and codecs: why each backend has no kernel; empty if it has.
     """
 
     ok: bool
@@ -54,6 +57,7 @@ class Diagnosis:
     native: dict[str, Any]
     offload: dict[str, Any]
     backends: list[dict[str, Any]]
+    kernels: list[dict[str, Any]]
 
 
 def command(as_json: JsonOption = False, quiet: QuietOption = False) -> int:
@@ -68,6 +72,7 @@ def command(as_json: JsonOption = False, quiet: QuietOption = False) -> int:
 
 def diagnose() -> Diagnosis:
     """Look at this installation and this machine."""
+    from luma_core.backends.matrix import kernel_rows
     from luma_kernels import cpu
 
     status = cpu.native_status()
@@ -84,6 +89,7 @@ def diagnose() -> Diagnosis:
         native=asdict(status),
         offload=offload_advice.measured(),
         backends=backends,
+        kernels=[row._asdict() for row in kernel_rows()],
     )
 
 
@@ -234,4 +240,15 @@ def _view(found: Diagnosis) -> Group:
             entry["backend"],
             entry["reason"],
         )
-    return Group(facts(rows), "", table)
+    return Group(facts(rows), "", table, "", _kernel_table())
+
+
+def _kernel_table() -> Table:
+    from luma_client.console.tables import plain_table
+    from luma_core.backends.matrix import kernel_table
+
+    header, *lines = kernel_table()
+    table = plain_table(header, left=len(header))
+    for line in lines:
+        table.add_row(*line)
+    return table

@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 import torch
 
-from luma_core import checkpoint, stats
+from luma_core import backends, checkpoint, stats
 from luma_core.optim import LUMA
 from luma_core.stats import measure, tiles, walk
 
@@ -44,7 +44,7 @@ def save(folder: Path, parameters: int, compression: str) -> int:
     optimizer = LUMA(params, seed=0)
     optimizer.init_state()
     for moment, codec in optimizer.parameter_state(params[0][0]).codecs.items():
-        fields = codec.encode_tensor(values[moment])
+        fields = backends.encode(codec, values[moment])
         for _, param in params:
             for name, field in fields.items():
                 optimizer.state[param][f"{moment}.{name}"].copy_(field)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from luma_core import backends
 from luma_core.codecs import Codec, Fields
 from luma_core.sharding import Part, Shape, as_dtensor, decoded_part, is_sharded, local_tensor
 
@@ -82,7 +83,7 @@ def whole_fields(part: Part, codec: Codec, fields: Fields) -> Fields:
     """
     if not part.aligned(codec):
         moment = part.like_whole(decoded_part(part, codec, fields))
-        return codec.encode_tensor(gathered(moment))
+        return backends.encode(codec, gathered(moment))
     return {
         name: gathered(fields[name]) if is_sharded(fields[name]) else fields[name]
         for name in part.fields(codec)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
+from luma_core import backends
 from luma_core.codecs import Codec, Fields
 from luma_core.codecs.base import FieldSpec
 from luma_core.codecs.blocks import MIN_ROW_ELEMENTS
@@ -359,11 +360,11 @@ def encoded_part(part: Part, codec: Codec, moment: Tensor) -> Fields:
     places = part.fields(codec)
     if _reencodes_whole(codec):
         whole = moment.full_tensor() if is_sharded(moment) else moment
-        coded = codec.encode_tensor(whole)
+        coded = backends.encode(codec, whole)
         cut = {name: part.sliced(value, places[name]).clone() for name, value in coded.items()}
         return {name: part.wrapped(value, places[name]) for name, value in cut.items()}
     local = local_tensor(moment) if is_sharded(moment) else moment[part.slices]
-    coded = padded_fields(part, codec, codec.encode_tensor(local.contiguous()))
+    coded = padded_fields(part, codec, backends.encode(codec, local.contiguous()))
     return {name: part.wrapped(value, places[name]) for name, value in coded.items()}
 
 
@@ -384,5 +385,5 @@ def decoded_part(part: Part, codec: Codec, fields: Fields) -> Tensor:
     """Return this process's part of a stored moment, float32 of ``part.local_shape``."""
     used = used_fields(part, codec, fields)
     if codec.tiled:
-        return codec.decode_tensor(used, part.local_shape)
-    return codec.decode_tensor(used, part.shape)[part.slices]
+        return backends.decode(codec, used, part.local_shape)
+    return backends.decode(codec, used, part.shape)[part.slices]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from luma_core import backends
 from luma_core.codecs import Codec, Fields
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class ParameterState:
 
     def decode(self, moment: str) -> Tensor:
         """Return one moment as float32 of the parameter's shape."""
-        return self.codecs[moment].decode_tensor(self.moment_fields(moment), self.shape)
+        return backends.decode(self.codecs[moment], self.moment_fields(moment), self.shape)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.checkpoint.state import SIDE
+from luma_core import backends
 
 SAMPLE_SECONDS = 0.005
 
@@ -72,7 +73,7 @@ def luma_optimizer(job: Job, *, with_state: bool, kind: str = "LUMA") -> Any:
         optimizer.init_state()
         codecs = optimizer.parameter_state(names[0]).codecs
         for moment, values in job.moments().items():
-            fields = codecs[moment].encode_tensor(values)
+            fields = backends.encode(codecs[moment], values)
             for _, param in params:
                 for field, tensor in fields.items():
                     optimizer.state[param][f"{moment}.{field}"].copy_(tensor)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from luma_core import LUMA, checkpoint
+from luma_core import LUMA, backends, checkpoint
 from luma_core.checkpoint.format.manifest import FileEntry, Manifest
 from luma_core.checkpoint.storage.local import LocalStore
 from luma_core.checkpoint.storage.open import open_store
@@ -43,7 +43,7 @@ def save_large(folder: Path, parameters: float) -> Manifest:
     for i, (name, param) in enumerate(params):
         moment = base * 1.37**-i
         for kind, values in (("exp_avg", moment), ("exp_avg_sq", moment.square())):
-            fields = optimizer.parameter_state(name).codecs[kind].encode_tensor(values)
+            fields = backends.encode(optimizer.parameter_state(name).codecs[kind], values)
             for field, tensor in fields.items():
                 optimizer.state[param][f"{kind}.{field}"].copy_(tensor)
     return checkpoint.save(folder, optimizer=optimizer, compression="none")

@@ -12,7 +12,6 @@ from luma_core.codecs.blocks import TILE_ELEMENTS, BlockGrid, Tile
 from luma_core.dtypes import ITEM_BYTES, named_dtype
 from luma_core.errors import ConfigurationError
 from luma_core.lazy import import_later
-from luma_core.native import native_cpu
 
 if TYPE_CHECKING:
     import torch
@@ -109,9 +108,6 @@ class Codec(ABC):
     positive: ClassVar[bool] = False
     """Whether a value above 0 never decodes to 0, so that second moments may be stored."""
 
-    native: ClassVar[bool] = True
-    """Whether whole tensors on the CPU may be coded by the native library, where it can."""
-
     tiled: ClassVar[bool] = True
     """Whether tiles are coded on their own. Others take whole tensors, in `encode_tensor` and
     `decode_tensor`, and have fields of any shape; `read_tile` with `decode` works for them too."""
@@ -207,17 +203,12 @@ class Codec(ABC):
                 tile.write_blocks(fields[name], value)
 
     def encode_tensor(self, x: Tensor, draws: Tensor | None = None) -> Fields:
-        """Store a whole moment.
+        """Store a whole moment, in PyTorch; `luma_core.backends.encode` may be faster.
 
         Args:
             x: float tensor of any shape.
             draws: 16 random bits per element, int32 of the same shape; ``None`` rounds to nearest.
         """
-        cpu = native_cpu() if self.native and x.device.type == "cpu" else None
-        coded: Fields | None = cpu.encode(self, x, draws) if cpu is not None else None
-        return self._encode_tensor(x, draws) if coded is None else coded
-
-    def _encode_tensor(self, x: Tensor, draws: Tensor | None) -> Fields:
         fields = self.init(x.shape, x.device)
         tiles = list(self.grid(x.shape).tiles(TILE_ELEMENTS))
         fitted: Fields = {}
@@ -234,13 +225,7 @@ class Codec(ABC):
         return fields
 
     def decode_tensor(self, fields: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
-        """Return a whole moment as float32 of ``shape``."""
-        some = next(iter(fields.values()))
-        cpu = native_cpu() if self.native and some.device.type == "cpu" else None
-        decoded: Tensor | None = cpu.decode(self, fields, shape) if cpu is not None else None
-        return self._decode_tensor(fields, shape) if decoded is None else decoded
-
-    def _decode_tensor(self, fields: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+        """Return a whole moment as float32 of ``shape``; see `luma_core.backends.decode`."""
         some = next(iter(fields.values()))
         x = torch.empty(shape, dtype=torch.float32, device=some.device)
         for tile in self.grid(shape).tiles(TILE_ELEMENTS):

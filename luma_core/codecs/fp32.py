@@ -22,7 +22,6 @@ class FP32(Codec):
     name: ClassVar[str] = "fp32"
     positive: ClassVar[bool] = True
     rounds: ClassVar[bool] = False
-    native: ClassVar[bool] = False
 
     def layout(self, shape: tuple[int, ...] | torch.Size) -> dict[str, FieldSpec]:
         """Return the one field, ``value``."""

@@ -14,6 +14,7 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from luma_core import rounding
+from luma_core.backends.registry import check_backend
 from luma_core.codecs import Codec, moment_codecs, parameter_codecs
 from luma_core.errors import ConfigurationError
 from luma_core.optim.common_options import CommonKeywords, CommonOptions
@@ -43,7 +44,6 @@ from luma_core.optim.state_io.adoption import register
 from luma_core.optim.state_io.entries import StateDevices, carried_entry
 from luma_core.optim.state_io.plan import planned
 from luma_core.optim.state_io.sources import OwnParameter, StatesSource, group_names
-from luma_core.optim.step.backend import check_backend
 from luma_core.optim.step.dry_step import is_dry
 from luma_core.optim.step.stepping import Stepper
 from luma_core.rules import Rule

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from luma_core import backends
 from luma_core.codecs import Codec, SegmentMean
 from luma_core.state import field_key
 
@@ -57,7 +58,7 @@ def measure(
     value = state[field_key("exp_avg_sq", "value")]
     prefix = field_key("exp_avg", "")
     stored = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
-    decoded = first.decode_tensor(stored, tuple(param.shape))
+    decoded = backends.decode(first, stored, tuple(param.shape))
     partition = second.partition if isinstance(second, SegmentMean) else None
     largest = decoded.abs().view(-1) if partition is None else partition.largest(decoded).float()
     beta1, beta2 = map(float, group["betas"])

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from luma_core.native import native_cpu
+from luma_core.backends.native import native_cpu
 from luma_core.stats.bins import NONFINITE, SLOTS, Counts, octaves
 
 Values = npt.NDArray[np.float32]

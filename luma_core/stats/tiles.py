@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from luma_core.backends.native import native_cpu
 from luma_core.codecs import BlockGrid, Codec, Fields, Tile
-from luma_core.native import native_cpu
 from luma_core.state import GroupOptions, ParameterState
 from luma_core.stats.measure import UpdateRule, Values
 

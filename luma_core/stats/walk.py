@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from luma_core.backends.native import native_cpu
 from luma_core.codecs import Fields, Tile
-from luma_core.native import native_cpu
 from luma_core.state import GroupOptions, ParameterState, StateSource
 from luma_core.stats.accumulate import MomentRun, Quantity
 from luma_core.stats.measure import UpdateRule, measure_update

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import Group
+    from rich.table import Table
 
     from luma_core.codecs import Codec
     from luma_core.rules import Rule
@@ -22,10 +23,11 @@ HELP = (
 )
 EPILOG = (
     "Example: luma doctor --json\n\nJSON keys: ok, versions, cpu, cuda, native, offload, codecs, "
-    "extensions and backends (for each device, optimizer, rule, codecs and block_size: the backend "
+    "extensions, backends (for each device, optimizer, rule, codecs and block_size: the backend "
     "and the reason; offload: what offload='auto' chooses by; codecs: what codec= of an optimizer "
     "takes, presets and codecs by the kind of moment; extensions: codecs and formats of other "
-    "packages, each a group, name, package and problem)"
+    "packages, each a group, name, package and problem) and kernels (for each rule and codecs: why "
+    "native and triton have no kernel, empty where they have one)"
 )
 
 PACKAGES = (
@@ -49,6 +51,7 @@ class Diagnosis:
         codecs: what ``codec=`` of an optimizer takes.
         extensions: the codecs and formats that other packages bring, with what is wrong with them.
         backends: one entry per device, optimizer and pair of codecs: who takes a step, and why.
+        kernels: one entry per rule and codecs: why each backend has no kernel; empty if it has.
     """
 
     ok: bool
@@ -60,6 +63,7 @@ class Diagnosis:
     codecs: dict[str, Any]
     extensions: list[dict[str, Any]]
     backends: list[dict[str, Any]]
+    kernels: list[dict[str, Any]]
 
 
 def command(as_json: JsonOption = False, quiet: QuietOption = False) -> int:
@@ -74,6 +78,7 @@ def command(as_json: JsonOption = False, quiet: QuietOption = False) -> int:
 
 def diagnose() -> Diagnosis:
     """Look at this installation and this machine."""
+    from luma_core.backends.matrix import kernel_rows
     from luma_kernels import cpu
 
     status = cpu.native_status()
@@ -92,6 +97,7 @@ def diagnose() -> Diagnosis:
         codecs=_codecs(),
         extensions=_extensions(),
         backends=backends,
+        kernels=[row._asdict() for row in kernel_rows()],
     )
 
 
@@ -178,12 +184,12 @@ def _codecs() -> dict[str, Any]:
 
 def _backends() -> list[dict[str, Any]]:
     """Return who takes the steps of every optimizer's parameters."""
-    from luma_core.optim.step import backend
+    from luma_core.backends import registry
 
     entries = []
     for device in ("cpu", "cuda"):
         for optimizer, rule, codecs in _choices():
-            choice = backend.choose(device, rule, codecs)
+            choice = registry.choose(device, rule, codecs)
             entries.append(
                 {
                     "device": device,
@@ -270,4 +276,15 @@ def _view(found: Diagnosis) -> Group:
             entry["backend"],
             entry["reason"],
         )
-    return Group(facts(rows), "", table)
+    return Group(facts(rows), "", table, "", _kernel_table())
+
+
+def _kernel_table() -> Table:
+    from luma_client.console.tables import plain_table
+    from luma_core.backends.matrix import kernel_table
+
+    header, *lines = kernel_table()
+    table = plain_table(header, left=len(header))
+    for line in lines:
+        table.add_row(*line)
+    return table

@@ -3,6 +3,7 @@
 from luma_kernels.cpu.coding import decode, encode
 from luma_kernels.cpu.library import NativeStatus, native_status, use_instruction_set
 from luma_kernels.cpu.norms import square_digits
+from luma_kernels.cpu.plan import plan_steps
 from luma_kernels.cpu.step import step_parameter, unsupported_codecs, unsupported_step
 from luma_kernels.cpu.summary import count_codes, summarize
 
@@ -12,6 +13,7 @@ __all__ = [
     "decode",
     "encode",
     "native_status",
+    "plan_steps",
     "square_digits",
     "step_parameter",
     "summarize",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_char_p, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from luma_core.errors import BackendUnavailableError
-from luma_kernels.cpu.structs import INTERFACE_VERSION, Coding, Segments, Squares, Step
+from luma_kernels.cpu.structs import INTERFACE_VERSION, Coding, Instance, Squares, Step
 
 LIBRARY_PATH = Path(__file__).with_name("_native.so")
 """Where installing puts the library."""
@@ -92,32 +93,47 @@ class NativeLibrary:
         }
         self.instruction_sets = tuple(self._sets)
         self._default = self.instruction_sets[-1]
+        count = self._library.luma_instances(None, 0)
+        rows = (Instance * count)()
+        self._library.luma_instances(rows, count)
+        self.instances = frozenset(
+            (row.rule, row.first, row.second, bool(row.whole)) for row in rows
+        )
+        """Rule, kinds of both moments, and whether of one scale for the whole tensor."""
 
     def use_instruction_set(self, name: str | None) -> None:
         """Choose the build that is used where none is named; ``None`` chooses the fastest."""
         self._index(name)
         self._default = self.instruction_sets[-1] if name is None else name
 
-    def step(self, step: Step, threads: int, instruction_set: str | None = None) -> int:
-        """Take one step; return the number of blocks whose new moments were not all finite."""
-        index = self._index(instruction_set)
-        return int(self._library.luma_step(ctypes.byref(step), index, threads))
+    def steps(
+        self, steps: Sequence[Step], threads: int, instruction_set: str | None = None
+    ) -> list[int]:
+        """Take the steps of parameters, one after another.
 
-    def lamb_step(
-        self, step: Step, sums: Tensor, threads: int, instruction_set: str | None = None
-    ) -> int:
-        """Take one step of LAMB; ``sums`` is float64 room for two numbers for each block."""
-        index = self._index(instruction_set)
-        pointer = address(sums)
-        return int(self._library.luma_lamb_step(ctypes.byref(step), pointer, index, threads))
+        Args:
+            steps: what they are; nothing changes if there is no kernel of one of them.
+            threads: the most that one step may use.
+            instruction_set: one of the library's; the fastest by default.
 
-    def mini_step(
-        self, step: Step, segments: Segments, threads: int, instruction_set: str | None = None
-    ) -> int:
-        """Take one step of Adam-mini; return the number of segments that were not finite."""
-        index = self._index(instruction_set)
-        pointers = ctypes.byref(step), ctypes.byref(segments)
-        return int(self._library.luma_mini_step(*pointers, index, threads))
+        Returns:
+            of each, the number of blocks or segments whose new moments were not all finite.
+
+        Raises:
+            BackendUnavailableError: the library has no kernel of a step.
+        """
+        index, count = self._index(instruction_set), len(steps)
+        array = steps if isinstance(steps, ctypes.Array) else (Step * count)(*steps)
+        bad = (c_int64 * count)()
+        unknown = self._library.luma_steps(array, count, bad, index, threads)
+        if unknown:
+            step = steps[unknown - 1]
+            whole = "one scale for the whole tensor" if not step.layout.block else "blocks"
+            raise _no_kernel(
+                f"of rule {step.rule} with moments of kinds {step.first.kind} and "
+                f"{step.second.kind}, {step.first.bits} and {step.second.bits} bits, with {whole}"
+            )
+        return list(bad)
 
     def square_digits(
         self, squares: Squares, digits: Tensor, threads: int, instruction_set: str | None = None
@@ -127,12 +143,24 @@ class NativeLibrary:
         self._library.luma_square_digits(ctypes.byref(squares), address(digits), index, threads)
 
     def encode(self, coding: Coding, threads: int, instruction_set: str | None = None) -> None:
-        """Encode one moment."""
-        self._library.luma_encode(ctypes.byref(coding), self._index(instruction_set), threads)
+        """Encode one moment.
+
+        Raises:
+            BackendUnavailableError: the library has no kernel of how it is stored.
+        """
+        index = self._index(instruction_set)
+        if self._library.luma_encode(ctypes.byref(coding), index, threads):
+            raise _no_kernel_of_coding(coding)
 
     def decode(self, coding: Coding, threads: int, instruction_set: str | None = None) -> None:
-        """Decode one moment."""
-        self._library.luma_decode(ctypes.byref(coding), self._index(instruction_set), threads)
+        """Decode one moment.
+
+        Raises:
+            BackendUnavailableError: the library has no kernel of how it is stored.
+        """
+        index = self._index(instruction_set)
+        if self._library.luma_decode(ctypes.byref(coding), index, threads):
+            raise _no_kernel_of_coding(coding)
 
     def summarize(self, summary: Structure, instruction_set: str | None = None) -> None:
         """Add up what statistics need of a run of values."""
@@ -161,12 +189,10 @@ class NativeLibrary:
         library.luma_instruction_set_runs_here.argtypes = [c_int32]
         library.luma_instruction_set_runs_here.restype = c_int32
         library.luma_threading.restype = c_char_p
-        library.luma_step.argtypes = [POINTER(Step), c_int32, c_int32]
-        library.luma_step.restype = c_int64
-        library.luma_lamb_step.argtypes = [POINTER(Step), c_void_p, c_int32, c_int32]
-        library.luma_lamb_step.restype = c_int64
-        library.luma_mini_step.argtypes = [POINTER(Step), POINTER(Segments), c_int32, c_int32]
-        library.luma_mini_step.restype = c_int64
+        library.luma_instances.argtypes = [c_void_p, c_int32]
+        library.luma_instances.restype = c_int32
+        library.luma_steps.argtypes = [POINTER(Step), c_int64, c_void_p, c_int32, c_int32]
+        library.luma_steps.restype = c_int64
         library.luma_square_digits.argtypes = [POINTER(Squares), c_void_p, c_int32, c_int32]
         library.luma_square_digits.restype = None
         library.luma_summarize.argtypes = [c_void_p, c_int32]
@@ -175,7 +201,19 @@ class NativeLibrary:
         library.luma_count_codes.restype = None
         for function in (library.luma_encode, library.luma_decode):
             function.argtypes = [POINTER(Coding), c_int32, c_int32]
-            function.restype = None
+            function.restype = c_int32
+
+
+def _no_kernel(what: str) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"the native CPU library has no kernel {what}.",
+        hint="Use backend='auto', which takes PyTorch's slower path, or a codec of `luma doctor`.",
+    )
+
+
+def _no_kernel_of_coding(coding: Coding) -> BackendUnavailableError:
+    stored = coding.stored
+    return _no_kernel(f"that codes a moment of kind {stored.kind} in {stored.bits} bits")
 
 
 @cache

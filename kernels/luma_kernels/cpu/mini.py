@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,19 +13,10 @@ from luma_core.rules import ParameterStep
 from luma_core.rules.adamw import MOMENTS
 from luma_kernels.cpu.coding import describe_layout, moment_kind
 from luma_kernels.cpu.library import address, native_library
-from luma_kernels.cpu.structs import (
-    BFLOAT,
-    FP8,
-    LOG_SIGNED,
-    PLAIN,
-    TABLE,
-    Layout,
-    Segments,
-    Step,
-)
+from luma_kernels.cpu.rules import MINI
+from luma_kernels.cpu.structs import BFLOAT, NONE, PLAIN, Layout, Segments
 
 _UNSCALED = (PLAIN, BFLOAT)
-_KINDS = (*_UNSCALED, LOG_SIGNED, FP8, TABLE)
 
 _CHUNK_ELEMENTS = 1 << 10
 """``kChunk`` of ``native.h``: the blocks of first moments that have no scales."""
@@ -36,7 +28,7 @@ _PIECE_ELEMENTS = 1 << 16
 def unsupported_first(codec: Codec) -> str:
     """Return why the library cannot step a first moment beside segments; empty if it can."""
     kind = moment_kind(codec)
-    if kind not in _KINDS:
+    if (MINI, kind, NONE, False) not in native_library().instances:
         return f"there is no native kernel of the codecs {codec.name} and segment_mean together"
     if codec.block_size is None and kind not in _UNSCALED:
         return f"there is no native kernel of {codec.name} with block_size=None for AdamMiniRule"
@@ -50,16 +42,18 @@ def first_layout(codec: Codec, shape: tuple[int, ...]) -> Layout:
     return describe_layout(codec, shape)
 
 
-def step_segments(
-    item: ParameterStep, step: Step, threads: int, instruction_set: str | None
-) -> int:
-    """Take the step that ``step`` describes, without its second moment.
+class SegmentRoom(NamedTuple):
+    """The segments of a step, and the memory that their addresses are of."""
+
+    segments: Segments
+    room: tuple[Tensor, ...]
+
+
+def describe_segments(item: ParameterStep) -> SegmentRoom:
+    """Return the segments of a step whose second moment is one value for each.
 
     Memory: beside a segment of more than 65,536 elements, or of elements that lie apart, 8 bytes
     for each position and 4 for each segment; in transposed layers 12 for each column.
-
-    Returns:
-        segments whose second moments were not finite.
     """
     stored = item.moments[MOMENTS[1]]
     assert isinstance(stored.codec, SegmentMean)
@@ -85,7 +79,7 @@ def step_segments(
         roots=address(roots),
         alone=alone,
     )
-    return native_library().mini_step(step, segments, threads, instruction_set)
+    return SegmentRoom(segments, (runs, sums, roots))
 
 
 def _alone(cut: Partition, codec: Codec, shape: tuple[int, ...]) -> bool:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import ctypes
 from collections.abc import Mapping
-from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from luma_core.codecs import Codec, SegmentMean
-from luma_core.rules import (
-    AdamMiniRule,
-    AdamWHyper,
-    AdamWRule,
-    LAMBHyper,
-    LAMBRule,
-    ParameterStep,
-    Rule,
-)
-from luma_core.rules.adamw import MOMENTS
+from luma_core.rules import AdamMiniRule, ParameterStep, Rule
 from luma_kernels.cpu.coding import (
     DTYPES,
     describe_layout,
@@ -27,53 +18,36 @@ from luma_kernels.cpu.coding import (
     is_plain,
     moment_kind,
     stored_as_specified,
-    thread_count,
 )
 from luma_kernels.cpu.library import address, native_library
-from luma_kernels.cpu.mini import first_layout, step_segments, unsupported_first
-from luma_kernels.cpu.structs import (
-    BFLOAT,
-    FP8,
-    LOG,
-    LOG_ROOT,
-    LOG_SIGNED,
-    PLAIN,
-    ROOT,
-    TABLE,
-    Moment,
-    Step,
-)
-
-_WHOLE_KINDS = ((LOG_SIGNED, LOG_ROOT), (PLAIN, PLAIN))
-"""Pairs that may have one scale for the whole tensor."""
-
-_ADAMW_KINDS = (
-    (LOG_SIGNED, LOG_ROOT),
-    (BFLOAT, BFLOAT),
-    *product((PLAIN, TABLE), (PLAIN, ROOT, LOG)),
-    *product((LOG_SIGNED, BFLOAT, FP8), (PLAIN,)),
-)
-_KINDS: dict[type[Rule], tuple[tuple[int, int], ...]] = {
-    AdamWRule: _ADAMW_KINDS,
-    AdamMiniRule: _ADAMW_KINDS,
-    LAMBRule: ((LOG_SIGNED, LOG_ROOT), (BFLOAT, BFLOAT), (PLAIN, PLAIN)),
-}
+from luma_kernels.cpu.mini import describe_segments, first_layout, unsupported_first
+from luma_kernels.cpu.rules import BY_HYPER, LAMB, MINI, RULES
+from luma_kernels.cpu.structs import NONE, Moment, Step
 
 
 def unsupported_codecs(rule: Rule, codecs: Mapping[str, Codec]) -> str:
     """Return why the library cannot step moments stored by ``codecs``; empty if it can."""
-    if type(rule) not in _KINDS or tuple(codecs) != MOMENTS:
+    known = RULES.get(type(rule))
+    if known is None:
         return f"there is no native kernel of the rule {type(rule).__name__}"
-    if type(rule) is AdamMiniRule and isinstance(codecs[MOMENTS[1]], SegmentMean):
-        return unsupported_first(codecs[MOMENTS[0]])
-    kinds = tuple(moment_kind(codec) for codec in codecs.values())
+    first, *others = codecs.values()
+    if type(rule) is AdamMiniRule and isinstance(others[0], SegmentMean):
+        return unsupported_first(first)
+    kinds = _kinds(codecs)
     sizes = {codec.block_size for codec in codecs.values()}
-    if kinds not in _KINDS[type(rule)] or len(sizes) > 1:
+    table = native_library().instances
+    if None in kinds or (known.number, *kinds, False) not in table or len(sizes) > 1:
         names = " and ".join(codec.name for codec in codecs.values())
         return f"there is no native kernel of the codecs {names} together"
-    if None in sizes and (type(rule) is LAMBRule or kinds not in _WHOLE_KINDS):
+    if None in sizes and (known.number, *kinds, True) not in table:
         return f"there is no native kernel of {type(rule).__name__} and block_size=None"
     return ""
+
+
+def _kinds(codecs: Mapping[str, Codec]) -> tuple[int | None, int | None]:
+    """Return how the library stores the moments of a rule that has one or two."""
+    first, *others = map(moment_kind, codecs.values())
+    return first, others[0] if others else NONE
 
 
 def unsupported_step(rule: Rule, item: ParameterStep) -> str:
@@ -87,13 +61,17 @@ def unsupported_step(rule: Rule, item: ParameterStep) -> str:
         return "the parameter is a part of another, cut along its rows"
     if item.grad_factor is not None and not is_plain(item.grad_factor):
         return "the gradient's factor is not a plain tensor on the CPU"
-    lr = item.hyper.lr
-    if isinstance(lr, Tensor) and (lr.dim() or lr.device.type != "cpu"):
+    if is_unusual_rate(item.hyper.lr):
         return "lr is a tensor with dimensions or not on the CPU"
     for stored in item.moments.values():
         if not stored_as_specified(stored.codec, stored.fields, item.param.shape):
             return "the stored moments are not contiguous tensors on the CPU"
     return unsupported_codecs(rule, {name: s.codec for name, s in item.moments.items()})
+
+
+def is_unusual_rate(lr: float | Tensor) -> bool:
+    """Return whether a learning rate is no number that the library can be given."""
+    return isinstance(lr, Tensor) and bool(lr.dim() or lr.device.type != "cpu")
 
 
 def step_parameter(
@@ -118,18 +96,10 @@ def step_parameter(
     Raises:
         BackendUnavailableError: there is no library, or it has no such instruction set here.
     """
-    param = item.param.contiguous()
-    grad = item.grad.contiguous()
-    step = _describe(item, param, grad)
-    threads = thread_count(param.numel(), threads)
-    if isinstance(item.hyper, LAMBHyper):
-        blocks = next(iter(item.moments.values())).codec.grid(param.shape)
-        sums = torch.empty(blocks.rows, blocks.blocks_per_row, 2, dtype=torch.float64, device="cpu")
-        bad = native_library().lamb_step(step, sums, threads, instruction_set)
-    elif isinstance(item.moments[MOMENTS[1]].codec, SegmentMean):
-        bad = step_segments(item, step, threads, instruction_set)
-    else:
-        bad = native_library().step(step, threads, instruction_set)
+    param, grad = item.param.contiguous(), item.grad.contiguous()
+    described = describe_step(item, param, grad)
+    available = torch.get_num_threads() if threads is None else threads
+    (bad,) = native_library().steps([described.step], available, instruction_set)
     if param is item.param:
         # Writing through a pointer, unlike PyTorch's own operations, is not seen by autograd.
         torch.autograd.graph.increment_version(param)
@@ -138,19 +108,27 @@ def step_parameter(
     return torch.tensor(bad, device="cpu")
 
 
-def _describe(item: ParameterStep, param: Tensor, grad: Tensor) -> Step:
+class DescribedStep(NamedTuple):
+    """A step for the library, and what its addresses are of beside the tensors of the step."""
+
+    step: Step
+    room: tuple[object, ...] = ()
+
+
+def describe_step(item: ParameterStep, param: Tensor, grad: Tensor) -> DescribedStep:
     """Return the step of contiguous tensors, which must outlive it."""
-    first, second = (item.moments[name] for name in MOMENTS)
-    if isinstance(second.codec, SegmentMean):
-        layout, own = first_layout(first.codec, tuple(param.shape)), Moment()
-    else:
-        layout = describe_layout(first.codec, tuple(param.shape))
-        own = describe_moment(second.codec, second.fields)
-    return Step(
+    native, shape = BY_HYPER[type(item.hyper)], tuple(param.shape)
+    first, *others = item.moments.values()
+    segmented = bool(others) and isinstance(others[0].codec, SegmentMean)
+    second = Moment(kind=NONE)
+    if others and not segmented:
+        second = describe_moment(others[0].codec, others[0].fields)
+    layout = first_layout(first.codec, shape) if segmented else describe_layout(first.codec, shape)
+    step = Step(
         param=address(param),
         grad=address(grad),
         first=describe_moment(first.codec, first.fields),
-        second=own,
+        second=second,
         layout=layout,
         first_index=item.first_index,
         param_dtype=DTYPES[param.dtype],
@@ -160,32 +138,18 @@ def _describe(item: ParameterStep, param: Tensor, grad: Tensor) -> Step:
         skip_nonfinite=item.skip_nonfinite,
         round_param=item.stochastic_rounding and param.dtype == torch.bfloat16,
         maximize=item.hyper.maximize,
+        rule=MINI if segmented else native.number,
         grad_factor=1.0 if item.grad_factor is None else float(item.grad_factor),
-        **_scalars(item.hyper),
     )
-
-
-def _scalars(hyper: AdamWHyper | LAMBHyper) -> dict[str, float]:
-    weight = 1.0 - hyper.beta1
-    from_grad = weight >= 0.5  # as torch.lerp
-    scalars = {
-        "lerp_from_grad": from_grad,
-        "lerp": weight - 1.0 if from_grad else weight,
-        "beta2": hyper.beta2,
-        "one_minus_beta2": 1.0 - hyper.beta2,
-        "inverse_root_correction2": 1.0 / math.sqrt(hyper.bias_correction2),
-        "eps": hyper.eps,
-    }
-    if isinstance(hyper, AdamWHyper):
-        return scalars | {
-            "decay": float(1.0 - hyper.lr * hyper.weight_decay),
-            "rate": float(hyper.lr / hyper.bias_correction1),
-            "limit": hyper.limit * hyper.bias_correction1,
-        }
-    return scalars | {
-        "inverse_correction1": 1.0 / hyper.bias_correction1,
-        "weight_decay": hyper.weight_decay,
-        "adapt": hyper.adapt,
-        "trust_clip": hyper.trust_clip,
-        "lr": float(hyper.lr),
-    }
+    for index, value in enumerate(native.scalars(item.hyper)):
+        step.scalars[index] = value
+    if segmented:
+        segments = describe_segments(item)
+        step.segments = ctypes.addressof(segments.segments)
+        return DescribedStep(step, segments)
+    if native.number == LAMB:
+        blocks = first.codec.grid(shape)
+        sums = torch.empty(blocks.rows, blocks.blocks_per_row, 2, dtype=torch.float64, device="cpu")
+        step.sums = address(sums)
+        return DescribedStep(step, (sums,))
+    return DescribedStep(step)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from ctypes import Structure, c_double, c_float, c_int32, c_int64, c_uint32, c_void_p
 from typing import ClassVar
 
-INTERFACE_VERSION = 5
+INTERFACE_VERSION = 6
 """``kInterfaceVersion`` of the sources that these layouts were written for."""
 
-PLAIN, LOG_SIGNED, LOG_ROOT, TABLE, ROOT, LOG, BFLOAT, FP8 = range(8)
-"""How a moment is stored: floats, codes of it or of its square root, or packed codes."""
+PLAIN, LOG_SIGNED, LOG_ROOT, TABLE, ROOT, LOG, BFLOAT, FP8, NONE = range(9)
+"""How a moment is stored: floats, codes of it or of its square root, packed codes; or not so."""
+
+SCALARS = 16
+"""``kScalars`` of ``native.h``."""
 
 
 class Layout(Structure):
@@ -56,21 +59,22 @@ class Step(Structure):
         ("skip_nonfinite", c_int32),
         ("round_param", c_int32),
         ("maximize", c_int32),
-        ("lerp_from_grad", c_int32),
-        ("lerp", c_float),
-        ("beta2", c_float),
-        ("one_minus_beta2", c_float),
-        ("inverse_root_correction2", c_float),
-        ("eps", c_float),
-        ("decay", c_float),
-        ("rate", c_float),
-        ("limit", c_float),
+        ("rule", c_int32),
         ("grad_factor", c_float),
-        ("inverse_correction1", c_float),
-        ("weight_decay", c_float),
-        ("adapt", c_int32),
-        ("trust_clip", c_int32),
-        ("lr", c_double),
+        ("scalars", c_double * SCALARS),
+        ("sums", c_void_p),
+        ("segments", c_void_p),
+    ]
+
+
+class Instance(Structure):
+    """A kernel that the library has."""
+
+    _fields_: ClassVar = [
+        ("rule", c_int32),
+        ("first", c_int32),
+        ("second", c_int32),
+        ("whole", c_int32),
     ]
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from luma_core import backends
 from luma_core.checkpoint.format.manifest import Box
 from luma_core.codecs import Codec
 from luma_core.errors import ConfigurationError
@@ -73,7 +74,7 @@ def moment_rows(
         fields = {
             name: read(name, 0, math.prod(s.shape)).view(s.shape) for name, s in layout.items()
         }
-        whole = codec.decode_tensor(fields, shape)
+        whole = backends.decode(codec, fields, shape)
         return whole if chosen is None else whole[chosen.start : chosen.stop].clone()
     row = math.prod(shape[1:])
     if grid.flat:
@@ -89,7 +90,7 @@ def moment_rows(
                 slice(chosen.start, chosen.stop),
                 lambda start, stop, name=name: read(name, start, stop),  # type: ignore[misc]
             )
-    return codec.decode_tensor(fields, (len(chosen), *shape[1:]))
+    return backends.decode(codec, fields, (len(chosen), *shape[1:]))
 
 
 def _is_sliceable(codec: Codec, shape: tuple[int, ...]) -> bool:
@@ -120,4 +121,4 @@ def _flat_elements(
             fields[name] = read(name, 0, math.prod(spec.shape)).view(spec.shape)
         else:
             fields[name] = read(name, first * entries, max(first, last) * entries)
-    return codec.decode_tensor(fields, (high - low,))[start - low : stop - low]
+    return backends.decode(codec, fields, (high - low,))[start - low : stop - low]

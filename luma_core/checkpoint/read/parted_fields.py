@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from luma_core import backends
 from luma_core.checkpoint.format.consistency import tensor_name
 from luma_core.checkpoint.format.manifest import Box, ParameterEntry
 from luma_core.checkpoint.format.stored_tensors import box_shape
@@ -44,7 +45,7 @@ class RecodedFields:
         if not self._boxes[moment]:
             return self._stored(tensor_name(self._entry.name, key))
         if key not in self._coded:
-            coded = self._codec(moment).encode_tensor(self._values(moment))
+            coded = backends.encode(self._codec(moment), self._values(moment))
             self._coded = {field_key(moment, name): value for name, value in coded.items()}
         # Whoever reads the fields of a moment reads each once.
         return self._coded.pop(key)
@@ -64,7 +65,7 @@ class RecodedFields:
             name: self._stored(tensor_name(self._entry.name, field_key(moment, name)), box)
             for name in codec.layout(shape)
         }
-        return codec.decode_tensor(fields, shape)
+        return backends.decode(codec, fields, shape)
 
     def _codec(self, moment: str) -> Codec:
         return codec_from_dict(self._entry.codecs[moment])

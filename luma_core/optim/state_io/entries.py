@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from luma_core import backends
 from luma_core.carried import as_bytes, from_bytes, redistributed
 from luma_core.codecs import Codec, Fields, FieldSpec, parameter_codecs
 from luma_core.errors import ConfigurationError, StateMismatchError, some_names
@@ -183,12 +184,12 @@ def _coded(state: ParameterState, moment: str, codec: Codec, param: Tensor) -> F
     # Of a tensor on another device than its parameter, the faster one of the two codes.
     device = local_tensor(param).device
     if part is None:
-        whole = source.decode_tensor(fields, state.shape)
-        return codec.encode_tensor(local_tensor(whole).to(device))
+        whole = backends.decode(source, fields, state.shape)
+        return backends.encode(codec, local_tensor(whole).to(device))
     if any(map(is_sharded, fields.values())):
         local = decoded_part(part, source, fields).to(device)
         return encoded_part(part, codec, part.like_whole(local))
-    return encoded_part(part, codec, source.decode_tensor(fields, state.shape).to(device))
+    return encoded_part(part, codec, backends.decode(source, fields, state.shape).to(device))
 
 
 def entry_fits(

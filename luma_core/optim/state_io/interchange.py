@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luma_core import rounding
+from luma_core import backends, rounding
 from luma_core.codecs import parameter_codecs
 from luma_core.optim.state_io.adamw_source import WHAT, AdamWSource
 from luma_core.optim.state_io.loading import load_source
@@ -92,7 +92,7 @@ def encode_state(
     fields = {
         field_key(moment, name): tensor
         for moment, codec in codecs.items()
-        for name, tensor in codec.encode_tensor(moments[moment]).items()
+        for name, tensor in backends.encode(codec, moments[moment]).items()
     }
     return ParameterState(
         name=head.name,

@@ -5,23 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from luma_core.backends.base import JointStep, Plan
+from luma_core.backends.native import NATIVE
+from luma_core.backends.registry import step_parameter
+from luma_core.backends.triton import TRITON
 from luma_core.errors import BackendUnavailableError
-from luma_core.optim.step.backend import step_parameter
 from luma_core.optim.step.clipping import GradientClip, gradient_square_digits
 from luma_core.optim.step.collective import reduce_parts, run_together
-from luma_core.optim.step.gpu import fused_step_class
 from luma_core.optim.step.work import Steppable, Work
 from luma_core.rules.base import Reduction
 from luma_core.rules.norms import total
-
-if TYPE_CHECKING:
-    from luma_kernels.triton.launcher import FusedStep
-
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -40,8 +37,10 @@ class Batch:
 
     def __init__(self, optimizer: Steppable) -> None:
         self._optimizer = optimizer
-        self._by_device: dict[torch.device, FusedStep] = {}
-        self._fused: dict[torch.device, FusedStep] = {}
+        self._by_device: dict[torch.device, JointStep] = {}
+        self._fused: dict[torch.device, JointStep] = {}
+        self._plan: Plan | None = None
+        self._planned: list[Work] = []
         self._single: list[Work] = []
         self._without_values: list[Work] = []
         self.keeps = False
@@ -50,25 +49,43 @@ class Batch:
     @property
     def all_fused(self) -> bool:
         """Whether every parameter goes to a fused step."""
-        return bool(self._fused) and not self._single and not self._without_values
+        others = self._planned or self._single or self._without_values
+        return bool(self._fused) and not others
 
     def clear(self) -> None:
         """Forget the parameters."""
         self._fused, self._single, self._without_values = {}, [], []
+        self._plan, self._planned = None, []
 
     def build(self, work: Sequence[Work]) -> None:
         """Take other parameters, and decide where each goes."""
-        optimizer = self._optimizer
-        fused_class = fused_step_class(optimizer.backend, optimizer.rule)
-        self._fused, self.keeps = {}, False
         self._without_values = [item for item in work if not item.has_values]
         work = [item for item in work if item.has_values]
+        self._single = self._build_plan(work)
+        self._build_fused(work)
+        self.keeps = bool(self._planned or self._fused) and not self._without_values
+
+    def _build_plan(self, work: Sequence[Work]) -> list[Work]:
+        """Plan the steps on the CPU that the native library takes; return all others."""
+        optimizer = self._optimizer
+        self._plan, self._planned = NATIVE.plan(optimizer.backend, optimizer.rule), []
+        if self._plan is None:
+            return list(work)
+        able = [item for item in work if item.param.is_cpu and item.independent(optimizer.rule)]
+        taken = self._plan.build([item.planned_step(optimizer.rule) for item in able])
+        self._planned = [item for item, ok in zip(able, taken, strict=True) if ok]
+        planned = set(map(id, self._planned))
+        return [item for item in work if id(item) not in planned]
+
+    def _build_fused(self, work: Sequence[Work]) -> None:
+        """Build the tables of fused steps, which take what they can of CUDA devices."""
+        optimizer = self._optimizer
+        fused_class = TRITON.joint_step(optimizer.backend, optimizer.rule)
+        self._fused = {}
         if fused_class is None:
-            self._single = list(work)
             return
         devices = {item.param.device for item in work if item.param.is_cuda}
-        self._single = [item for item in work if not item.param.is_cuda]
-        self.keeps = bool(devices) and not self._without_values
+        self._single = [item for item in self._single if not item.param.is_cuda]
         for device in sorted(devices, key=str):
             here = [item for item in work if item.param.device == device]
             if device not in self._by_device:
@@ -93,6 +110,8 @@ class Batch:
 
     def follow_gradients(self) -> bool:
         """Enter the gradients' new addresses; return ``False`` where that takes a new `build`."""
+        if self._plan is not None and not self._plan.follow_gradients():
+            return False
         return all(fused.follow_gradients() for fused in self._fused.values())
 
     def square_sums(self) -> list[Tensor]:
@@ -100,7 +119,7 @@ class Batch:
         sums = [fused.square_sum() for fused in self._fused.values()]
         parts = [
             (Reduction(gradient_square_digits(work.param.grad), "sum"), work.part)
-            for work in self._single
+            for work in self._alone
             if work.param.grad is not None
         ]
         device = parts[0][0].values.device if parts else None
@@ -123,7 +142,7 @@ class Batch:
         for fused in self._fused.values():
             norm = None if clip is None else clip.norm
             fused.launch(groups, grad_scale=grad_scale, found_inf=found_inf, grad_norm=norm)
-        self._step_single(clip)
+        self._step_single(self._single if self._step_planned(clip) else self._alone, clip)
         for work in self._without_values:
             work.state["step"] += 1
 
@@ -144,10 +163,26 @@ class Batch:
                 )
             _log_once(f"LUMA steps some parameters in PyTorch, slowly: {item.name!r}: {reason}.")
 
-    def _step_single(self, clip: GradientClip | None) -> None:
-        """Step what no fused step takes."""
+    @property
+    def _alone(self) -> list[Work]:
+        """What no fused step takes."""
+        return [*self._planned, *self._single]
+
+    def _step_planned(self, clip: GradientClip | None) -> bool:
+        """Step what is planned, in one call; return ``False`` where each must be asked about."""
+        if self._plan is None or not self._planned:
+            return True
+        groups, device = self._optimizer.param_groups, self._planned[0].param.device
+        factors = [
+            None if clip is None else clip.factor(group["max_grad_norm"], device)
+            for group in groups
+        ]
+        return self._plan.launch(groups, factors)
+
+    def _step_single(self, single: Sequence[Work], clip: GradientClip | None) -> None:
+        """Step parameters one by one, but for what they need of other processes."""
         optimizer, together = self._optimizer, []
-        for work in self._single:
+        for work in single:
             work.state["step"] += 1
             step = int(work.state["step"])
             factor = None

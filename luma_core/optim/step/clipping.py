@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from luma_core.backends.native import native_cpu
 from luma_core.codecs import BlockGrid
-from luma_core.native import native_cpu
 from luma_core.rules.norms import DIGITS, square_digits
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from luma_core import rounding
+from luma_core.backends.registry import check_codecs_of_backend, check_device
 from luma_core.codecs import Codec
 from luma_core.errors import (
     BackendUnavailableError,
@@ -17,7 +18,6 @@ from luma_core.errors import (
     UnsupportedParameterError,
 )
 from luma_core.optim.options import check_gradient
-from luma_core.optim.step.backend import check_codecs_of_backend, check_device
 from luma_core.optim.step.clipping import GradientClip
 from luma_core.rules import ParameterStep, Rule, StoredMoment
 from luma_core.sharding import Part, is_sharded, local_tensor, part_of, used_fields
@@ -229,6 +229,12 @@ class Work(NamedTuple):
             first_index=self.first_index,
             whole_row=self.row_stride,
         )
+
+    def planned_step(self, rule: Rule) -> tuple[ParameterStep, Mapping[str, Tensor], int, bool]:
+        """Return what `Plan.build` takes of a parameter."""
+        step = int(self.state["step"]) + 1
+        item = self.parameter_step(rule.hyper(self.group, step, coarse=self.coarse), step, None)
+        return item, self.state, self.group_index, self.coarse
 
     @property
     def shape(self) -> torch.Size:

@@ -14,7 +14,8 @@ from torch import nn
 
 from luma_client.cli.app import run
 from luma_client.console import offload_advice
-from luma_core import AdamW, native
+from luma_core import AdamW
+from luma_core.backends import native
 from luma_kernels import cpu
 from luma_kernels.cpu import library
 from luma_kernels.cpu.library import native_library

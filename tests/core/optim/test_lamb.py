@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from luma_core import LAMB, native
+from luma_core import LAMB
+from luma_core.backends import native, registry
 from luma_core.codecs import BlockGrid, Luma16M, Luma16V
 from luma_core.errors import BackendUnavailableError, ConfigurationError, UnknownCodecError
-from luma_core.optim.step import backend
 from luma_core.rules import LAMBRule
 
 Make = Callable[..., nn.Module]
@@ -332,7 +332,7 @@ def test_wrong_options(
 
 
 def test_the_native_backend_has_no_kernel_of_one_scale_and_says_so() -> None:
-    choose = partial(backend.choose, "cpu", LAMBRule())
+    choose = partial(registry.choose, "cpu", LAMBRule())
     if native.native_cpu() is None:
         pytest.skip("there is no native library to ask for by name")
     codecs = {"exp_avg": Luma16M(block_size=None), "exp_avg_sq": Luma16V(block_size=None)}

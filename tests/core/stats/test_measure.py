@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from luma_core.native import native_cpu
+from luma_core.backends.native import native_cpu
 from luma_core.stats import HISTOGRAM_EDGES, measure
 from luma_core.stats.bins import ABOVE, BELOW, FIRST, NONFINITE, SLOTS, ZERO, octaves
 from luma_core.stats.measure import CodeCounts, UpdateRule

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from luma_core import stats
+from luma_core.backends.native import native_cpu
 from luma_core.codecs import BF16, FP32, TILE_ELEMENTS, Luma16M, Luma16V
-from luma_core.native import native_cpu
 from luma_core.stats import measure, tiles, walk
 
 SHAPE = (5, TILE_ELEMENTS // 2 + 33)

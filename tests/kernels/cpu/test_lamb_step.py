@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from luma_core import LAMB
+from luma_core.backends import registry
 from luma_core.codecs import Codec
-from luma_core.optim.step import backend
 from luma_core.rules import AdamWRule, LAMBRule, ParameterStep
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
@@ -155,7 +155,7 @@ def test_lamb_uses_it(name: str, codec: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_it_cannot_take_is_named() -> None:
-    choice = backend.choose("cpu", LAMBRule(), luma_codecs(None))
+    choice = registry.choose("cpu", LAMBRule(), luma_codecs(None))
     assert choice.backend == "pytorch"
     assert "block_size=None" in choice.reason
-    assert backend.choose("cpu", LAMBRule(), luma_codecs(128)).backend == "native"
+    assert registry.choose("cpu", LAMBRule(), luma_codecs(128)).backend == "native"

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from luma_core import LUMA, native
+from luma_core import LUMA, backends
+from luma_core.backends import native
 from luma_core.codecs import Luma16M
 from luma_core.errors import BackendUnavailableError
 from luma_kernels import cpu
@@ -120,6 +121,6 @@ def test_no_address_of_a_gpu_gets_to_the_library() -> None:
 
 def test_a_place_to_decode_to_that_has_no_memory_is_refused() -> None:
     codec = Luma16M()
-    stored = codec.encode_tensor(torch.ones(4, 256))
+    stored = backends.encode(codec, torch.ones(4, 256))
     with pytest.raises(BackendUnavailableError, match="without memory of the CPU"):
         cpu.decode(codec, stored, (4, 256), out=torch.empty(4, 256, device="meta"))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from luma_core import AdamMini
+from luma_core.backends import registry
 from luma_core.codecs import (
     BF16,
     FP8E4M3,
@@ -22,7 +23,6 @@ from luma_core.codecs import (
     SegmentMean,
     TableM,
 )
-from luma_core.optim.step import backend
 from luma_core.rules import AdamMiniRule, ParameterStep
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
@@ -221,6 +221,6 @@ def test_what_it_cannot_take_is_named() -> None:
     segments = SegmentMean(partition=Partition.rows((4, 64)))
     for first, reason in ((Luma16M(block_size=None), "block_size=None"), (FP32(), "")):
         codecs = {"exp_avg": first, "exp_avg_sq": segments}
-        choice = backend.choose("cpu", AdamMiniRule(), codecs)
+        choice = registry.choose("cpu", AdamMiniRule(), codecs)
         assert choice.backend == ("pytorch" if reason else "native")
         assert reason in choice.reason

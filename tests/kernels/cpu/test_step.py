@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from luma_core import LUMA
+from luma_core.backends import registry
 from luma_core.codecs import Luma16M
-from luma_core.optim.step import backend
 from luma_core.rules import AdamWRule
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
@@ -253,7 +253,7 @@ def test_what_it_cannot_take_takes_the_eager_path() -> None:
     item = replace(item, grad=item.grad.double())
     expected = clone(item)
     AdamWRule().step_parameter(expected)
-    backend.step_parameter("native", AdamWRule(), item)
+    registry.step_parameter("native", AdamWRule(), item)
     assert_same_bits(item, expected)
 
 
@@ -266,5 +266,5 @@ def test_reasons_name_what_is_missing() -> None:
     assert "SeparateRule" in cpu.unsupported_step(SeparateRule(), item)
     mixed = {**luma_codecs(48), "exp_avg_sq": Luma16M(block_size=48)}
     assert "luma16_m" in cpu.unsupported_codecs(rule, mixed)
-    assert backend.choose("cpu", rule, mixed).backend == "pytorch"
-    assert backend.choose("cpu", rule, luma_codecs(None)).backend == "native"
+    assert registry.choose("cpu", rule, mixed).backend == "pytorch"
+    assert registry.choose("cpu", rule, luma_codecs(None)).backend == "native"

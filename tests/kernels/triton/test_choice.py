@@ -2,8 +2,8 @@
 
 import pytest
 
+from luma_core.backends import triton
 from luma_core.errors import BackendUnavailableError
-from luma_core.optim.step import gpu
 from luma_core.rules import AdamWRule
 
 pytest.importorskip("triton")
@@ -16,15 +16,15 @@ class OtherRule(AdamWRule):
 
 
 def test_a_rule_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "why_no_triton", lambda: "")
-    assert gpu.fused_step_class("triton", AdamWRule()) is FusedStep
-    assert gpu.fused_step_class("auto", OtherRule()) is None
+    monkeypatch.setattr(triton, "why_no_triton", lambda: "")
+    assert triton.TRITON.joint_step("triton", AdamWRule()) is FusedStep
+    assert triton.TRITON.joint_step("auto", OtherRule()) is None
     with pytest.raises(BackendUnavailableError, match="no Triton kernel of the rule OtherRule"):
-        gpu.fused_step_class("triton", OtherRule())
+        triton.TRITON.joint_step("triton", OtherRule())
 
 
 def test_a_machine_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "why_no_triton", lambda: "there is no CUDA device")
-    assert gpu.fused_step_class("auto", AdamWRule()) is None
+    monkeypatch.setattr(triton, "why_no_triton", lambda: "there is no CUDA device")
+    assert triton.TRITON.joint_step("auto", AdamWRule()) is None
     with pytest.raises(BackendUnavailableError, match="there is no CUDA device"):
-        gpu.fused_step_class("triton", AdamWRule())
+        triton.TRITON.joint_step("triton", AdamWRule())

@@ -16,22 +16,27 @@ struct Work {
   alignas(64) uint32_t bits[kChunk];
 };
 
-// The scalars of AdamWRule, copied out of the step: stores then cannot seem to change them.
-struct Rule {
-  float lerp, beta2, one_minus_beta2, inverse_root_correction2, eps, decay, rate, limit;
+// The numbers of AdamWRule, in the order in which `scalars` has them; LAMB's begin with the same.
+// They are copied out of the step: stores then cannot seem to change them.
+struct AdamWNumbers {
+  // The first moment is base + lerp * (grad - moment), with base the gradient or the old moment.
+  float lerp;
   bool from_grad;
+  float beta2, one_minus_beta2, inverse_root_correction2, eps, decay, rate;
+  // Bound on the first moment over the divisor, where a moment is stored coarsely.
+  float limit;
   int32_t flip;
 
-  explicit Rule(const Step& s)
-      : lerp(s.lerp),
-        beta2(s.beta2),
-        one_minus_beta2(s.one_minus_beta2),
-        inverse_root_correction2(s.inverse_root_correction2),
-        eps(s.eps),
-        decay(s.decay),
-        rate(s.rate),
-        limit(s.limit),
-        from_grad(s.lerp_from_grad != 0),
+  explicit AdamWNumbers(const Step& s)
+      : lerp(static_cast<float>(s.scalars[0])),
+        from_grad(s.scalars[1] != 0.0),
+        beta2(static_cast<float>(s.scalars[2])),
+        one_minus_beta2(static_cast<float>(s.scalars[3])),
+        inverse_root_correction2(static_cast<float>(s.scalars[4])),
+        eps(static_cast<float>(s.scalars[5])),
+        decay(static_cast<float>(s.scalars[6])),
+        rate(static_cast<float>(s.scalars[7])),
+        limit(static_cast<float>(s.scalars[8])),
         flip(s.maximize ? ~kMagnitude : 0) {}
 
   inline float gradient(float grad) const { return as_float(as_bits(grad) ^ flip); }
@@ -75,7 +80,7 @@ struct LogSource {
 
 // N is the length where it is known when compiling, else 0.
 template <int N>
-Largest log_moments(const Rule rule, const LogSource source, int64_t length,
+Largest log_moments(const AdamWNumbers rule, const LogSource source, int64_t length,
                     float* __restrict new_first, float* __restrict new_root) {
   const int64_t n = N ? N : length;
   const float* __restrict grad = source.grad;
@@ -100,7 +105,7 @@ Largest log_moments(const Rule rule, const LogSource source, int64_t length,
 }
 
 // The result of log_moments alone; the root of the largest is the largest root.
-Largest log_largest(const Rule rule, const LogSource source, int64_t n) {
+Largest log_largest(const AdamWNumbers rule, const LogSource source, int64_t n) {
   const float* __restrict grad = source.grad;
   const Grid grid1 = source.grid1;
   const Grid grid2 = source.grid2;
@@ -119,7 +124,7 @@ Largest log_largest(const Rule rule, const LogSource source, int64_t n) {
 }
 
 template <int N>
-void plain_moments(const Rule rule, const float* __restrict grad, const float* __restrict first,
+void plain_moments(const AdamWNumbers rule, const float* __restrict grad, const float* __restrict first,
                    const float* __restrict second, int64_t length, float* __restrict new_first,
                    float* __restrict new_second, float* __restrict new_root) {
   const int64_t n = N ? N : length;
@@ -147,7 +152,7 @@ struct LogTarget {
 // Codes the new moments and, with Param, updates the parameter: one loop, in which the division of
 // one overlaps with the integer operations of the other.
 template <int N, bool Clamp, bool Param>
-void log_finish(const Rule rule, const LogTarget target, int64_t length) {
+void log_finish(const AdamWNumbers rule, const LogTarget target, int64_t length) {
   const int64_t n = N ? N : length;
   const float* __restrict new_first = target.new_first;
   const float* __restrict new_root = target.new_root;
@@ -170,7 +175,7 @@ void log_finish(const Rule rule, const LogTarget target, int64_t length) {
 }
 
 template <int N, bool Bounded>
-void update_param(const Rule rule, const float* __restrict first, const float* __restrict root,
+void update_param(const AdamWNumbers rule, const float* __restrict first, const float* __restrict root,
                   int64_t length, float* __restrict param) {
   const int64_t n = N ? N : length;
   for (int64_t i = 0; i < n; ++i) {

@@ -9,16 +9,19 @@ namespace {
 // What stands in place of the sums of a block that is left as it was.
 constexpr double kLeft = -1.0;
 
-// LAMBRule.update: before it is scaled to the parameter's norm.
+// LAMBRule.update: before it is scaled to the parameter's norm. With Bounded, the limit holds; NaN
+// passes it.
+template <bool Bounded>
 void lamb_update(const Step& s, const float* __restrict first, const float* __restrict second,
                  const float* __restrict param, int64_t n, float* __restrict update) {
-  const float inverse_root = s.inverse_root_correction2;
-  const float inverse = s.inverse_correction1;
-  const float eps = s.eps;
-  const float weight_decay = s.weight_decay;
+  const AdamWNumbers rule(s);
+  const float inverse = static_cast<float>(s.scalars[kInverseCorrection1]);
+  const float weight_decay = static_cast<float>(s.scalars[kWeightDecay]);
   for (int64_t i = 0; i < n; ++i) {
-    const float denominator = __builtin_sqrtf(second[i]) * inverse_root + eps;
-    update[i] = first[i] / denominator * inverse + weight_decay * param[i];
+    const float denominator = __builtin_sqrtf(second[i]) * rule.inverse_root_correction2 + rule.eps;
+    float adam = first[i] / denominator;
+    if (Bounded) adam = adam < -rule.limit ? -rule.limit : adam > rule.limit ? rule.limit : adam;
+    update[i] = adam * inverse + weight_decay * param[i];
   }
 }
 
@@ -52,12 +55,12 @@ int64_t lamb_moments_of(const Step& s, double* sums, int64_t begin, int64_t end)
       here[0] = here[1] = kLeft;
       return;
     }
-    if (!s.adapt) return;
+    if (s.scalars[kAdapt] == 0.0) return;
     const typename Pair::Scales scales = stepper.pair().stored(block.block);
     each_run(block, [&](const Run& run) {
       const Moments now = stepper.moments(run, scales);
       const float* param = stepper.param(run);
-      lamb_update(s, now.first, now.second, param, run.length, update);
+      lamb_update<Pair::kCoarse>(s, now.first, now.second, param, run.length, update);
       here[0] += square_sum(param, run.length);
       here[1] += square_sum(update, run.length);
     });
@@ -75,7 +78,7 @@ void lamb_params_of(const Step& s, const double* sums, float rate, int64_t begin
     each_run(block, [&](const Run& run) {
       const Moments now = stepper.moments(run, scales);
       float* param = stepper.param(run);
-      lamb_update(s, now.first, now.second, param, run.length, update);
+      lamb_update<Pair::kCoarse>(s, now.first, now.second, param, run.length, update);
       for (int64_t i = 0; i < run.length; ++i) param[i] = param[i] - update[i] * rate;
       stepper.draw(run.start, run.length, run.padded);
       stepper.store_param(run, 0);
@@ -84,18 +87,22 @@ void lamb_params_of(const Step& s, const double* sums, float rate, int64_t begin
 }
 
 int64_t lamb_moments(const Step& s, double* sums, int64_t begin, int64_t end) {
-  switch (s.first.kind) {
-    case kLogSigned: return lamb_moments_of<LogGridPair>(s, sums, begin, end);
-    case kBFloat: return lamb_moments_of<BFloatPair>(s, sums, begin, end);
-    default: return lamb_moments_of<PlainPair>(s, sums, begin, end);
+  switch (instance(s)) {
+#define LUMA_CASE(RULE, FIRST, SECOND, ...) \
+  case instance(RULE, FIRST, SECOND): return lamb_moments_of<__VA_ARGS__>(s, sums, begin, end);
+    LUMA_LAMB(LUMA_CASE)
+#undef LUMA_CASE
   }
+  return 0;
 }
 
 void lamb_params(const Step& s, const double* sums, float rate, int64_t begin, int64_t end) {
-  switch (s.first.kind) {
-    case kLogSigned: return lamb_params_of<LogGridPair>(s, sums, rate, begin, end);
-    case kBFloat: return lamb_params_of<BFloatPair>(s, sums, rate, begin, end);
-    default: return lamb_params_of<PlainPair>(s, sums, rate, begin, end);
+  switch (instance(s)) {
+#define LUMA_CASE(RULE, FIRST, SECOND, ...)                                 \
+  case instance(RULE, FIRST, SECOND):                                       \
+    return lamb_params_of<__VA_ARGS__>(s, sums, rate, begin, end);
+    LUMA_LAMB(LUMA_CASE)
+#undef LUMA_CASE
   }
 }
 

@@ -1,8 +1,9 @@
 // The library's C interface: picks a build of the kernels and shares the work out to threads.
 
 #include <cmath>
+#include <initializer_list>
 
-#include "native.h"
+#include "instances.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -50,6 +51,9 @@ const InstructionSet kInstructionSets[] = {
 };
 // Elements that a thread takes at once.
 constexpr int64_t kRangeElements = 1 << 16;
+
+// Fewer elements than this are not worth waking another thread for: some 20 microseconds.
+constexpr int64_t kThreadElements = 1 << 15;
 
 constexpr int32_t kCount = sizeof kInstructionSets / sizeof kInstructionSets[0];
 
@@ -115,10 +119,8 @@ int64_t whole_step(const Step& s, const Kernels& kernels, int32_t threads) {
   share(threads, s.layout, [&](int64_t begin, int64_t end) {
     kernels.whole_step(s, largest, begin, end);
   });
-  if (s.first.kind != kPlain) {
-    *s.first.exponent = fit(s.first, largest.first);
-    *s.second.exponent = fit(s.second, largest.second);
-  }
+  if (s.first.kind == kLogSigned) *s.first.exponent = fit(s.first, largest.first);
+  if (s.second.kind == kLogRoot) *s.second.exponent = fit(s.second, largest.second);
   return bad;
 }
 
@@ -134,7 +136,103 @@ float lamb_rate(const Step& s, const double* sums) {
     update += sums[2 * block + 1];
   }
   const double ratio = param > 0.0 && update > 0.0 ? std::sqrt(param) / std::sqrt(update) : 1.0;
-  return static_cast<float>(s.lr * (s.trust_clip && ratio > 1.0 ? 1.0 : ratio));
+  return static_cast<float>(s.scalars[kLearningRate] *
+                            (s.scalars[kTrustClip] != 0.0 && ratio > 1.0 ? 1.0 : ratio));
+}
+
+int64_t blocks_step(const Step& s, const Kernels& kernels, int32_t threads) {
+  int64_t bad = 0;
+  share(threads, s.layout, [&](int64_t begin, int64_t end) {
+    __atomic_fetch_add(&bad, kernels.step(s, begin, end), __ATOMIC_RELAXED);
+  });
+  return bad;
+}
+
+int64_t lamb_step(const Step& s, const Kernels& kernels, int32_t threads) {
+  int64_t bad = 0;
+  share(threads, s.layout, [&](int64_t begin, int64_t end) {
+    __atomic_fetch_add(&bad, kernels.lamb_moments(s, s.sums, begin, end), __ATOMIC_RELAXED);
+  });
+  const float rate = lamb_rate(s, s.sums);
+  share(threads, s.layout, [&](int64_t begin, int64_t end) {
+    kernels.lamb_params(s, s.sums, rate, begin, end);
+  });
+  return bad;
+}
+
+// Counts segments whose second moments were not finite.
+int64_t mini_step(const Step& s, const Kernels& kernels, int32_t threads) {
+  const Segments& g = *s.segments;
+  const int64_t count = g.outer * g.per_outer;
+  const int64_t elements = numel(s.layout);
+  int64_t bad = 0;
+  const auto counted = [&](auto* kernel) {
+    share(threads, count, elements / count, [&](int64_t begin, int64_t end) {
+      __atomic_fetch_add(&bad, kernel(s, g, begin, end), __ATOMIC_RELAXED);
+    });
+  };
+  if (g.alone) {
+    counted(kernels.mini_segments);
+    return bad;
+  }
+  const int64_t units = sum_units(g);
+  share(threads, units, elements / units, [&](int64_t begin, int64_t end) {
+    kernels.mini_sums(s, g, begin, end);
+  });
+  counted(kernels.mini_seconds);
+  share(threads, s.layout, [&](int64_t begin, int64_t end) {
+    kernels.mini_update(s, g, begin, end);
+  });
+  return bad;
+}
+
+int64_t one_step(const Step& s, const Kernels& kernels, int32_t threads) {
+  if (numel(s.layout) == 0) return 0;
+  if (s.rule == kMini) return mini_step(s, kernels, threads);
+  if (s.rule == kLamb) return lamb_step(s, kernels, threads);
+  if (s.layout.block == 0) return whole_step(s, kernels, threads);
+  return blocks_step(s, kernels, threads);
+}
+
+const Instance kInstances[] = {
+#define LUMA_BLOCKS_ROW(RULE, FIRST, SECOND, ...) {RULE, FIRST, SECOND, 0},
+#define LUMA_WHOLE_ROW(RULE, FIRST, SECOND, ...) {RULE, FIRST, SECOND, 1},
+    LUMA_ELEMENTWISE(LUMA_BLOCKS_ROW) LUMA_LAMB(LUMA_BLOCKS_ROW) LUMA_MINI(LUMA_BLOCKS_ROW)
+        LUMA_WHOLE(LUMA_WHOLE_ROW)
+#undef LUMA_BLOCKS_ROW
+#undef LUMA_WHOLE_ROW
+};
+constexpr int32_t kInstanceCount = sizeof kInstances / sizeof kInstances[0];
+
+bool is_dtype(int32_t dtype) { return dtype >= kFloat32 && dtype <= kFloat16; }
+
+// Whether there is a kernel of a moment's codes: packed ones have few sizes.
+bool is_packed_size(const Moment& moment) {
+  if (moment.kind != kTable && moment.kind != kRoot && moment.kind != kLog) return true;
+  return moment.bits == 8 || (moment.bits >= 2 && moment.bits <= 6);
+}
+
+bool is_known(const Step& s) {
+  if (!is_dtype(s.param_dtype) || !is_dtype(s.grad_dtype)) return false;
+  if (!is_packed_size(s.first) || !is_packed_size(s.second)) return false;
+  for (const Instance& row : kInstances) {
+    if (row.rule == s.rule && row.first == s.first.kind && row.second == s.second.kind &&
+        row.whole == (s.layout.block == 0)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+bool is_known(const Coding& c) {
+  if (!is_dtype(c.plain_dtype) || !is_packed_size(c.stored)) return false;
+  const int32_t kind = c.stored.kind;
+  if (kind == kLogSigned || kind == kLogRoot) return true;
+  if (c.layout.block == 0) return false;
+  for (const int32_t known : {kTable, kRoot, kLog, kFp8}) {
+    if (kind == known) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -162,65 +260,28 @@ LUMA_EXPORT const char* luma_threading() {
 #endif
 }
 
-// Takes one step; returns the number of blocks whose new moments were not all finite.
-LUMA_EXPORT int64_t luma_step(const luma::Step* step, int32_t instruction_set, int32_t threads) {
-  using namespace luma;
-  const Kernels& kernels = *kInstructionSets[instruction_set].kernels;
-  if (numel(step->layout) == 0) return 0;
-  if (step->layout.block == 0) return whole_step(*step, kernels, threads);
-  int64_t bad = 0;
-  share(threads, step->layout, [&](int64_t begin, int64_t end) {
-    __atomic_fetch_add(&bad, kernels.step(*step, begin, end), __ATOMIC_RELAXED);
-  });
-  return bad;
+// Returns how many kernels of steps there are; writes the first `room` of them.
+LUMA_EXPORT int32_t luma_instances(luma::Instance* to, int32_t room) {
+  for (int32_t i = 0; i < room && i < luma::kInstanceCount; ++i) to[i] = luma::kInstances[i];
+  return luma::kInstanceCount;
 }
 
-// Takes LAMB's step of a tensor with blocks; `sums` is room for two numbers for each block.
-LUMA_EXPORT int64_t luma_lamb_step(const luma::Step* step, double* sums, int32_t instruction_set,
-                                   int32_t threads) {
+// Takes the steps of `count` parameters, one after another; `threads` is the most that one may use.
+// Writes how many blocks of each had new moments that were not all finite. Returns 0, or the number
+// of the first step that there is no kernel of, from 1 on: then nothing has changed.
+LUMA_EXPORT int64_t luma_steps(const luma::Step* steps, int64_t count, int64_t* bad,
+                               int32_t instruction_set, int32_t threads) {
   using namespace luma;
   const Kernels& kernels = *kInstructionSets[instruction_set].kernels;
-  if (numel(step->layout) == 0) return 0;
-  int64_t bad = 0;
-  share(threads, step->layout, [&](int64_t begin, int64_t end) {
-    __atomic_fetch_add(&bad, kernels.lamb_moments(*step, sums, begin, end), __ATOMIC_RELAXED);
-  });
-  const float rate = lamb_rate(*step, sums);
-  share(threads, step->layout, [&](int64_t begin, int64_t end) {
-    kernels.lamb_params(*step, sums, rate, begin, end);
-  });
-  return bad;
-}
-
-// Takes Adam-mini's step of a tensor; returns the number of segments whose second moments were not
-// finite.
-LUMA_EXPORT int64_t luma_mini_step(const luma::Step* step, const luma::Segments* segments,
-                                   int32_t instruction_set, int32_t threads) {
-  using namespace luma;
-  const Kernels& kernels = *kInstructionSets[instruction_set].kernels;
-  const Segments& g = *segments;
-  const int64_t count = g.outer * g.per_outer;
-  const int64_t elements = numel(step->layout);
-  if (elements == 0) return 0;
-  int64_t bad = 0;
-  const auto counted = [&](auto* kernel) {
-    share(threads, count, elements / count, [&](int64_t begin, int64_t end) {
-      __atomic_fetch_add(&bad, kernel(*step, g, begin, end), __ATOMIC_RELAXED);
-    });
-  };
-  if (g.alone) {
-    counted(kernels.mini_segments);
-    return bad;
+  for (int64_t i = 0; i < count; ++i) {
+    if (!is_known(steps[i])) return i + 1;
   }
-  const int64_t units = sum_units(g);
-  share(threads, units, elements / units, [&](int64_t begin, int64_t end) {
-    kernels.mini_sums(*step, g, begin, end);
-  });
-  counted(kernels.mini_seconds);
-  share(threads, step->layout, [&](int64_t begin, int64_t end) {
-    kernels.mini_update(*step, g, begin, end);
-  });
-  return bad;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t worth = numel(steps[i].layout) / kThreadElements;
+    const int32_t used = worth < threads ? static_cast<int32_t>(worth) : threads;
+    bad[i] = one_step(steps[i], kernels, used);
+  }
+  return 0;
 }
 
 // Adds the digits of the sum of squares to `digits`: int64, as many as norms.py has.
@@ -236,13 +297,17 @@ LUMA_EXPORT void luma_square_digits(const luma::Squares* squares, int64_t* digit
   });
 }
 
-LUMA_EXPORT void luma_encode(const luma::Coding* coding, int32_t instruction_set, int32_t threads) {
+// As `luma_decode`, returns 0, or 1 where there is no kernel: then nothing is written.
+LUMA_EXPORT int32_t luma_encode(const luma::Coding* coding, int32_t instruction_set,
+                                int32_t threads) {
   using namespace luma;
+  if (!is_known(*coding)) return 1;
   const Kernels& kernels = *kInstructionSets[instruction_set].kernels;
-  if (numel(coding->layout) == 0) return;
+  if (numel(coding->layout) == 0) return 0;
   if (coding->layout.block) {
-    return share(threads, coding->layout,
-                 [&](int64_t begin, int64_t end) { kernels.encode(*coding, begin, end); });
+    share(threads, coding->layout,
+          [&](int64_t begin, int64_t end) { kernels.encode(*coding, begin, end); });
+    return 0;
   }
   int32_t largest = 0;
   share(threads, coding->layout, [&](int64_t begin, int64_t end) {
@@ -253,16 +318,20 @@ LUMA_EXPORT void luma_encode(const luma::Coding* coding, int32_t instruction_set
     kernels.whole_encode(*coding, exponent, begin, end);
   });
   *coding->stored.exponent = exponent;
+  return 0;
 }
 
-LUMA_EXPORT void luma_decode(const luma::Coding* coding, int32_t instruction_set, int32_t threads) {
+LUMA_EXPORT int32_t luma_decode(const luma::Coding* coding, int32_t instruction_set,
+                                int32_t threads) {
   using namespace luma;
+  if (!is_known(*coding)) return 1;
   const Kernels& kernels = *kInstructionSets[instruction_set].kernels;
-  if (numel(coding->layout) == 0) return;
+  if (numel(coding->layout) == 0) return 0;
   const bool blocks = coding->layout.block != 0;
   share(threads, coding->layout, [&](int64_t begin, int64_t end) {
     (blocks ? kernels.decode : kernels.whole_decode)(*coding, begin, end);
   });
+  return 0;
 }
 
 LUMA_EXPORT void luma_summarize(const luma::Summary* summary, int32_t instruction_set) {

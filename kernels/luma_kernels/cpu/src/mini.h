@@ -106,7 +106,8 @@ void mini_sums(const Step& s, const Segments& g, int64_t begin, int64_t end) {
 // Steps a second moment; returns its root, or `kLeftRoot`.
 inline float next_root(const Step& s, double total, int64_t elements, float* second, int64_t* bad) {
   const float mean = static_cast<float>(total / static_cast<double>(elements));
-  const float v = *second * s.beta2 + mean * s.one_minus_beta2;
+  const AdamWNumbers rule(s);
+  const float v = *second * rule.beta2 + mean * rule.one_minus_beta2;
   const bool finite = (as_bits(v) & kMagnitude) < kInfinityBits;
   *bad += !finite;
   if (!finite && s.skip_nonfinite) return kLeftRoot;
@@ -179,7 +180,7 @@ struct OneRoot {
 template <class First>
 class MiniStepper : public StepTensors {
  public:
-  explicit MiniStepper(const Step& step) : StepTensors(step), first_(step.first) {}
+  explicit MiniStepper(const Step& step) : StepTensors(step), rule_(step), first_(step.first) {}
 
   // Steps one block; one whose elements are all left stays as it is.
   template <class Roots>
@@ -209,7 +210,7 @@ class MiniStepper : public StepTensors {
   bool update(const Run& run, typename First::Scale old, const Roots& roots) {
     roots.fill(run.start, run.length, work_.root);
     for (int64_t i = run.length; i < run.padded; ++i) work_.root[i] = kLeftRoot;
-    const Rule rule = rule_;
+    const AdamWNumbers rule = rule_;
     const float* __restrict grad = gradients(run);
     const float* __restrict from = first_.read(run, old, work_.second);
     const float* __restrict root = work_.root;
@@ -225,7 +226,7 @@ class MiniStepper : public StepTensors {
   }
 
   void step_param(const Run& run) {
-    const Rule rule = rule_;
+    const AdamWNumbers rule = rule_;
     float* __restrict to = param(run);
     const float* __restrict first = work_.first;
     const float* __restrict root = work_.root;
@@ -236,6 +237,7 @@ class MiniStepper : public StepTensors {
     store_param(run, 0);
   }
 
+  const AdamWNumbers rule_;
   First first_;
 };
 
@@ -283,28 +285,23 @@ void mini_update_of(const Step& s, const Segments& g, int64_t begin, int64_t end
              [&](const Run& block) { stepper.step(block, roots); });
 }
 
-// Calls body with the class of the first moment.
-template <class Body>
-auto with_first(const Step& s, const Body& body) {
-  switch (s.first.kind) {
-    case kLogSigned: return body(static_cast<GridMoment<int16_t, 0>*>(nullptr));
-    case kFp8: return body(static_cast<GridMoment<uint8_t, 0>*>(nullptr));
-    case kTable: return body(static_cast<TableMoment*>(nullptr));
-    case kBFloat: return body(static_cast<BFloatMoment<0>*>(nullptr));
-    default: return body(static_cast<PlainMoment*>(nullptr));
-  }
-}
-
 int64_t mini_segments(const Step& s, const Segments& g, int64_t begin, int64_t end) {
-  return with_first(s, [&](auto* first) {
-    return mini_segments_of<std::remove_pointer_t<decltype(first)>>(s, g, begin, end);
-  });
+  switch (instance(s)) {
+#define LUMA_CASE(RULE, FIRST, SECOND, ...) \
+  case instance(RULE, FIRST, SECOND): return mini_segments_of<__VA_ARGS__>(s, g, begin, end);
+    LUMA_MINI(LUMA_CASE)
+#undef LUMA_CASE
+  }
+  return 0;
 }
 
 void mini_update(const Step& s, const Segments& g, int64_t begin, int64_t end) {
-  with_first(s, [&](auto* first) {
-    mini_update_of<std::remove_pointer_t<decltype(first)>>(s, g, begin, end);
-  });
+  switch (instance(s)) {
+#define LUMA_CASE(RULE, FIRST, SECOND, ...) \
+  case instance(RULE, FIRST, SECOND): return mini_update_of<__VA_ARGS__>(s, g, begin, end);
+    LUMA_MINI(LUMA_CASE)
+#undef LUMA_CASE
+  }
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 namespace luma {
 
 // Raised whenever a struct or a function changes, so that an old build is refused, not misread.
-constexpr int32_t kInterfaceVersion = 5;
+constexpr int32_t kInterfaceVersion = 6;
 
 enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum Kind : int32_t {
@@ -17,8 +17,12 @@ enum Kind : int32_t {
   kRoot = 4,
   kLog = 5,
   kBFloat = 6,
-  kFp8 = 7
+  kFp8 = 7,
+  // Of a moment that there is not, or that is not stored element by element.
+  kNone = 8,
+  kKinds = 9
 };
+enum RuleNumber : int32_t { kAdamW = 0, kLamb = 1, kMini = 2, kLion = 3 };
 
 // How elements form blocks: rows of `cols` elements cut into blocks of `block`; 0 means one block.
 struct Layout {
@@ -48,6 +52,11 @@ struct Moment {
   int32_t rise;
 };
 
+struct Segments;
+
+// Numbers of a rule for a step, in the order that the rule's own header names.
+constexpr int kScalars = 16;
+
 struct Step {
   void* param;
   const void* grad;
@@ -62,24 +71,25 @@ struct Step {
   int32_t skip_nonfinite;
   int32_t round_param;
   int32_t maximize;
-  // The first moment is base + lerp * (grad - moment), with base the gradient or the old moment.
-  int32_t lerp_from_grad;
-  float lerp;
-  float beta2;
-  float one_minus_beta2;
-  float inverse_root_correction2;
-  float eps;
-  float decay;
-  float rate;
-  // Bound on the first moment over the divisor, where a moment is stored coarsely.
-  float limit;
+  int32_t rule;
   float grad_factor;
-  // LAMB's own.
-  float inverse_correction1;
-  float weight_decay;
-  int32_t adapt;
-  int32_t trust_clip;
-  double lr;
+  double scalars[kScalars];
+  // Of LAMB: room for two numbers for each block.
+  double* sums;
+  // Of Adam-mini.
+  const Segments* segments;
+};
+
+// LAMB's numbers after those that it shares with AdamW (`AdamWNumbers`).
+enum LambScalar { kInverseCorrection1 = 9, kWeightDecay, kAdapt, kTrustClip, kLearningRate };
+
+// A kernel that the library has: of a rule, and moments of these kinds; with one scale for the
+// whole tensor where `whole` is not 0.
+struct Instance {
+  int32_t rule;
+  int32_t first;
+  int32_t second;
+  int32_t whole;
 };
 
 // One moment to encode from `plain`, or to decode into it.

@@ -7,6 +7,12 @@
 namespace luma {
 namespace {
 
+// The first moment takes the lower half of an element's random bits, the second the upper half.
+using FirstBFloat = BFloatMoment<0>;
+using SecondBFloat = BFloatMoment<16>;
+using FirstGrid = GridMoment<int16_t, 0>;
+using FirstFp8 = GridMoment<uint8_t, 0>;
+
 // Where a run's new moments are, and the square roots of the second.
 struct NewMoments {
   float* first;
@@ -26,6 +32,7 @@ class SeparatePair {
  public:
   static constexpr bool kPadded = First::kPadded || Second::kPadded;
   static constexpr bool kRounds = First::kRounds || Second::kRounds;
+  static constexpr bool kCoarse = First::kCoarse || Second::kCoarse;
   struct Scales {
     typename First::Scale first;
     typename Second::Scale second;
@@ -36,11 +43,13 @@ class SeparatePair {
     bool nonfinite() const { return first.nonfinite() || second.nonfinite(); }
   };
 
-  explicit SeparatePair(const Step& s) : first_(s.first), second_(s.second) {}
+  explicit SeparatePair(const Step& s) : rule_(s), first_(s.first), second_(s.second) {}
 
   static Seen merge(const Seen& a, const Seen& b) {
     return {luma::merge(a.first, b.first), luma::merge(a.second, b.second)};
   }
+  static Largest largest(const Seen& seen) { return {seen.first.largest, seen.second.largest}; }
+  static Seen seen(Largest largest) { return {{largest.first}, {largest.second}}; }
 
   Scales stored(int64_t block) const { return {first_.stored(block), second_.stored(block)}; }
   void store(int64_t block, Scales scales) const {
@@ -52,36 +61,48 @@ class SeparatePair {
   }
 
   Moments read(const Run& run, Scales scales, float* first, float* second) const {
-    return {first_.read(run, scales.first, first), second_.read(run, scales.second, second)};
+    return {padded(first_, run, scales.first, first), padded(second_, run, scales.second, second)};
   }
 
-  Seen update(const Rule& rule, const Run& run, const float* grad, Scales old, NewMoments to) {
+  Seen update(const Run& run, const float* grad, Scales old, NewMoments to) {
     const int64_t n = run.padded;
     const Moments from = read(run, old, old_first_, old_second_);
     with_length(n, [&](auto fixed) {
-      plain_moments<fixed.value>(rule, grad, from.first, from.second, n, to.first, to.second,
+      plain_moments<fixed.value>(rule_, grad, from.first, from.second, n, to.first, to.second,
                                  to.root);
     });
     return {first_.see(to.first, n), second_.see(to.second, n)};
   }
 
   // As `update`, but only what is seen matters.
-  Seen see(const Rule& rule, const Run& run, const float* grad, Scales old, NewMoments scratch) {
-    return update(rule, run, grad, old, scratch);
+  Seen see(const Run& run, const float* grad, Scales old, NewMoments scratch) {
+    return update(run, grad, old, scratch);
   }
 
   template <bool Param>
-  void write(const Rule& rule, const Run& run, NewMoments from, const uint32_t* draws,
+  void write(const Run& run, NewMoments from, const uint32_t* draws,
              Scales scales, float* param) const {
     first_.write(run, from.first, from.root, draws, scales.first);
     second_.write(run, from.second, from.root, draws, scales.second);
     if (!Param) return;
     with_length(run.length, [&](auto fixed) {
-      update_param<fixed.value, First::kCoarse || Second::kCoarse>(rule, from.first, from.root, run.length, param);
+      update_param<fixed.value, kCoarse>(rule_, from.first, from.root, run.length, param);
     });
   }
 
  private:
+  // As `read`, with zeros from the run's end up to the length that the other moment's codes have.
+  template <class Stored>
+  static const float* padded(const Stored& moment, const Run& run, typename Stored::Scale scale,
+                             float* scratch) {
+    const float* from = moment.read(run, scale, scratch);
+    if (Stored::kPadded || run.padded == run.length) return from;
+    if (from != scratch) std::memcpy(scratch, from, run.length * sizeof(float));
+    std::memset(scratch + run.length, 0, (run.padded - run.length) * sizeof(float));
+    return scratch;
+  }
+
+  const AdamWNumbers rule_;
   First first_;
   Second second_;
   alignas(64) float old_first_[kChunk];
@@ -93,6 +114,7 @@ class LogGridPair {
  public:
   static constexpr bool kPadded = false;
   static constexpr bool kRounds = true;
+  static constexpr bool kCoarse = false;
   struct Scales {
     uint8_t first;
     uint8_t second;
@@ -101,11 +123,13 @@ class LogGridPair {
     bool nonfinite() const { return luma::nonfinite(*this); }
   };
 
-  explicit LogGridPair(const Step& s) : first_(s.first), second_(s.second) {}
+  explicit LogGridPair(const Step& s) : rule_(s), first_(s.first), second_(s.second) {}
 
   static Seen merge(Seen a, Seen b) {
     return {{larger(a.first, b.first), larger(a.second, b.second)}};
   }
+  static Largest largest(const Seen& seen) { return seen; }
+  static Seen seen(Largest largest) { return {largest}; }
 
   Scales stored(int64_t block) const { return {first_.exponent[block], second_.exponent[block]}; }
   void store(int64_t block, Scales scales) const {
@@ -122,19 +146,19 @@ class LogGridPair {
     return {first, second};
   }
 
-  Seen update(const Rule& rule, const Run& run, const float* grad, Scales old, NewMoments to) {
+  Seen update(const Run& run, const float* grad, Scales old, NewMoments to) {
     const LogSource from = source(run, grad, old);
     return {run.length == kBlock
-                ? log_moments<kBlock>(rule, from, run.length, to.first, to.root)
-                : log_moments<0>(rule, from, run.length, to.first, to.root)};
+                ? log_moments<kBlock>(rule_, from, run.length, to.first, to.root)
+                : log_moments<0>(rule_, from, run.length, to.first, to.root)};
   }
 
-  Seen see(const Rule& rule, const Run& run, const float* grad, Scales old, NewMoments) {
-    return {log_largest(rule, source(run, grad, old), run.length)};
+  Seen see(const Run& run, const float* grad, Scales old, NewMoments) {
+    return {log_largest(rule_, source(run, grad, old), run.length)};
   }
 
   template <bool Param>
-  void write(const Rule& rule, const Run& run, NewMoments from, const uint32_t* draws,
+  void write(const Run& run, NewMoments from, const uint32_t* draws,
              Scales scales, float* param) const {
     const LogTarget target = {from.first,
                               from.root,
@@ -145,11 +169,11 @@ class LogGridPair {
                               Grid(first_, scales.first),
                               Grid(second_, scales.second)};
     if (!target.grid1.fits || !target.grid2.fits) {
-      log_finish<0, true, Param>(rule, target, run.length);
+      log_finish<0, true, Param>(rule_, target, run.length);
     } else if (run.length == kBlock) {
-      log_finish<kBlock, false, Param>(rule, target, run.length);
+      log_finish<kBlock, false, Param>(rule_, target, run.length);
     } else {
-      log_finish<0, false, Param>(rule, target, run.length);
+      log_finish<0, false, Param>(rule_, target, run.length);
     }
   }
 
@@ -159,6 +183,7 @@ class LogGridPair {
             Grid(second_, old.second)};
   }
 
+  const AdamWNumbers rule_;
   const Moment first_;
   const Moment second_;
 };

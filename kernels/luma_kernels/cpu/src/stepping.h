@@ -1,7 +1,8 @@
 // A step over ranges of blocks, or of the chunks of a tensor that is one block.
 #pragma once
 
-#include "pairs.h"
+#include "instances.h"
+#include "lion.h"
 
 namespace luma {
 namespace {
@@ -10,7 +11,7 @@ namespace {
 class StepTensors {
  public:
   explicit StepTensors(const Step& step)
-      : s_(step), rule_(step), noise_{step.k0, step.k1} {}
+      : s_(step), noise_{step.k0, step.k1} {}
 
   float* param(const Run& run) {
     return load(s_.param, s_.param_dtype, run.start, run.length, work_.param);
@@ -51,7 +52,6 @@ class StepTensors {
   }
 
   const Step& s_;
-  const Rule rule_;
   const Noise noise_;
   Work work_;
 };
@@ -68,23 +68,23 @@ class Stepper : public StepTensors {
   Pair& pair() { return pair_; }
 
   Seen update(const Run& run, int64_t at, Scales old) {
-    return pair_.update(rule_, run, gradients(run), old, new_moments(at));
+    return pair_.update(run, gradients(run), old, new_moments(at));
   }
 
   // As `update`, but the new moments may be lost.
   Seen see(const Run& run, Scales old) {
-    return pair_.see(rule_, run, gradients(run), old, new_moments(0));
+    return pair_.see(run, gradients(run), old, new_moments(0));
   }
 
   void draw(int64_t start, int64_t n, int64_t padded) {
     StepTensors::draw(Pair::kRounds, start, n, padded);
   }
 
-  // Stores new moments and, with `Param`, takes AdamW's step of the parameter.
+  // Stores new moments and, with `Param`, takes the step of the parameter.
   template <bool Param>
   void write(const Run& run, int64_t at, Scales scales) {
     float* to = Param ? param(run) : nullptr;
-    pair_.template write<Param>(rule_, run, new_moments(at), work_.bits + at, scales, to);
+    pair_.template write<Param>(run, new_moments(at), work_.bits + at, scales, to);
     if (Param) store_param(run, at);
   }
 
@@ -199,53 +199,33 @@ int64_t step_blocks(const Step& s, int64_t begin, int64_t end) {
   return batch.bad();
 }
 
-using PlainPair = SeparatePair<PlainMoment, PlainMoment>;
-using BFloatPair = SeparatePair<BFloatMoment<0>, BFloatMoment<16>>;
-
-template <class First>
-int64_t step_with(const Step& s, int64_t begin, int64_t end) {
-  switch (s.second.kind) {
-    case kRoot: return step_blocks<SeparatePair<First, RootMoment>>(s, begin, end);
-    case kLog: return step_blocks<SeparatePair<First, LogMoment>>(s, begin, end);
-    default: return step_blocks<SeparatePair<First, PlainMoment>>(s, begin, end);
-  }
-}
-
-template <class First>
-int64_t step_before_plain(const Step& s, int64_t begin, int64_t end) {
-  return step_blocks<SeparatePair<First, PlainMoment>>(s, begin, end);
-}
-
+// Steps are checked before: there is a row of each (`luma_steps`).
 int64_t step(const Step& s, int64_t begin, int64_t end) {
-  const bool plain = s.second.kind == kPlain;
-  switch (s.first.kind) {
-    case kLogSigned:
-      if (plain) return step_before_plain<GridMoment<int16_t, 0>>(s, begin, end);
-      return step_blocks<LogGridPair>(s, begin, end);
-    case kFp8: return step_before_plain<GridMoment<uint8_t, 0>>(s, begin, end);
-    case kTable: return step_with<TableMoment>(s, begin, end);
-    case kBFloat:
-      if (plain) return step_before_plain<BFloatMoment<0>>(s, begin, end);
-      return step_blocks<BFloatPair>(s, begin, end);
-    default: return step_with<PlainMoment>(s, begin, end);
+  switch (instance(s)) {
+#define LUMA_CASE(RULE, FIRST, SECOND, ...) \
+  case instance(RULE, FIRST, SECOND): return step_blocks<__VA_ARGS__>(s, begin, end);
+    LUMA_ELEMENTWISE(LUMA_CASE)
+#undef LUMA_CASE
   }
+  return 0;
 }
 
 template <class Pair>
-typename Pair::Seen see_chunks(const Step& s, int64_t begin, int64_t end) {
+Largest see_chunks(const Step& s, int64_t begin, int64_t end) {
   Stepper<Pair> stepper(s);
   const typename Pair::Scales old = stepper.pair().stored(0);
   typename Pair::Seen seen{};
   each_whole_chunk(s.layout, begin, end, [&](const Run& run) {
     seen = Pair::merge(seen, stepper.see(run, old));
   });
-  return seen;
+  return Pair::largest(seen);
 }
 
 template <class Pair>
-void step_chunks(const Step& s, typename Pair::Scales scales, int64_t begin, int64_t end) {
+void step_chunks(const Step& s, Largest largest, int64_t begin, int64_t end) {
   Stepper<Pair> stepper(s);
   const typename Pair::Scales old = stepper.pair().stored(0);
+  const typename Pair::Scales scales = stepper.pair().fit(Pair::seen(largest), old);
   each_whole_chunk(s.layout, begin, end,
                    [&](const Run& run) {
                      stepper.update(run, 0, old);
@@ -255,14 +235,22 @@ void step_chunks(const Step& s, typename Pair::Scales scales, int64_t begin, int
 }
 
 Largest whole_measure(const Step& s, int64_t begin, int64_t end) {
-  if (s.first.kind == kLogSigned) return see_chunks<LogGridPair>(s, begin, end);
-  const PlainPair::Seen seen = see_chunks<PlainPair>(s, begin, end);
-  return {seen.first.largest, seen.second.largest};
+  switch (instance(s)) {
+#define LUMA_CASE(RULE, FIRST, SECOND, ...) \
+  case instance(RULE, FIRST, SECOND): return see_chunks<__VA_ARGS__>(s, begin, end);
+    LUMA_WHOLE(LUMA_CASE)
+#undef LUMA_CASE
+  }
+  return {};
 }
 
 void whole_step(const Step& s, Largest largest, int64_t begin, int64_t end) {
-  if (s.first.kind != kLogSigned) return step_chunks<PlainPair>(s, {}, begin, end);
-  step_chunks<LogGridPair>(s, LogGridPair(s).fit({largest}, {}), begin, end);
+  switch (instance(s)) {
+#define LUMA_CASE(RULE, FIRST, SECOND, ...) \
+  case instance(RULE, FIRST, SECOND): return step_chunks<__VA_ARGS__>(s, largest, begin, end);
+    LUMA_WHOLE(LUMA_CASE)
+#undef LUMA_CASE
+  }
 }
 
 }  // namespace

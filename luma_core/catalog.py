@@ -19,11 +19,13 @@ class AlgorithmEntry:
     Attributes:
         name: what ``Manifest.algorithm`` says.
         home: ``module:attribute`` of the optimizer's class.
+        rule: ``module:attribute`` of its update rule's.
         description: what it is, in one line.
     """
 
     name: str
     home: str
+    rule: str
     description: str
 
 
@@ -95,14 +97,43 @@ class FormatEntry:
     description: str
 
 
+_RULES = "luma_core.rules"
+_OPTIM = "luma_core.optim"
+
 ALGORITHMS = (
-    AlgorithmEntry("luma", "luma_core.optim:LUMA", "AdamW with moments in 16 bits"),
-    AlgorithmEntry("turbo_adam", "luma_core.optim:TurboAdam", "AdamW with moments in a few bits"),
     AlgorithmEntry(
-        "adam_mini", "luma_core.optim:AdamMini", "Adam-mini: one second moment per Hessian block"
+        "luma", f"{_OPTIM}:LUMA", f"{_RULES}.adamw:AdamWRule", "AdamW with moments in 16 bits"
     ),
-    AlgorithmEntry("lamb", "luma_core.optim:LAMB", "LAMB: AdamW's update, scaled for each layer"),
-    AlgorithmEntry("adamw", "luma_core.optim:AdamW", "AdamW with moments in any codec"),
+    AlgorithmEntry(
+        "turbo_adam",
+        f"{_OPTIM}:TurboAdam",
+        f"{_RULES}.adamw:AdamWRule",
+        "AdamW with moments in a few bits",
+    ),
+    AlgorithmEntry(
+        "adam_mini",
+        f"{_OPTIM}:AdamMini",
+        f"{_RULES}.adam_mini:AdamMiniRule",
+        "Adam-mini: one second moment per Hessian block",
+    ),
+    AlgorithmEntry(
+        "lamb",
+        f"{_OPTIM}:LAMB",
+        f"{_RULES}.lamb:LAMBRule",
+        "LAMB: AdamW's update, scaled for each layer",
+    ),
+    AlgorithmEntry(
+        "adamw",
+        f"{_OPTIM}:AdamW",
+        f"{_RULES}.adamw:AdamWRule",
+        "AdamW with moments in any codec; PyTorch's own state too",
+    ),
+    AlgorithmEntry(
+        "lion",
+        f"{_OPTIM}:Lion",
+        f"{_RULES}.lion:LionRule",
+        "Lion: the sign of one moment",
+    ),
 )
 
 CODECS = (

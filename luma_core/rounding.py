@@ -141,6 +141,30 @@ def random_bits_at(keys: StepKeys, indices: Tensor) -> Tensor:
     return x
 
 
+def word_of(stream: int) -> int:
+    """Return which 32 random bits of each element a stream is drawn from: see `draw_stream`."""
+    return stream // 2
+
+
+def word_keys(keys: StepKeys, word: int) -> StepKeys:
+    """Return the words that select further random bits of a step; those of word 0 are ``keys``."""
+    if word == 0:
+        return keys
+    return StepKeys(_mix(wrap32(keys.k0 + word * GOLDEN)), _mix(keys.k1 ^ wrap32(word * M1)))
+
+
+def draw_stream(bits: Tensor, stream: int) -> Tensor:
+    """Return a stream's 16 random bits, int32 in ``[0, 65535]``.
+
+    Streams 0 and 1 are the halves of the first word, 2 and 3 those of the second, and so on.
+
+    Args:
+        bits: the random bits of each element that `word_keys` of the stream's `word_of` select.
+        stream: 0 or more.
+    """
+    return second_draw(bits) if stream % 2 else first_draw(bits)
+
+
 def first_draw(bits: Tensor) -> Tensor:
     """Return the low 16 of each element's random bits, int32 in ``[0, 65535]``."""
     return bits & 0xFFFF

@@ -3,16 +3,18 @@
 from collections.abc import Callable
 from functools import partial
 
-from luma_core import LAMB, LUMA, AdamMini, AdamW, TurboAdam
+from luma_core import LAMB, LUMA, AdamMini, AdamW, Lion, TurboAdam
 from luma_core.optim import CompressedOptimizer
 
 Build = Callable[..., CompressedOptimizer]
 
-CLASSES = (AdamW, LUMA, TurboAdam, AdamMini, LAMB)
+CLASSES = (AdamW, LUMA, TurboAdam, AdamMini, LAMB, Lion)
 
 VARIANTS: dict[str, Build] = {
     "adamw-bf16": partial(AdamW, codec="bf16"),
     "luma": LUMA,
+    "lion": Lion,
+    "lion-5bit": partial(Lion, codec="5bit"),
     "lamb": partial(LAMB, max_grad_norm=0.1),
     "adam-mini": AdamMini,
     "turboadam": TurboAdam,

@@ -8,6 +8,7 @@ from luma_core.optim.base import CompressedOptimizer
 from luma_core.optim.common_options import CommonOptions
 from luma_core.optim.fsdp1 import load_unflattened, unflattened
 from luma_core.optim.lamb import LAMB
+from luma_core.optim.lion import Lion
 from luma_core.optim.luma import LUMA, luma_codecs
 from luma_core.optim.parity import ParityReport, ParityRow, parity_check
 from luma_core.optim.state_io.gathered import GatheredState
@@ -22,6 +23,7 @@ __all__ = [
     "CommonOptions",
     "CompressedOptimizer",
     "GatheredState",
+    "Lion",
     "ParameterTelemetry",
     "ParityReport",
     "ParityRow",

@@ -170,7 +170,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
                 hint="Give one of them.",
             )
         check_codecs(codecs, self.rule.moments)
-        check_parameter_codecs(options.get("parameter_codecs", {}), self.rule.moments)
+        check_parameter_codecs(options.get("parameter_codecs", {}), self.rule.moment_names)
         taken = set(self.parameter_names())
         for index, item in enumerate(group["params"], start=len(taken)):
             name, param = item if isinstance(item, tuple) else (f"param.{index}", item)

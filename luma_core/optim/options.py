@@ -18,6 +18,7 @@ from luma_core.errors import (
     UnsupportedGradientError,
     UnsupportedParameterError,
 )
+from luma_core.rules import MomentSpec
 from luma_core.sharding import is_flattened
 
 DEFAULT_SEED = 0
@@ -201,15 +202,16 @@ def group_of(param_group: Any) -> dict[str, Any]:
     return {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
 
 
-def check_codecs(configs: object, moments: Sequence[str]) -> None:
+def check_codecs(configs: object, moments: Sequence[MomentSpec]) -> None:
     """Check the codec configurations of a group: one fitting codec per moment, one block size.
 
     Raises:
         ConfigurationError: naming the moment and what is required.
     """
-    if not isinstance(configs, Mapping) or set(configs) != set(moments):
+    names = [spec.name for spec in moments]
+    if not isinstance(configs, Mapping) or set(configs) != set(names):
         raise ConfigurationError(
-            f"codecs={configs!r} must map each of {', '.join(map(repr, moments))} to a codec."
+            f"codecs={configs!r} must map each of {', '.join(map(repr, names))} to a codec."
         )
     codecs = {}
     for moment, config in configs.items():
@@ -221,16 +223,18 @@ def check_codecs(configs: object, moments: Sequence[str]) -> None:
         codecs[moment] = codec_from_dict(config)
     if len({codec.block_size for codec in codecs.values()}) > 1:
         raise ConfigurationError(f"codecs={configs!r} must all have one block_size.")
-    if not codecs[moments[0]].signed:
-        raise ConfigurationError(
-            f"codecs[{moments[0]!r}] is {codecs[moments[0]].name!r}, which stores no signs."
-        )
-    if not codecs[moments[1]].positive:
-        raise ConfigurationError(
-            f"codecs[{moments[1]!r}] is {codecs[moments[1]].name!r}, which takes small values for "
-            "0, and updates are divided by this moment.",
-            hint="Use a codec of second moments: luma16_v, log_v, root_v, bf16 or fp32.",
-        )
+    for spec in moments:
+        name = codecs[spec.name].name
+        if spec.kind == "signed" and not codecs[spec.name].signed:
+            raise ConfigurationError(
+                f"codecs[{spec.name!r}] is {name!r}, which stores no signs.",
+            )
+        if spec.kind == "square" and not codecs[spec.name].positive:
+            raise ConfigurationError(
+                f"codecs[{spec.name!r}] is {name!r}, which takes small values for 0, and updates "
+                "are divided by this moment.",
+                hint="Use a codec of second moments: luma16_v, log_v, root_v, bf16 or fp32.",
+            )
 
 
 def check_parameter_codecs(configs: object, moments: Sequence[str]) -> None:

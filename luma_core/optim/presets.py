@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from luma_core.codecs import (
     BF16,
@@ -19,12 +19,7 @@ from luma_core.codecs import (
 )
 from luma_core.codecs.registry import codec_type
 from luma_core.errors import ConfigurationError, UnknownCodecError
-from luma_core.rules import Rule
-
-MomentKind = Literal["signed", "square"]
-"""What a moment's values are: of both signs, or squares that an update is divided by."""
-
-_KINDS: dict[str, MomentKind] = {"exp_avg": "signed", "exp_avg_sq": "square"}
+from luma_core.rules import MomentKind, Rule
 
 CodecConfigs = dict[str, dict[str, Any]]
 """Each moment's codec as its `to_dict` returned it."""
@@ -52,7 +47,7 @@ docs/turbo-adam.md for what was measured with each."""
 
 def moment_kinds(rule: Rule) -> dict[str, MomentKind]:
     """Return the kind of each moment that a rule keeps, in the rule's order."""
-    return {moment: _KINDS[moment] for moment in rule.moments}
+    return {spec.name: spec.kind for spec in rule.moments}
 
 
 def few_bits_of_squares(bits: int, floor: float | None, *, block_size: int | None) -> Codec:

@@ -2,7 +2,7 @@
 
 from luma_core.rules.adam_mini import AdamMiniRule
 from luma_core.rules.adamw import AdamWHyper, AdamWRule
-from luma_core.rules.base import ParameterStep, Rule, StoredMoment
+from luma_core.rules.base import MomentKind, MomentSpec, ParameterStep, Rule, StoredMoment
 from luma_core.rules.elementwise import ElementwiseRule
 from luma_core.rules.lamb import LAMBHyper, LAMBRule
 
@@ -13,6 +13,8 @@ __all__ = [
     "ElementwiseRule",
     "LAMBHyper",
     "LAMBRule",
+    "MomentKind",
+    "MomentSpec",
     "ParameterStep",
     "Rule",
     "StoredMoment",

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from luma_core import rounding
 from luma_core.codecs import TILE_ELEMENTS, Fields, SegmentMean, Tile
-from luma_core.rules.adamw import MOMENTS, AdamWHyper, AdamWRule
+from luma_core.rules.adamw import MOMENT_SPECS, AdamFormula, AdamWHyper, AdamWRule, adam_formula
 from luma_core.rules.base import ParameterStep, Reduction, Rule, Stages
+from luma_core.rules.elementwise import apply_update
 from luma_core.rules.moments import (
     largest,
     param_draw,
@@ -37,7 +38,10 @@ _ADAMW = AdamWRule()
 class AdamMiniRule(Rule):
     """Adam-mini with decoupled weight decay."""
 
-    moments = MOMENTS
+    moments = MOMENT_SPECS
+
+    def update_formula(self, group: Mapping[str, Any], step: int) -> AdamFormula | None:
+        return adam_formula(group, step)
 
     def hyper(self, group: Mapping[str, Any], step: int, *, coarse: bool = False) -> AdamWHyper:
         """Return the numbers of step ``step`` (1 for the first) under a group's options."""
@@ -137,7 +141,7 @@ class _SegmentStep:
             old = tile.read(self._item.param).float()
             second = self._spread(self.second, tile)
             moments = {"exp_avg": new, "exp_avg_sq": second}
-            param = _ADAMW.update_parameter(old, moments, self._hyper)
+            param = apply_update(old, _ADAMW.update_of(moments, self._hyper), self._hyper)
             write_parameter(self._item, tile, param, keep, param_draw(self._item, tile))
         for key, value in scales.items():
             fields[key].copy_(value.reshape(fields[key].shape))

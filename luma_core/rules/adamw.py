@@ -14,11 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from luma_core.rules.base import MomentSpec, Values, Wide
 from luma_core.rules.elementwise import ElementwiseRule
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENT_SPECS = (MomentSpec("exp_avg", "signed", 0), MomentSpec("exp_avg_sq", "square", 1))
+MOMENTS = tuple(spec.name for spec in MOMENT_SPECS)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,53 @@ class AdamWHyper:
     bias_correction2: float
     maximize: bool
     limit: float = math.inf
+
+    @property
+    def decay(self) -> float | Tensor:
+        """Factor on the parameter: decoupled weight decay."""
+        return 1.0 - self.lr * self.weight_decay
+
+    @property
+    def rate(self) -> float | Tensor:
+        """Factor on the update, the bias of the first moment corrected."""
+        return self.lr / self.bias_correction1
+
+
+@dataclass(frozen=True)
+class AdamFormula:
+    """``m_hat / (sqrt(v_hat) + eps)``: Adam's update.
+
+    Attributes:
+        correction1: ``1 - beta1**step``.
+        correction2: ``1 - beta2**step``.
+        eps: added to the root.
+    """
+
+    correction1: float
+    correction2: float
+    eps: float
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """Names of the moments that it takes."""
+        return MOMENTS
+
+    def apply(self, *moments: Values) -> Wide:
+        first, second = moments
+        with np.errstate(all="ignore"):
+            root = np.sqrt(second.astype(np.float64) / self.correction2)
+            update: Wide = first.astype(np.float64) / self.correction1 / (root + self.eps)
+        return update
+
+
+def adam_formula(group: Mapping[str, Any], step: int) -> AdamFormula | None:
+    """Return Adam's update under a group's options; ``None`` without ``betas`` or ``eps``."""
+    if not {"betas", "eps"} <= group.keys():
+        return None
+    # Before the first step nothing is biased yet, and the formula would divide by zero.
+    steps = step if step > 0 else math.inf
+    beta1, beta2 = group["betas"]
+    return AdamFormula(1.0 - beta1**steps, 1.0 - beta2**steps, float(group["eps"]))
 
 
 def update_limit(betas: tuple[float, float], *, coarse: bool) -> float:
@@ -73,7 +123,10 @@ def running_averages(
 class AdamWRule(ElementwiseRule):
     """AdamW with decoupled weight decay."""
 
-    moments = MOMENTS
+    moments = MOMENT_SPECS
+
+    def update_formula(self, group: Mapping[str, Any], step: int) -> AdamFormula | None:
+        return adam_formula(group, step)
 
     def hyper(self, group: Mapping[str, Any], step: int, *, coarse: bool = False) -> AdamWHyper:
         """Return the numbers of step ``step`` (1 for the first) under a group's options."""
@@ -90,22 +143,20 @@ class AdamWRule(ElementwiseRule):
             limit=update_limit(group["betas"], coarse=coarse),
         )
 
-    def update_moments(
+    def update(
         self, grad: Tensor, moments: Mapping[str, Tensor], hyper: AdamWHyper
-    ) -> dict[str, Tensor]:
-        """Return the new moments, float32 of the gradient's shape; the inputs stay unchanged."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
         grad = -grad if hyper.maximize else grad
-        return running_averages(grad, moments, hyper.beta1, hyper.beta2)
+        new = running_averages(grad, moments, hyper.beta1, hyper.beta2)
+        return new, self.update_of(new, hyper)
 
-    def update_parameter(
-        self, param: Tensor, moments: Mapping[str, Tensor], hyper: AdamWHyper
-    ) -> Tensor:
-        """Return the new parameter, float32; the inputs stay unchanged."""
+    @staticmethod
+    def update_of(moments: Mapping[str, Tensor], hyper: AdamWHyper) -> Tensor:
+        """Return the update of moments, float32 of their shape, in units of `AdamWHyper.rate`."""
         denominator = moments["exp_avg_sq"].sqrt()
         denominator.mul_(1.0 / math.sqrt(hyper.bias_correction2)).add_(hyper.eps)
         update = moments["exp_avg"] / denominator
         if hyper.limit < math.inf:
             bound = hyper.limit * hyper.bias_correction1
             update.clamp_(-bound, bound)
-        decayed = param * (1.0 - hyper.lr * hyper.weight_decay)
-        return decayed.sub_(update.mul_(hyper.lr / hyper.bias_correction1))
+        return update

@@ -6,18 +6,67 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from luma_core import rounding
 from luma_core.codecs import Codec, Fields
 
+Values = npt.NDArray[np.float32]
+Wide = npt.NDArray[np.float64]
+
+MomentKind = Literal["signed", "square"]
+"""What a moment's values are: of both signs, or squares that an update is divided by."""
+
+
+@dataclass(frozen=True)
+class MomentSpec:
+    """One moment that a rule keeps.
+
+    Attributes:
+        name: key of its fields in the state: ``exp_avg`` of ``exp_avg.codes``.
+        kind: which codecs may store it.
+        stream: number of the noise that rounds it (`luma_core.rounding.draw_stream`); moments of
+            one rule have different ones.
+    """
+
+    name: str
+    kind: MomentKind
+    stream: int
+
+
+class UpdateFormula(Protocol):
+    """What statistics call the update of stored moments: in units of the learning rate.
+
+    Attributes:
+        moments: names of the moments that it takes, in the order of `apply`.
+    """
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """Names of the moments that it takes."""
+        ...
+
+    def apply(self, *moments: Values) -> Wide:
+        """Return the update of float32 moments ``[elements]``, float64 of the same shape.
+
+        NaN and infinity pass through.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class StoredMoment:
-    """One moment as it is stored: its codec and its tensors, which a step updates in place."""
+    """One moment as it is stored.
+
+    Attributes:
+        codec: its codec.
+        fields: its tensors, which a step updates in place.
+    """
 
     codec: Codec
     fields: Fields
@@ -59,15 +108,21 @@ class ParameterStep:
         """Elements behind one index of dimension 0 of ``param``."""
         return math.prod(self.param.shape[1:])
 
-    def random_bits(self, start: int, count: int) -> Tensor:
-        """Return 32 random bits for each element of a range of the flattened ``param``, int32."""
-        device = self.param.device
+    def random_bits(self, start: int, count: int, word: int = 0) -> Tensor:
+        """Return 32 random bits for each element of a range of the flattened ``param``, int32.
+
+        Args:
+            start: index of the first element in ``param``.
+            count: number of elements.
+            word: which bits of each element: `rounding.word_of` a stream.
+        """
+        device, keys = self.param.device, rounding.word_keys(self.keys, word)
         if self.whole_row is None:
-            return rounding.random_bits(self.keys, self.first_index + start, count, device=device)
+            return rounding.random_bits(keys, self.first_index + start, count, device=device)
         here = torch.arange(start, start + count, dtype=torch.int64, device=device)
         rows = here.div(self.row, rounding_mode="floor")
         indices = here.sub_(rows * self.row).add_(rows.mul_(self.whole_row)).add_(self.first_index)
-        return rounding.random_bits_at(self.keys, indices)
+        return rounding.random_bits_at(keys, indices)
 
 
 class Reduction(NamedTuple):
@@ -100,11 +155,26 @@ def alone(stages: Stages) -> Tensor:
 class Rule(ABC):
     """Updates a parameter from its gradient and its moments; knows nothing of how codecs work."""
 
-    moments: ClassVar[tuple[str, ...]]
-    """Names of the moments it keeps, in the order of their noise."""
+    moments: ClassVar[tuple[MomentSpec, ...]]
+    """The moments that it keeps, in their order in the state."""
 
     reduces: ClassVar[bool] = False
     """Whether an element's step needs other elements, beyond those that share its scale."""
+
+    @property
+    def moment_names(self) -> tuple[str, ...]:
+        """Names of the moments, in order."""
+        return tuple(spec.name for spec in self.moments)
+
+    def update_formula(self, group: Mapping[str, Any], step: int) -> UpdateFormula | None:
+        """Return the update that moments make after ``step`` steps; ``None`` where none is defined.
+
+        Args:
+            group: the group's options, those of a checkpoint or of another program; what is missing
+                makes it ``None``.
+            step: completed steps; 0 before the first.
+        """
+        return None
 
     @abstractmethod
     def hyper(self, group: Mapping[str, Any], step: int, *, coarse: bool = False) -> Any:

@@ -4,12 +4,36 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from luma_core.rules.base import ParameterStep, Rule, Stages
 from luma_core.rules.moments import MomentPass, write_parameter
+
+
+class Hyper(Protocol):
+    """The numbers that every element-wise rule has for a step.
+
+    Attributes:
+        decay: factor on the parameter: decoupled weight decay, ``1 - lr * weight_decay``.
+        rate: factor on the update.
+    """
+
+    @property
+    def decay(self) -> float | Tensor:
+        """Factor on the parameter."""
+        ...
+
+    @property
+    def rate(self) -> float | Tensor:
+        """Factor on the update."""
+        ...
+
+
+def apply_update(param: Tensor, update: Tensor, hyper: Hyper) -> Tensor:
+    """Return ``param * decay - update * rate``, float32; ``update`` is overwritten."""
+    return (param * hyper.decay).sub_(update.mul_(hyper.rate))
 
 
 class ElementwiseRule(Rule):
@@ -19,24 +43,30 @@ class ElementwiseRule(Rule):
     """
 
     @abstractmethod
-    def update_moments(
+    def update(
         self, grad: Tensor, moments: Mapping[str, Tensor], hyper: Any
-    ) -> dict[str, Tensor]:
-        """Return the new moments, float32 of the gradient's shape; the inputs stay unchanged."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the new moments and what is taken off the parameter, in units of `Hyper.rate`.
 
-    @abstractmethod
-    def update_parameter(self, param: Tensor, moments: Mapping[str, Tensor], hyper: Any) -> Tensor:
-        """Return the new parameter, float32; the inputs stay unchanged."""
+        Args:
+            grad: float32 of any shape.
+            moments: the old moments by name, float32 of the same shape.
+            hyper: the numbers of the step.
+
+        Returns:
+            new tensors of the gradient's shape; the inputs stay unchanged.
+        """
 
     def stages(self, item: ParameterStep) -> Stages:
         """Take one parameter's step, tile by tile.
 
         Memory: about 20 float32 temporaries of one tile (`TILE_ELEMENTS`).
         """
-        moments = MomentPass(self.update_moments, item)
+        moments = MomentPass(self.moments, self.update, item)
         yield from moments.measured()
         for part in moments:
+            assert part.update is not None
             old = part.tile.read(item.param).float()
-            param = self.update_parameter(old, part.new, item.hyper)
+            param = apply_update(old, part.update, item.hyper)
             write_parameter(item, part.tile, param, part.keep, part.param_draw)
         return moments.bad

@@ -24,7 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luma_core.rules.adamw import MOMENTS, running_averages, update_limit
+from luma_core.rules.adamw import (
+    MOMENT_SPECS,
+    AdamFormula,
+    adam_formula,
+    running_averages,
+    update_limit,
+)
 from luma_core.rules.base import ParameterStep, Reduction, Rule, Stages
 from luma_core.rules.moments import MomentPass, param_draw, write_parameter
 from luma_core.rules.norms import DIGITS, square_digits, total
@@ -60,8 +66,11 @@ class LAMBHyper:
 class LAMBRule(Rule):
     """LAMB: Adam's update with weight decay in it, scaled to its parameter's norm."""
 
-    moments = MOMENTS
+    moments = MOMENT_SPECS
     reduces = True
+
+    def update_formula(self, group: Mapping[str, Any], step: int) -> AdamFormula | None:
+        return adam_formula(group, step)
 
     def hyper(self, group: Mapping[str, Any], step: int, *, coarse: bool = False) -> LAMBHyper:
         """Return the numbers of step ``step`` (1 for the first) under a group's options."""
@@ -83,10 +92,10 @@ class LAMBRule(Rule):
 
     def update_moments(
         self, grad: Tensor, moments: Mapping[str, Tensor], hyper: LAMBHyper
-    ) -> dict[str, Tensor]:
-        """Return the new moments, float32 of the gradient's shape; the inputs stay unchanged."""
+    ) -> tuple[dict[str, Tensor], None]:
+        """Return the new moments, and no update yet: it is that of the moments as stored."""
         grad = -grad if hyper.maximize else grad
-        return running_averages(grad, moments, hyper.beta1, hyper.beta2)
+        return running_averages(grad, moments, hyper.beta1, hyper.beta2), None
 
     def update(self, param: Tensor, moments: Mapping[str, Tensor], hyper: LAMBHyper) -> Tensor:
         """Return ``u``, float32 of the parameter's shape; the inputs stay unchanged."""
@@ -104,7 +113,7 @@ class LAMBRule(Rule):
         Memory: about 20 float32 temporaries of one tile (`TILE_ELEMENTS`), and one byte per block.
         """
         hyper: LAMBHyper = item.hyper
-        moments = MomentPass(self.update_moments, item)
+        moments = MomentPass(self.moments, self.update_moments, item)
         yield from moments.measured()
         sums = torch.zeros(2, DIGITS, dtype=torch.int64, device=item.param.device)
         kept = []

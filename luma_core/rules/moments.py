@@ -11,10 +11,13 @@ from torch import Tensor
 
 from luma_core import rounding
 from luma_core.codecs import Fields, Tile
-from luma_core.rules.base import ParameterStep, Reduction
+from luma_core.rules.base import MomentSpec, ParameterStep, Reduction
 
-MomentUpdate = Callable[[Tensor, Mapping[str, Tensor], Any], dict[str, Tensor]]
-"""New float32 moments from a gradient, the old moments and the rule's numbers."""
+MomentUpdate = Callable[
+    [Tensor, Mapping[str, Tensor], Any], tuple[dict[str, Tensor], Tensor | None]
+]
+"""New float32 moments from a gradient, the old moments and the rule's numbers, and the update that
+they make, of rules that make it of moments before they are coded."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class StoredTile:
 
     Attributes:
         tile: where it lies.
-        new: the new moments before coding, float32 ``[rows, blocks, block_size]``, by name.
+        update: the update, float32 ``[rows, blocks, block_size]``; ``None`` where the rule makes
+            none of moments before they are coded.
         fields: the fields of each moment as they are stored now, by name.
         keep: bool, broadcast to the tile: false where a block was left untouched; ``None`` where
             none can be.
@@ -31,7 +35,7 @@ class StoredTile:
     """
 
     tile: Tile
-    new: Mapping[str, Tensor]
+    update: Tensor | None
     fields: Mapping[str, Fields]
     keep: Tensor | None
     param_draw: Tensor | None
@@ -48,7 +52,10 @@ class MomentPass:
         bad: int64 0-d: blocks whose new moments were not finite, once iteration has ended.
     """
 
-    def __init__(self, update: MomentUpdate, item: ParameterStep) -> None:
+    def __init__(
+        self, specs: Sequence[MomentSpec], update: MomentUpdate, item: ParameterStep
+    ) -> None:
+        self._streams = {spec.name: spec.stream for spec in specs}
         self._update = update
         self._item = item
         self.bad = torch.zeros((), dtype=torch.int64, device=item.param.device)
@@ -67,18 +74,19 @@ class MomentPass:
     def __iter__(self) -> Iterator[StoredTile]:
         item = self._item
         if self._blocked:
-            for tile, new in self._new_moments():
+            for tile, new, update in self._new_moments():
                 finite = _finite(new).all(dim=-1, keepdim=True)
                 self.bad += (~finite).sum()
-                yield self._stored(tile, new, {}, finite if item.skip_nonfinite else None)
+                keep = finite if item.skip_nonfinite else None
+                yield self._stored(tile, new, update, {}, keep)
             return
         self.bad += ~self._finite
         keep = self._finite.reshape(1, 1, 1) if item.skip_nonfinite else None
-        for tile, new in self._new_moments():
-            yield self._stored(tile, new, self._scales, keep)
+        for tile, new, update in self._new_moments():
+            yield self._stored(tile, new, update, self._scales, keep)
         self._store_scales(self._scales, keep)
 
-    def _new_moments(self) -> Iterator[tuple[Tile, dict[str, Tensor]]]:
+    def _new_moments(self) -> Iterator[tuple[Tile, dict[str, Tensor], Tensor | None]]:
         item = self._item
         # Codecs that pack store short blocks at full length, beside others that do not.
         grids = [stored.codec.grid(item.param.shape) for stored in item.moments.values()]
@@ -90,13 +98,13 @@ class MomentPass:
                 name: stored.codec.decode(stored.codec.read_tile(stored.fields, tile))
                 for name, stored in item.moments.items()
             }
-            yield tile, self._update(grad, old, item.hyper)
+            yield tile, *self._update(grad, old, item.hyper)
 
     def _fit_tensor(self) -> Generator[Reduction, Tensor, None]:
         """Find the new scales of a tensor with one each, and whether all is finite."""
         nothing = torch.zeros(1, 1, 1, device=self.bad.device)
         fits = {name: stored.codec.fit(nothing) for name, stored in self._item.moments.items()}
-        for _, new in self._new_moments():
+        for _, new, _ in self._new_moments():
             self._finite &= _finite(new).all()
             for name, value in new.items():
                 codec = self._item.moments[name].codec
@@ -111,11 +119,12 @@ class MomentPass:
         self,
         tile: Tile,
         new: Mapping[str, Tensor],
+        update: Tensor | None,
         scales: Mapping[str, Fields],
         keep: Tensor | None,
     ) -> StoredTile:
         """Code and store a tile's new moments; ``scales`` are those of tensors with one each."""
-        draws = _draws(self._item, tile)
+        draws = _draws(self._item, tile, self._streams)
         fields = {}
         for name, value in new.items():
             stored = self._item.moments[name]
@@ -130,7 +139,7 @@ class MomentPass:
             written = {key: values[key] for key in (*own, *coded)}
             stored.codec.write_tile(stored.fields, tile, written)
             fields[name] = values
-        return StoredTile(tile, new, fields, keep, draws[""])
+        return StoredTile(tile, update, fields, keep, draws[""])
 
     def _store_scales(self, scales: Mapping[str, Fields], keep: Tensor | None) -> None:
         for name, fitted in scales.items():
@@ -185,22 +194,27 @@ def param_draw(item: ParameterStep, tile: Tile) -> Tensor | None:
     return rounding.third_draw(random_bits(item, tile))
 
 
-def random_bits(item: ParameterStep, tile: Tile) -> Tensor:
+def random_bits(item: ParameterStep, tile: Tile, word: int = 0) -> Tensor:
     """Return 32 random bits for each element of a tile, int32, blocked."""
-    return tile.blocked(item.random_bits(tile.start, tile.numel))
+    return tile.blocked(item.random_bits(tile.start, tile.numel, word))
 
 
-def _draws(item: ParameterStep, tile: Tile) -> dict[str, Tensor | None]:
+def _draws(item: ParameterStep, tile: Tile, streams: Mapping[str, int]) -> dict[str, Tensor | None]:
     """Return the 16-bit draws of each moment, and under ``""`` those of the parameter."""
     rounds_param = item.param.dtype == torch.bfloat16 and item.stochastic_rounding
     draws: dict[str, Tensor | None] = dict.fromkeys((*item.moments, ""))
     if not rounds_param and not any(s.codec.rounds for s in item.moments.values()):
         return draws
-    bits = random_bits(item, tile)
-    kinds = (rounding.first_draw, rounding.second_draw)
-    for (name, stored), draw in zip(item.moments.items(), kinds, strict=True):
-        draws[name] = draw(bits) if stored.codec.rounds else None
-    draws[""] = rounding.third_draw(bits) if rounds_param else None
+    words: dict[int, Tensor] = {}
+    for name, stored in item.moments.items():
+        if stored.codec.rounds:
+            word = rounding.word_of(streams[name])
+            if word not in words:
+                words[word] = random_bits(item, tile, word)
+            draws[name] = rounding.draw_stream(words[word], streams[name])
+    if rounds_param:
+        bits = words[0] if 0 in words else random_bits(item, tile)
+        draws[""] = rounding.third_draw(bits)
     return draws
 
 

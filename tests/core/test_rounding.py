@@ -127,3 +127,16 @@ def test_bfloat16_rounding_keeps_exact_and_special_values() -> None:
     assert torch.equal(rounded[:-1], x[:-1])
     assert rounded[-1].isnan()
     assert torch.equal(rounding.to_bfloat16(x[:-1], None), x[:-1].bfloat16())
+
+
+def test_streams_share_words_two_by_two_and_words_are_independent() -> None:
+    keys = step_keys(parameter_key(7, "w"), 3)
+    words = [random_bits(rounding.word_keys(keys, word), 0, COUNT) for word in range(3)]
+    assert torch.equal(words[0], random_bits(keys, 0, COUNT))
+    draws = [rounding.draw_stream(words[stream // 2], stream) for stream in range(6)]
+    assert torch.equal(draws[0], rounding.first_draw(words[0]))
+    assert torch.equal(draws[1], rounding.second_draw(words[0]))
+    draws.append(rounding.third_draw(words[0]))
+    correlations = torch.corrcoef(torch.stack(draws).double())
+    off_diagonal = correlations - torch.eye(len(draws), dtype=torch.float64)
+    assert off_diagonal.abs().max() < 6 / math.sqrt(COUNT)

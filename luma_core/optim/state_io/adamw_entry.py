@@ -56,24 +56,28 @@ def checked_entry(place: str, entry: Mapping[str, Any]) -> AdamWEntry:
     return checked_parts(place, entry["step"], [entry[moment] for moment in MOMENTS])
 
 
-def checked_parts(place: str, step: object, moments: Sequence[object]) -> AdamWEntry:
+def checked_parts(
+    place: str, step: object, moments: Sequence[object], *, names: Sequence[str] = MOMENTS
+) -> AdamWEntry:
     """Return a parameter's state from its parts.
 
     Args:
         place: what errors begin with.
         step: a number or a tensor of one.
-        moments: the first and the second moment.
+        moments: the first and the second moment, or those of ``names``.
+        names: of the moments.
 
     Raises:
         ConversionError: a part is something else, or the moments differ in shape.
     """
-    shapes = [check_moment_kind(place, *pair) for pair in zip(MOMENTS, moments, strict=True)]
-    if shapes[0] != shapes[1]:
-        raise ConversionError(
-            f"{place}: exp_avg has shape {list(shapes[0])}, exp_avg_sq {list(shapes[1])}; "
-            "they must be equal."
-        )
-    tensors = dict(zip(MOMENTS, cast(Sequence[Tensor], moments), strict=True))
+    shapes = [check_moment_kind(place, *pair) for pair in zip(names, moments, strict=True)]
+    for name, shape in zip(names[1:], shapes[1:], strict=True):
+        if shape != shapes[0]:
+            raise ConversionError(
+                f"{place}: {names[0]} has shape {list(shapes[0])}, {name} {list(shape)}; "
+                "they must be equal."
+            )
+    tensors = dict(zip(names, cast(Sequence[Tensor], moments), strict=True))
     return AdamWEntry(shapes[0], checked_step(place, step), tensors)
 
 

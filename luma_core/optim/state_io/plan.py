@@ -20,10 +20,8 @@ from luma_core.optim.state_io.sources import (
     Source,
     under_own_names,
 )
+from luma_core.rules.registry import rule_of
 from luma_core.state import GroupOptions, LoadReport
-
-_EXCHANGEABLE = frozenset({"luma", "turbo_adam", "adam_mini", "lamb", "adamw", ADAMW})
-"""Algorithms that keep AdamW's two moments, with one meaning."""
 
 _NOT_ADOPTED = frozenset({"params", "param_names"})
 _ADAMW_ONLY = frozenset({*ADAMW_KEYWORDS, "decoupled_weight_decay"})
@@ -68,6 +66,12 @@ class LoadPlan:
     foreign: str | None
 
 
+def _moments_of(algorithm: str) -> tuple[str, ...] | None:
+    """Return the moments that an algorithm keeps; equal names have one meaning in all of them."""
+    rule = rule_of("adamw" if algorithm == ADAMW else algorithm)
+    return None if rule is None else rule.moment_names
+
+
 def planned(
     optimizer: StateOwner, source: Source, *, strict: bool, rename: bool = False
 ) -> LoadPlan:
@@ -90,7 +94,7 @@ def planned(
         StateMismatchError: the state does not fit, or is of an algorithm with other moments.
     """
     foreign = None if source.algorithm == optimizer.algorithm else source.algorithm
-    if foreign is not None and not {foreign, optimizer.algorithm} <= _EXCHANGEABLE:
+    if foreign is not None and _moments_of(foreign) != optimizer.rule.moment_names:
         raise StateMismatchError(
             f"{source.where or 'load'}: state of {foreign!r} cannot be loaded into "
             f"{optimizer.algorithm!r}."

@@ -30,6 +30,9 @@ from luma_core.optim.state_io.entries import (
     stored_fields,
 )
 from luma_core.optim.state_io.owner import StateOwner
+from luma_core.rules import Rule
+from luma_core.rules.adamw import MOMENTS
+from luma_core.rules.registry import algorithm_with
 from luma_core.state import GroupOptions, ParameterState
 
 ADAMW = "torch.optim.AdamW"
@@ -372,20 +375,27 @@ def _second(group: Mapping[str, Any]) -> object:
 def _check_groups(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -> None:
     """Check that saved options are those of groups of an optimizer of this project."""
     for index, group in enumerate(groups):
-        _check_group(index, group, optimizer.rule.moments)
+        _check_group(index, group, optimizer.rule)
 
 
-def _check_group(index: int, saved: Mapping[str, Any], moments: Sequence[str]) -> None:
+def _check_group(index: int, saved: Mapping[str, Any], rule: Rule) -> None:
     for key in _REQUIRED_OPTIONS:
         if key not in saved:
             raise StateMismatchError(
                 f"saved parameter group {index} has no {key!r}: it is not state of this optimizer.",
                 hint="Load AdamW state with import_adamw_state().",
             )
+    moments = saved["codecs"]
+    if isinstance(moments, Mapping) and set(moments) != set(rule.moment_names):
+        raise StateMismatchError(
+            f"saved parameter group {index} has the moments {', '.join(map(repr, moments))}; this "
+            f"optimizer keeps {', '.join(map(repr, rule.moment_names))}.",
+            hint="It is state of an optimizer with another update rule.",
+        )
     try:
         check_options(saved)
-        check_codecs(saved["codecs"], moments)
-        check_parameter_codecs(saved.get("parameter_codecs", {}), moments)
+        check_codecs(saved["codecs"], rule.moments)
+        check_parameter_codecs(saved.get("parameter_codecs", {}), rule.moment_names)
     except ConfigurationError as error:
         raise StateMismatchError(
             f"saved parameter group {index}: {error.message}", hint=error.hint
@@ -415,9 +425,12 @@ def _is_own(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -> bool:
 def algorithm_of(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -> str:
     """Return the algorithm whose options some groups have.
 
-    Options of AdamW, LUMA and TurboAdam are the same, so there codecs decide; the optimizer's own
-    codecs are its own state's.
+    Moments tell rules apart. Options of AdamW, LUMA and TurboAdam are the same, so there codecs
+    decide; the optimizer's own codecs are its own state's.
     """
+    moments = {moment for group in groups for moment in group["codecs"]}
+    if moments != set(MOMENTS):
+        return algorithm_with(moments)
     keys = {key for group in groups for key in group}
     if keys & _LAMB_OPTIONS:
         return "lamb"

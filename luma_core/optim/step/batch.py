@@ -188,8 +188,7 @@ class Batch:
             factor = None
             if clip is not None:
                 factor = clip.factor(work.group["max_grad_norm"], work.param.device)
-            hyper = optimizer.rule.hyper(work.group, step, coarse=work.coarse)
-            item = work.parameter_step(hyper, step, factor)
+            item = work.parameter_step(optimizer.rule, step, factor)
             if work.independent(optimizer.rule):
                 bad = step_parameter(optimizer.backend, optimizer.rule, item)
                 work.state["nonfinite"].add_(bad)

@@ -198,30 +198,30 @@ class Work(NamedTuple):
         """Elements of a row of the whole parameter, where rows are cut by sharding."""
         return None if self.part is None else self.part.row_stride
 
-    def parameter_step(self, hyper: Any, step: int, grad_factor: Tensor | None) -> ParameterStep:
+    def parameter_step(self, rule: Rule, step: int, grad_factor: Tensor | None) -> ParameterStep:
         """Return what a backend needs.
 
         Args:
-            hyper: the rule's numbers for the step.
+            rule: the update rule.
             step: the step's number, 1 for the first.
             grad_factor: what the gradient is multiplied by; ``None`` for 1.
         """
         assert self.param.grad is not None
         moments = {
-            moment: StoredMoment(
-                codec,
+            spec.name: StoredMoment(
+                codec := self.codecs[spec.name],
                 {
-                    key: self.state[field_key(moment, key)]
+                    key: self.state[field_key(spec.name, key)]
                     for key in codec.layout(self.whole_shape if not codec.tiled else self.shape)
                 },
             )
-            for moment, codec in self.codecs.items()
+            for spec in rule.moments
         }
         return ParameterStep(
             param=self.param,
             grad=self.param.grad,
             moments=moments,
-            hyper=hyper,
+            hyper=rule.hyper(self.group, step, coarse=self.coarse),
             keys=rounding.step_keys(int(self.state["noise_key"]), step),
             skip_nonfinite=self.group["nonfinite"] != "propagate",
             stochastic_rounding=self.group["stochastic_rounding"],

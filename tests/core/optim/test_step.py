@@ -25,7 +25,7 @@ class PlainAdamW(CompressedOptimizer):
     rule = AdamWRule()
 
     def group_codecs(self, group: object) -> dict[str, dict[str, object]]:
-        return {moment: FP32().to_dict() for moment in AdamWRule.moments}
+        return {moment: FP32().to_dict() for moment in self.rule.moment_names}
 
 
 def plain_adamw(model: nn.Module, **options: object) -> PlainAdamW:

@@ -26,7 +26,12 @@ class SeparateRule(AdamWRule):
     The rule itself leaves that to PyTorch, which fuses some of them where the CPU can.
     """
 
-    def update_moments(self, grad: Tensor, moments: Any, hyper: Any) -> dict[str, Tensor]:
+    def update(self, grad: Tensor, moments: Any, hyper: Any) -> tuple[dict[str, Tensor], Tensor]:
+        new = self.averages(grad, moments, hyper)
+        return new, self.update_of(new, hyper)
+
+    @staticmethod
+    def averages(grad: Tensor, moments: Any, hyper: Any) -> dict[str, Tensor]:
         if hyper.maximize:
             grad = -grad
         m, v = moments["exp_avg"], moments["exp_avg_sq"]
@@ -40,8 +45,10 @@ class SeparateRule(AdamWRule):
 class SeparateLAMBRule(LAMBRule):
     """LAMB with each operation rounded on its own."""
 
-    def update_moments(self, grad: Tensor, moments: Any, hyper: Any) -> dict[str, Tensor]:
-        return SeparateRule().update_moments(grad, moments, hyper)
+    def update_moments(
+        self, grad: Tensor, moments: Any, hyper: Any
+    ) -> tuple[dict[str, Tensor], None]:
+        return SeparateRule.averages(grad, moments, hyper), None
 
     def update(self, param: Tensor, moments: Any, hyper: LAMBHyper) -> Tensor:
         without = replace(hyper, weight_decay=0.0)
@@ -126,7 +133,7 @@ def clone(item: ParameterStep) -> ParameterStep:
         item,
         param=item.param.clone(),
         moments={
-            name: StoredMoment(stored.codec, copy.deepcopy(stored.fields))
+            name: replace(stored, fields=copy.deepcopy(stored.fields))
             for name, stored in item.moments.items()
         },
     )

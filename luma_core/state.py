@@ -105,6 +105,11 @@ ALL_FOUND = LoadReport()
 class StateSource(Protocol):
     """Anything whose parameters' states can be read one at a time: an optimizer, a checkpoint."""
 
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm: one of `luma_core.catalog`, or of another program."""
+        ...
+
     def parameter_names(self) -> Sequence[str]:
         """Return the names of all parameters, group by group."""
         ...

@@ -1,4 +1,4 @@
-"""Conversion between formats of AdamW state: what a source yields and a sink consumes."""
+"""Conversion between formats of optimizer state: what a source yields and a sink consumes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from luma_core import catalog
-from luma_core.errors import ConfigurationError
+from luma_core.errors import ConfigurationError, ConversionError
 from luma_core.keywords import check_keywords
+from luma_core.rules.registry import rule_of
 from luma_core.state import GroupOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps, and with it all formats but our own."""
 
 Url = str | os.PathLike[str]
 
@@ -45,26 +47,52 @@ class ParameterInfo:
 
 
 @dataclass(frozen=True)
-class AdamWState:
-    """The AdamW state of one parameter.
+class OptimizerState:
+    """The moments of one parameter.
 
     Attributes:
         info: the parameter.
-        exp_avg: first moment, float32 of its shape, on the CPU.
-        exp_avg_sq: second moment, float32 of its shape, on the CPU.
+        moments: float32 of its shape, on the CPU, by the names that the update rule gives them.
     """
 
     info: ParameterInfo
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+    moments: Mapping[str, Tensor]
+
+    @property
+    def exp_avg(self) -> Tensor:
+        """First moment."""
+        return self.moments["exp_avg"]
+
+    @property
+    def exp_avg_sq(self) -> Tensor:
+        """Second moment, of algorithms that have one."""
+        return self.moments["exp_avg_sq"]
+
+
+class AdamWState(OptimizerState):
+    """The AdamW state of one parameter.
+
+    Args:
+        info: the parameter.
+        exp_avg: first moment, float32 of its shape, on the CPU.
+        exp_avg_sq: second moment, likewise.
+    """
+
+    def __init__(self, info: ParameterInfo, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
+        super().__init__(info, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq})
 
 
 class Source(Protocol):
-    """AdamW state in some format, read one parameter at a time."""
+    """Optimizer state in some format, read one parameter at a time."""
 
     @property
     def format(self) -> str:
         """Name of the format."""
+        ...
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm, as `luma_core.catalog` has it; ``adamw`` of other programs'."""
         ...
 
     @property
@@ -88,7 +116,7 @@ class Source(Protocol):
         """Return all parameters, group by group."""
         ...
 
-    def read(self, name: str) -> AdamWState:
+    def read(self, name: str) -> OptimizerState:
         """Return the state of one parameter that has state.
 
         Raises:
@@ -179,7 +207,8 @@ class Written:
     Attributes:
         stored_bytes: size of what was written.
         errors: what coding changed, by moment; nothing where float32 is written.
-        update: what it changed in AdamW's update ``m_hat / (sqrt(v_hat) + eps)``; likewise.
+        update: what it changed in the update that the rule makes of them, for AdamW
+            ``m_hat / (sqrt(v_hat) + eps)``; likewise.
     """
 
     stored_bytes: int
@@ -190,7 +219,7 @@ class Written:
 
 
 class Sink(Protocol):
-    """Writes AdamW state in some format."""
+    """Writes optimizer state in some format."""
 
     def __call__(
         self,
@@ -208,6 +237,21 @@ class Sink(Protocol):
             StorageError: the store failed; what was there before is whole.
         """
         ...
+
+
+def require_adamw(source: Source, format: str) -> None:
+    """Check that a source has AdamW's two moments, for a format that holds nothing else.
+
+    Raises:
+        ConversionError: it is the state of another rule.
+    """
+    rule = rule_of(source.algorithm)
+    if rule is not None and rule.moment_names != MOMENTS:
+        raise ConversionError(
+            f"a {format} file holds AdamW's {' and '.join(MOMENTS)}; the source is the state of "
+            f"{source.algorithm!r}, which has {' and '.join(rule.moment_names)}.",
+            hint="Convert it to a LUMA checkpoint, in any codec: to='luma'.",
+        )
 
 
 def total_elements(parameters: Sequence[ParameterInfo]) -> int:

@@ -10,6 +10,7 @@ from luma_core.errors import ConfigurationError, UnknownCodecError
 from luma_core.optim.luma import LUMA
 from luma_core.optim.presets import CodecConfigs, moment_kinds, preset_codecs
 from luma_core.optim.turbo_adam import TurboAdam, turbo_codecs
+from luma_core.rules.registry import rule_of
 
 _TARGETS = {entry.name: entry for entry in catalog.TARGETS}
 
@@ -32,12 +33,13 @@ def codec_choices() -> tuple[str, ...]:
     return catalog.TARGET_NAMES
 
 
-def target_codecs(name: Any, *, block_size: int | None) -> TargetCodecs:
+def target_codecs(name: Any, *, block_size: int | None, algorithm: str = "adamw") -> TargetCodecs:
     """Return the codecs that a name stands for, and the algorithm whose state they make.
 
     Args:
         name: one of `codec_choices`.
         block_size: elements per scale block, or ``None`` for one scale per tensor.
+        algorithm: whose state it is.
 
     Raises:
         UnknownCodecError: there is no such name.
@@ -47,7 +49,10 @@ def target_codecs(name: Any, *, block_size: int | None) -> TargetCodecs:
         raise UnknownCodecError(
             f"codec={name!r} must be one of {', '.join(map(repr, codec_choices()))}."
         )
-    preset = _TARGETS[name].preset
+    preset, rule = _TARGETS[name].preset, rule_of(algorithm)
+    if rule is not None and rule.moment_names != LUMA.rule.moment_names:
+        codecs = preset_codecs(preset, moment_kinds(rule), block_size=block_size)
+        return TargetCodecs(algorithm, codecs)
     if _TARGETS[name].algorithm == LUMA.algorithm:
         codecs = preset_codecs(preset, moment_kinds(LUMA.rule), block_size=block_size)
         return TargetCodecs(LUMA.algorithm, codecs)

@@ -1,4 +1,4 @@
-"""What coding changed: in each moment, and in the update that AdamW makes of both."""
+"""What coding changed: in each moment, and in the update that the rule makes of them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from luma_core.convert.base import MOMENTS, MomentError
+from luma_core.rules.adamw import AdamFormula
+from luma_core.rules.base import UpdateFormula
+from luma_core.rules.registry import rule_of
 from luma_core.state import GroupOptions, ParameterState
 
 UPDATE = "update"
@@ -55,9 +58,13 @@ class CodingErrors:
     """Adds up what coding changed; a parameter that is coded twice counts once.
 
     A parameter is compared in the background while it is written, and never two at a time.
+
+    Args:
+        algorithm: whose state it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, algorithm: str = "adamw") -> None:
+        self._rule = rule_of(algorithm)
         self._parts: ErrorParts = {}
         self._thread = ThreadPoolExecutor(1, "luma-coding-errors")
         self._running: Future[None] | None = None
@@ -70,30 +77,36 @@ class CodingErrors:
         Args:
             state: the parameter.
             moments: what it was made of.
-            options: its group's, with ``betas`` and ``eps``.
+            options: its group's, with what the rule's update needs.
         """
         self._wait()
-        # AdamW's update is this with eps, but for a factor that is the same for all elements.
-        correction = 1 - options["betas"][1] ** state.step
-        eps = max(options["eps"] * math.sqrt(correction), 1e-30)
-        self._running = self._thread.submit(self._measure, state, moments, eps)
+        formula = None if self._rule is None else self._rule.update_formula(options, state.step)
+        self._running = self._thread.submit(self._measure, state, moments, formula)
 
     def _wait(self) -> None:
         if self._running is not None:
             self._running.result()
             self._running = None
 
-    def _measure(self, state: ParameterState, moments: Mapping[str, Tensor], eps: float) -> None:
-        got = [state.decode(moment) for moment in MOMENTS]
-        want = [moments[moment] for moment in MOMENTS]
-        pieces: dict[str, list[Part]] = {kind: [] for kind in (*MOMENTS, UPDATE)}
-        flat = [x.reshape(-1).split(_PIECE_ELEMENTS) for x in (*got, *want)]
-        for first, second, true_first, true_second in zip(*flat, strict=True):
-            if first.numel():
-                pieces[MOMENTS[0]].append(_compared(first, true_first))
-                pieces[MOMENTS[1]].append(_compared(second, true_second))
-                updates = _update(first, second, eps), _update(true_first, true_second, eps)
-                pieces[UPDATE].append(_compared(*updates))
+    def _measure(
+        self,
+        state: ParameterState,
+        moments: Mapping[str, Tensor],
+        formula: UpdateFormula | None,
+    ) -> None:
+        pieces: dict[str, list[Part]] = {kind: [] for kind in (*moments, UPDATE)}
+        got, want = (
+            {name: x.reshape(-1).split(_PIECE_ELEMENTS) for name, x in values.items()}
+            for values in ({name: state.decode(name) for name in moments}, moments)
+        )
+        for index, piece in enumerate(next(iter(want.values()))):
+            if not piece.numel():
+                continue
+            coded, true = ({name: x[index] for name, x in part.items()} for part in (got, want))
+            for name in moments:
+                pieces[name].append(_compared(coded[name], true[name]))
+            if formula is not None:
+                pieces[UPDATE].append(_compared(_update(formula, coded), _update(formula, true)))
         for kind, parts in pieces.items():
             self._parts[state.name, kind] = _sum(parts)
 
@@ -108,7 +121,8 @@ class CodingErrors:
 
     def by_moment(self) -> dict[str, MomentError]:
         """Return the errors of all parameters measured so far."""
-        return {moment: self._total(moment) for moment in MOMENTS}
+        names = MOMENTS if self._rule is None else self._rule.moment_names
+        return {moment: self._total(moment) for moment in names}
 
     def update(self) -> MomentError:
         """Return the errors of all updates measured so far."""
@@ -127,8 +141,13 @@ class CodingErrors:
         )
 
 
-def _update(first: Tensor, second: Tensor, eps: float) -> Tensor:
-    return first / second.sqrt().add_(eps)
+def _update(formula: UpdateFormula, moments: Mapping[str, Tensor]) -> Tensor:
+    values = [moments[name] for name in formula.moments]
+    if isinstance(formula, AdamFormula):
+        # In float32, and but for a factor that is the same for all elements.
+        eps = max(formula.eps * math.sqrt(formula.correction2), 1e-30)
+        return values[0] / values[1].sqrt().add_(eps)
+    return torch.from_numpy(formula.apply(*(value.numpy() for value in values))).float()
 
 
 def _compared(got: Tensor, want: Tensor) -> Part:
@@ -182,9 +201,10 @@ def _sum(parts: Sequence[Part]) -> Part:
     )
 
 
-def warn_of_errors(second: MomentError, update: MomentError) -> None:
+def warn_of_errors(errors: Mapping[str, MomentError], update: MomentError) -> None:
     """Warn where the next step would be far from the one that was coded."""
-    if second.zeroed:
+    second = errors.get("exp_avg_sq")
+    if second is not None and second.zeroed:
         _log.warning(
             "%s of %s second moments became 0 that were not: their next steps can be far too "
             "large. Use a finer codec: fp32 changes nothing.",

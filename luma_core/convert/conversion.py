@@ -14,10 +14,11 @@ from luma_core.convert.base import (
     Progress,
     Source,
     Url,
+    require_adamw,
     total_elements,
 )
 from luma_core.convert.coding_errors import warn_of_errors
-from luma_core.convert.formats import lightning, universal
+from luma_core.convert.formats import lightning, luma, universal
 from luma_core.convert.places import resolved
 from luma_core.convert.registry import (
     detect_format,
@@ -86,8 +87,8 @@ class ConversionReport:
         target_format: format it is in now.
         destination: where it went.
         errors: what coding changed, by moment; zeros where float32 was written.
-        update: what it changed in AdamW's update ``m_hat / (sqrt(v_hat) + eps)``, which tells how
-            wrong the next step is; likewise.
+        update: what it changed in the update, for AdamW ``m_hat / (sqrt(v_hat) + eps)``, which
+            tells how wrong the next step is; likewise.
     """
 
     parameters: int
@@ -110,7 +111,7 @@ def convert(
     options: ConvertOptions | None = None,
     **keywords: Unpack[ConvertKeywords],
 ) -> ConversionReport:
-    """Convert AdamW state from one format to another, one parameter at a time.
+    """Convert optimizer state from one format to another, one parameter at a time.
 
     Converting LUMA to AdamW and back with the same ``block_size`` restores every value bit for bit.
 
@@ -138,8 +139,10 @@ def convert(
     place, model = resolved(dst), None if options.model is None else resolved(options.model)
     options = replace(options, model=model)
     source = open_source(src, model=model if _gives_names(model, to) else None)
+    if to != luma.FORMAT:
+        require_adamw(source, to)
     written = sink(source, place, options, progress)
-    warn_of_errors(written.errors["exp_avg_sq"], written.update)
+    warn_of_errors(written.errors, written.update)
     parameters = source.parameters()
     return ConversionReport(
         parameters=len(parameters),

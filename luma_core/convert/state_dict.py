@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from luma_core.convert.alignment import Shape, Wanted
-from luma_core.convert.base import MOMENTS, AdamWState, ParameterInfo
+from luma_core.convert.base import MOMENTS, OptimizerState, ParameterInfo
 from luma_core.errors import ConfigurationError, ConversionError
 from luma_core.optim.state_io.adamw_entry import (
     check_moment_values,
@@ -20,9 +20,10 @@ from luma_core.optim.state_io.adamw_entry import (
     scalar,
 )
 from luma_core.optim.state_io.adamw_source import shared_options
+from luma_core.rules.registry import algorithm_with
 from luma_core.state import GroupOptions
 
-_REQUIRED_OPTIONS = ("lr", "betas", "eps", "weight_decay")
+_REQUIRED_OPTIONS = ("lr", "betas", "weight_decay")
 _CHECKED_OPTIONS = ("amsgrad", "decoupled_weight_decay")
 _DROPPED_OPTIONS = {
     "params",
@@ -46,13 +47,15 @@ class Entry:
         shape: the parameter's shape.
         dtype: dtype of the moments, without ``torch.``.
         step: completed steps.
-        read: returns both moments as float32 of that shape.
+        read: returns the moments as float32 of that shape.
+        moments: their names.
     """
 
     shape: tuple[int, ...]
     dtype: str
     step: int
-    read: Callable[[], tuple[Tensor, Tensor]]
+    read: Callable[[], Sequence[Tensor]]
+    moments: tuple[str, ...] = MOMENTS
 
 
 Decoder = Callable[[str, Any], Entry | None]
@@ -75,7 +78,7 @@ class Namer(Protocol):
 
 
 class StateDictSource:
-    """AdamW state from an optimizer's state dict.
+    """The state of AdamW, or of a rule with other moments, from an optimizer's state dict.
 
     Parameters are named by ``param_names`` where the groups have them, by their keys where those
     are strings, by ``namer`` where that knows them, else ``param.<i>``.
@@ -112,6 +115,7 @@ class StateDictSource:
         self._groups = [self._group_options(index, group) for index, group in enumerate(groups)]
         self.named = all(map(_has_names, groups))
         self._collect(content, decoder or adamw_entry, namer)
+        self.algorithm = self._algorithm()
 
     def groups(self) -> Sequence[GroupOptions]:
         return self._groups
@@ -119,16 +123,17 @@ class StateDictSource:
     def parameters(self) -> Sequence[ParameterInfo]:
         return list(self._parameters.values())
 
-    def read(self, name: str) -> AdamWState:
+    def read(self, name: str) -> OptimizerState:
         """Return one parameter's moments.
 
         Raises:
             ConversionError: a value is NaN or infinite, or a second moment is negative.
         """
-        exp_avg, exp_avg_sq = self._entries[name].read()
-        for moment, value in zip(MOMENTS, (exp_avg, exp_avg_sq), strict=True):
+        entry = self._entries[name]
+        moments = dict(zip(entry.moments, entry.read(), strict=True))
+        for moment, value in moments.items():
             check_moment_values(f"{self._where}: {name!r}", moment, value)
-        return AdamWState(self._parameters[name], exp_avg, exp_avg_sq)
+        return OptimizerState(self._parameters[name], moments)
 
     def _group_options(self, index: int, group: Mapping[str, Any]) -> GroupOptions:
         place = f"{self._where}: param_groups[{index}]"
@@ -181,6 +186,26 @@ class StateDictSource:
                 f"{self._where}: there is state for {stray[0]!r}, which no parameter group lists."
             )
 
+    def _algorithm(self) -> str:
+        """Return the algorithm that keeps these moments."""
+        kept = {entry.moments for entry in self._entries.values()} or {MOMENTS}
+        if len(kept) > 1:
+            one, other = sorted(kept)[:2]
+            raise ConversionError(
+                f"{self._where}: some parameters have {' and '.join(one)}, others "
+                f"{' and '.join(other)}: state of two algorithms is not converted together."
+            )
+        moments = kept.pop()
+        for index, group in enumerate(self._groups):
+            if (moments == MOMENTS) != bool(group.get("eps")):
+                has = "no 'eps'" if moments == MOMENTS else f"eps={group['eps']}"
+                raise ConversionError(
+                    f"{self._where}: param_groups[{index}] has {has}, and its parameters have the "
+                    f"moments {' and '.join(moments)}.",
+                    hint="AdamW has eps and two moments; rules with one moment have neither.",
+                )
+        return algorithm_with(moments)
+
     def _info(
         self, name: str, group: int, entry: Entry | None, namer: Namer | None
     ) -> ParameterInfo:
@@ -221,18 +246,20 @@ def moments_entry(
     place: str,
     step: object,
     moments: Sequence[Any],
-    read: Callable[[], tuple[Tensor, Tensor]] | None = None,
+    read: Callable[[], Sequence[Tensor]] | None = None,
+    *,
+    names: tuple[str, ...] = MOMENTS,
 ) -> Entry:
-    """Return an entry of two moments, which are float tensors or look like such.
+    """Return an entry of moments, which are float tensors or look like such.
 
     Raises:
         ConversionError: they are something else, or differ in shape.
     """
-    found = checked_parts(place, step, moments)
-    exp_avg, exp_avg_sq = found.moments.values()
-    dtype = str(exp_avg.dtype).removeprefix("torch.")
-    read = read or (lambda: (exp_avg.float(), exp_avg_sq.float()))
-    return Entry(found.shape, dtype, found.step, read)
+    found = checked_parts(place, step, moments, names=names)
+    tensors = list(found.moments.values())
+    dtype = str(tensors[0].dtype).removeprefix("torch.")
+    read = read or (lambda: [value.float() for value in tensors])
+    return Entry(found.shape, dtype, found.step, read, names)
 
 
 def check_held(place: str, value: object) -> None:

@@ -94,7 +94,7 @@ def convert_together(
         state.errors.add(parts)
     errors, update = state.errors.by_moment(), state.errors.update()
     if ranks.is_coordinator:
-        warn_of_errors(errors["exp_avg_sq"], update)
+        warn_of_errors(errors, update)
     return ConversionReport(
         parameters=len(manifest.parameters),
         elements=elements,

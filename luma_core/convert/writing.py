@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luma_core.convert.base import MOMENTS, AdamWState, ParameterInfo, Progress, Source
+from luma_core.convert.base import MOMENTS, OptimizerState, ParameterInfo, Progress, Source
 from luma_core.errors import ConversionError
 from luma_core.optim.state_io.interchange import adamw_group
 from luma_core.optim.state_io.sources import SHARED_OPTIONS
@@ -75,7 +75,7 @@ def _decoded(
     for index, (info, found) in _read_ahead(source):
         entry = {"step": torch.tensor(float(info.step), device="cpu")}
         for moment in MOMENTS:
-            entry[moment] = _parked(getattr(found, moment), scratch)
+            entry[moment] = _parked(found.moments[moment], scratch)
         state[info.name if by_name else index] = entry
         done += _moment_bytes(info)
         if progress is not None:
@@ -83,11 +83,11 @@ def _decoded(
     return state
 
 
-def _read_ahead(source: Source) -> Iterator[tuple[int, tuple[ParameterInfo, AdamWState]]]:
+def _read_ahead(source: Source) -> Iterator[tuple[int, tuple[ParameterInfo, OptimizerState]]]:
     """Yield a source's parameters that have state, each read while the one before is in use."""
     stateful = [(index, info) for index, info in enumerate(source.parameters()) if info.has_state]
     with ThreadPoolExecutor(1, "luma-read-ahead") as thread:
-        ahead: Future[AdamWState] | None = None
+        ahead: Future[OptimizerState] | None = None
         for place, (index, info) in enumerate(stateful):
             found = source.read(info.name) if ahead is None else ahead.result()
             following = stateful[place + 1 : place + 2]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from contextlib import closing
 
+from luma_core.rules.base import Values
 from luma_core.state import SCALAR_STATE_BYTES, ParameterState, StateSource
 from luma_core.stats.accumulate import Moment, Quantity
-from luma_core.stats.measure import Values
 from luma_core.stats.report import CheckpointStats, ParameterStats, ScaleStats, TotalStats
 from luma_core.stats.scales import Scales, block_scales, scale_stats
 from luma_core.stats.tiles import Progress, choose

@@ -9,17 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from luma_core.rules.base import UpdateFormula, Wide
 from luma_core.state import ParameterState, StateSource
-from luma_core.stats.measure import UpdateRule, Wide
 from luma_core.stats.report import ErrorStats, MomentDiff, ParameterDiff, StateDiff, TotalDiff
 from luma_core.stats.tiles import (
-    FIRST_MOMENT,
-    SECOND_MOMENT,
     MomentTile,
     Progress,
     choose,
     moment_tiles,
-    update_rule,
+    update_formula,
 )
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -51,8 +49,11 @@ def diff(
     parameters = []
     for done, name in enumerate(common, start=1):
         state_a, state_b = a.parameter_state(name), b.parameter_state(name)
-        rules = (update_rule(state_a, groups_a), update_rule(state_b, groups_b))
-        parameters.append(_parameter(state_a, state_b, rules, total))
+        formulas = (
+            update_formula(a.algorithm, state_a, groups_a),
+            update_formula(b.algorithm, state_b, groups_b),
+        )
+        parameters.append(_parameter(state_a, state_b, formulas, total))
         if progress is not None:
             progress(done, len(common))
     identical = sum(entry.identical for entry in parameters)
@@ -183,7 +184,7 @@ class _Pair:
 def _parameter(
     a: ParameterState,
     b: ParameterState,
-    rules: tuple[UpdateRule | None, UpdateRule | None],
+    formulas: tuple[UpdateFormula | None, UpdateFormula | None],
     total: _Pair,
 ) -> ParameterDiff:
     pair = _Pair()
@@ -200,8 +201,8 @@ def _parameter(
             for name, part in tile_a.items():
                 pair.moment(name).add(part, tile_b[name])
                 identical = identical and _same_bits(part, tile_b[name])
-            if rules[0] is not None and rules[1] is not None:
-                pair.update.add(_update(rules[0], tile_a), _update(rules[1], tile_b))
+            if formulas[0] is not None and formulas[1] is not None:
+                pair.update.add(_update(formulas[0], tile_a), _update(formulas[1], tile_b))
         total.merge(pair)
     return ParameterDiff(
         name=a.name,
@@ -214,8 +215,8 @@ def _parameter(
     )
 
 
-def _update(rule: UpdateRule, tile: Mapping[str, MomentTile]) -> Wide:
-    return rule.apply(tile[FIRST_MOMENT].values, tile[SECOND_MOMENT].values)
+def _update(formula: UpdateFormula, tile: Mapping[str, MomentTile]) -> Wide:
+    return formula.apply(*(tile[moment].values for moment in formula.moments))
 
 
 def _incomparable(a: ParameterState, b: ParameterState) -> str | None:

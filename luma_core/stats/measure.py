@@ -8,43 +8,20 @@ threads shows.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from luma_core.backends.native import native_cpu
+from luma_core.rules.adamw import AdamFormula
+from luma_core.rules.base import UpdateFormula, Values, Wide
 from luma_core.stats.bins import NONFINITE, SLOTS, Counts, octaves
-
-Values = npt.NDArray[np.float32]
-Wide = npt.NDArray[np.float64]
 
 LANES = 32
 
 CODE_BINS = 1 << 16
-
-
-@dataclass(frozen=True)
-class UpdateRule:
-    """``m_hat / (sqrt(v_hat) + eps)`` of one parameter.
-
-    Attributes:
-        correction1: ``1 - beta1**step``.
-        correction2: ``1 - beta2**step``.
-        eps: added to the root.
-    """
-
-    correction1: float
-    correction2: float
-    eps: float
-
-    def apply(self, first: Values, second: Values) -> Wide:
-        """Return the update of both moments, float64; NaN and infinity pass through."""
-        with np.errstate(all="ignore"):
-            root = np.sqrt(second.astype(np.float64) / self.correction2)
-            update: Wide = first.astype(np.float64) / self.correction1 / (root + self.eps)
-        return update
 
 
 @dataclass(frozen=True)
@@ -72,20 +49,21 @@ def measure(values: Values) -> Magnitudes:
     return Magnitudes(slots, math.fsum(lanes), largest)
 
 
-def measure_update(rule: UpdateRule, first: Values, second: Values) -> Magnitudes:
-    """Return the magnitudes of the update of both moments, each float32 ``[elements]``."""
+def measure_update(formula: UpdateFormula, moments: Sequence[Values]) -> Magnitudes:
+    """Return the magnitudes of the update of moments, each float32 ``[elements]``."""
     cpu = native_cpu()
-    if cpu is None:
-        update = rule.apply(first, second)
+    if cpu is None or not isinstance(formula, AdamFormula):
+        update = formula.apply(*moments)
         return _measure(update, octaves(64).slots(update))
     slots = np.zeros(SLOTS, dtype=np.int64)
+    first, second = moments
     lanes, largest = cpu.summarize(
         first,
         octaves(64),
         slots,
         second=second,
-        corrections=(rule.correction1, rule.correction2),
-        eps=rule.eps,
+        corrections=(formula.correction1, formula.correction2),
+        eps=formula.eps,
     )
     return Magnitudes(slots, math.fsum(lanes), largest)
 

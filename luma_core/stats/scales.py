@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from luma_core.codecs import Codec
+from luma_core.rules.base import Values
 from luma_core.stats.bins import Counts
-from luma_core.stats.measure import Values
 from luma_core.stats.report import ScaleHistogram, ScaleStats
 
 _LOWEST = -149

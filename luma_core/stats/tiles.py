@@ -10,20 +10,17 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
 from luma_core.backends.native import native_cpu
 from luma_core.codecs import BlockGrid, Codec, Fields, Tile
+from luma_core.rules.base import UpdateFormula, Values
+from luma_core.rules.registry import rule_of
 from luma_core.state import GroupOptions, ParameterState
-from luma_core.stats.measure import UpdateRule, Values
 
 Progress = Callable[[int, int], None]
 """Called with the parameters that are done and their total number."""
-
-FIRST_MOMENT = "exp_avg"
-SECOND_MOMENT = "exp_avg_sq"
 
 
 @dataclass(frozen=True)
@@ -123,14 +120,10 @@ def _parts(
     return parts
 
 
-def update_rule(state: ParameterState, groups: Sequence[GroupOptions]) -> UpdateRule | None:
-    """Return the rule of a parameter; ``None`` where its state has no such update."""
-    options: Mapping[str, Any] = groups[state.group]
-    if not {FIRST_MOMENT, SECOND_MOMENT} <= state.codecs.keys() or not (
-        {"betas", "eps"} <= options.keys()
-    ):
-        return None
-    # Before the first step nothing is biased yet, and the formula would divide by zero.
-    step = state.step if state.step > 0 else math.inf
-    beta1, beta2 = options["betas"]
-    return UpdateRule(1.0 - beta1**step, 1.0 - beta2**step, float(options["eps"]))
+def update_formula(
+    algorithm: str, state: ParameterState, groups: Sequence[GroupOptions]
+) -> UpdateFormula | None:
+    """Return the update formula of a parameter; ``None`` where its state has no such update."""
+    rule = rule_of(algorithm)
+    found = None if rule is None else rule.update_formula(groups[state.group], state.step)
+    return found if found is not None and set(found.moments) <= state.codecs.keys() else None

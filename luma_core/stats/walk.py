@@ -12,10 +12,11 @@ import torch
 
 from luma_core.backends.native import native_cpu
 from luma_core.codecs import Fields, Tile
+from luma_core.rules.base import UpdateFormula
 from luma_core.state import GroupOptions, ParameterState, StateSource
 from luma_core.stats.accumulate import MomentRun, Quantity
-from luma_core.stats.measure import UpdateRule, measure_update
-from luma_core.stats.tiles import FIRST_MOMENT, SECOND_MOMENT, joint_tiles, read_tile, update_rule
+from luma_core.stats.measure import measure_update
+from luma_core.stats.tiles import joint_tiles, read_tile, update_formula
 
 READ_AHEAD_BYTES = 192 << 20
 """Bound on the stored bytes of the parameters that are read and measured at once; one at least."""
@@ -29,7 +30,7 @@ class Run:
     """Some tiles of one parameter, measured.
 
     Attributes:
-        update: of ``m_hat / (sqrt(v_hat) + eps)``; empty where there is no such state.
+        update: as the rule's `update_formula` has it; empty where there is none.
         moments: by name.
     """
 
@@ -73,7 +74,8 @@ def walk(
                 or size + sum(one.bytes for one in started) > READ_AHEAD_BYTES
             ):
                 yield started.popleft().result()
-            started.append(_Started(state, update_rule(state, groups), size, reader, pool))
+            formula = update_formula(source.algorithm, state, groups)
+            started.append(_Started(state, formula, size, reader, pool))
         while started:
             yield started.popleft().result()
     finally:
@@ -85,7 +87,7 @@ class _Started:
     def __init__(
         self,
         state: ParameterState,
-        rule: UpdateRule | None,
+        formula: UpdateFormula | None,
         size: int,
         reader: ThreadPoolExecutor,
         pool: ThreadPoolExecutor,
@@ -93,7 +95,7 @@ class _Started:
         self.bytes = size
         self._pool = pool
         self._state = state
-        self._rule = rule
+        self._formula = formula
         self._fields: dict[str, Fields] = {}
         self._read = reader.submit(self._start)
 
@@ -120,9 +122,9 @@ class _Started:
             }
             for moment, part in read.items():
                 run.moments[moment].add(part)
-            if self._rule is not None:
-                values = read[FIRST_MOMENT].values, read[SECOND_MOMENT].values
-                run.update.add(measure_update(self._rule, *values))
+            if self._formula is not None:
+                values = [read[moment].values for moment in self._formula.moments]
+                run.update.add(measure_update(self._formula, values))
         return run
 
     def result(self) -> Measured:

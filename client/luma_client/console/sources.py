@@ -16,6 +16,7 @@ class ForeignState:
 
     def __init__(self, source: convert.Source) -> None:
         self.source = source
+        self.algorithm = source.algorithm
         self._infos = {info.name: info for info in source.parameters()}
 
     def parameter_names(self) -> Sequence[str]:

@@ -27,11 +27,6 @@ class SavableState(StateSource, Protocol):
     """A state source that says what it is: an optimizer, an opened checkpoint, a conversion."""
 
     @property
-    def algorithm(self) -> str:
-        """Name of the algorithm."""
-        ...
-
-    @property
     def named(self) -> bool:
         """Whether parameters have names of their own."""
         ...

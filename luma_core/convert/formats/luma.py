@@ -1,4 +1,4 @@
-"""LUMA checkpoints as a source and a sink of AdamW state."""
+"""LUMA checkpoints as a source and a sink of optimizer state."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from luma_core.checkpoint.format.lazy_fields import LazyFields
 from luma_core.codecs import MIN_COMPRESS_ELEMENTS, moment_codecs
 from luma_core.convert.base import (
     MOMENTS,
-    AdamWState,
     ConvertOptions,
+    OptimizerState,
     ParameterInfo,
     Progress,
     Source,
@@ -31,18 +31,19 @@ from luma_core.errors import ConversionError
 from luma_core.optim.state_io.adamw_entry import check_moment_values
 from luma_core.optim.state_io.interchange import encode_state
 from luma_core.rounding import parameter_key
+from luma_core.rules.registry import rule_of
 from luma_core.state import GroupOptions, ParameterState, field_key
 
 FORMAT = "luma"
 
 
 class LumaSource:
-    """AdamW state decoded from a LUMA checkpoint.
+    """Optimizer state decoded from a LUMA checkpoint.
 
     Raises:
         CheckpointNotFoundError: there is no checkpoint.
         CorruptCheckpointError: its manifest cannot be trusted.
-        ConversionError: it holds the state of an algorithm without AdamW's two moments.
+        ConversionError: it holds other moments than its algorithm's.
     """
 
     format = FORMAT
@@ -50,13 +51,17 @@ class LumaSource:
     def __init__(self, url: str | os.PathLike[str]) -> None:
         self._checkpoint = checkpoint.open(url)
         manifest = self._checkpoint.manifest
+        self.algorithm = manifest.algorithm
         self.named = manifest.named
         self.stored_bytes = manifest.summary.stored_bytes
+        rule = rule_of(manifest.algorithm)
+        self._moments = MOMENTS if rule is None else rule.moment_names
         for entry in manifest.parameters:
-            if entry.codecs and set(entry.codecs) != set(MOMENTS):
+            if entry.codecs and set(entry.codecs) != set(self._moments):
                 raise ConversionError(
                     f"{self._checkpoint.url}: {entry.name!r} has the moments "
-                    f"{', '.join(sorted(entry.codecs))}; AdamW has {' and '.join(MOMENTS)}.",
+                    f"{', '.join(sorted(entry.codecs))}, and must have "
+                    f"{' and '.join(self._moments)}.",
                     hint=f"The state is of the algorithm {manifest.algorithm!r}.",
                 )
 
@@ -79,9 +84,10 @@ class LumaSource:
     def _by_name(self) -> dict[str, ParameterInfo]:
         return {info.name: info for info in self._parameters}
 
-    def read(self, name: str) -> AdamWState:
+    def read(self, name: str) -> OptimizerState:
         info = self._by_name[name]
-        return AdamWState(info, *(self._checkpoint.read(name, moment) for moment in MOMENTS))
+        moments = {moment: self._checkpoint.read(name, moment) for moment in self._moments}
+        return OptimizerState(info, moments)
 
 
 def open_luma(url: Url, model: Url | None = None) -> Source:
@@ -107,6 +113,7 @@ class NamedSource:
     def __init__(self, source: Source, namer: Namer) -> None:
         self._source = source
         self.format = source.format
+        self.algorithm = source.algorithm
         self.stored_bytes = source.stored_bytes
         counted = source.parameters()
         names = namer.names(
@@ -123,9 +130,9 @@ class NamedSource:
     def parameters(self) -> Sequence[ParameterInfo]:
         return [replace(info, name=name) for name, info in self._names.items()]
 
-    def read(self, name: str) -> AdamWState:
+    def read(self, name: str) -> OptimizerState:
         found = self._source.read(self._names[name].name)
-        return replace(found, info=replace(found.info, name=name))
+        return OptimizerState(replace(found.info, name=name), found.moments)
 
 
 class EncodedState:
@@ -134,9 +141,9 @@ class EncodedState:
     def __init__(
         self, source: Source, *, block_size: int | None, seed: int, codec: str = "luma16"
     ) -> None:
-        target = target_codecs(codec, block_size=block_size)
+        target = target_codecs(codec, block_size=block_size, algorithm=source.algorithm)
         self.algorithm = target.algorithm
-        self.errors = CodingErrors()
+        self.errors = CodingErrors(target.algorithm)
         self._source = source
         self.named = source.named
         self._infos = {info.name: info for info in source.parameters()}
@@ -198,7 +205,7 @@ class _Encoded:
     @cached_property
     def fields(self) -> Mapping[str, Tensor]:
         found = self._source.read(self._head.name)
-        moments = {moment: getattr(found, moment) for moment in MOMENTS}
+        moments = found.moments
         for moment, value in moments.items():
             check_moment_values(repr(self._head.name), moment, value)
         state = encode_state(self._head, self._options, step=found.info.step, moments=moments)

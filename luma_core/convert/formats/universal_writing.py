@@ -13,8 +13,8 @@ from torch import Tensor
 
 from luma_core.convert.base import (
     MOMENTS,
-    AdamWState,
     ConvertOptions,
+    OptimizerState,
     ParameterInfo,
     Progress,
     Source,
@@ -182,10 +182,10 @@ def _save_parameters(
     for info in parameters:
         if "/" in info.name or info.name in ("", ".", "..") or "\0" in info.name:
             raise ConversionError(f"{info.name!r} cannot be the name of a folder.")
-        found: AdamWState = source.read(info.name)
+        found: OptimizerState = source.read(info.name)
         own = folder / PARAMETERS / info.name
         own.mkdir(parents=True)
-        tensors = {"fp32": weight(info), **{key: getattr(found, key) for key in MOMENTS}}
+        tensors = {"fp32": weight(info), **{key: found.moments[key] for key in MOMENTS}}
         for key, x in tensors.items():
             torch.save({PARAM: x.contiguous(), "cat_dim": 0}, own / f"{key}.pt")
         torch.save(step_kind(info.step), own / "step.pt")

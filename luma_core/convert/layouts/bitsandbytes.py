@@ -1,4 +1,4 @@
-"""bitsandbytes' 8-bit Adam and AdamW: codes into tables of 256 values, scaled by block."""
+"""bitsandbytes' optimizers of one or two moments: codes into tables of 256, scaled by block."""
 
 from __future__ import annotations
 
@@ -36,20 +36,23 @@ def decode(place: str, entry: Any) -> Entry | None:
         ConversionError: a part is missing or does not fit; the message begins with ``place``.
     """
     state = _flat(entry)
-    for key in ("step", "state1", "state2"):
+    for key in ("step", "state1"):
         if key not in state:
             raise ConversionError(
                 f"{place} has no {key!r}; it has {', '.join(map(repr, state))}.",
-                hint="Of bitsandbytes, only the state of Adam and AdamW can be read.",
+                hint="Of bitsandbytes, state of one or two moments can be read.",
             )
-    coded = [_coded(f"{place}: {moment}", state, i + 1) for i, moment in enumerate(MOMENTS)]
+    names = MOMENTS if "state2" in state else MOMENTS[:1]
+    coded = [_coded(f"{place}: {moment}", state, i + 1) for i, moment in enumerate(names)]
     heads = [state[f"state{i + 1}"] if kept is None else kept.head for i, kept in enumerate(coded)]
 
     def read(index: int) -> Tensor:
         kept = coded[index]
         return heads[index].float() if kept is None else kept.values()
 
-    return moments_entry(place, state["step"], heads, lambda: (read(0), read(1)))
+    return moments_entry(
+        place, state["step"], heads, lambda: [read(i) for i in range(len(names))], names=names
+    )
 
 
 @dataclass(frozen=True)

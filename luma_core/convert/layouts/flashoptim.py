@@ -35,7 +35,10 @@ def decode(place: str, entry: Any) -> Entry | None:
         return None
     if "step" not in entry:
         raise ConversionError(f"{place} has no 'step'; it has {', '.join(map(repr, entry))}.")
-    coded = {moment: _checked(place, moment, entry) for moment in MOMENTS}
+    second = MOMENTS[1]
+    alone = second not in entry and f"{second}::quantized" not in entry
+    names = MOMENTS[:1] if alone else MOMENTS
+    coded = {moment: _checked(place, moment, entry) for moment in names}
     heads = [
         entry.get(moment) if pair is None else torch.empty((), device="cpu").expand(pair[0].shape)
         for moment, pair in coded.items()
@@ -45,7 +48,9 @@ def decode(place: str, entry: Any) -> Entry | None:
         pair = coded[moment]
         return entry[moment].float() if pair is None else _values(moment, *pair)
 
-    return moments_entry(place, entry["step"], heads, lambda: (read(MOMENTS[0]), read(MOMENTS[1])))
+    return moments_entry(
+        place, entry["step"], heads, lambda: [read(moment) for moment in names], names=names
+    )
 
 
 def _checked(place: str, moment: str, entry: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:

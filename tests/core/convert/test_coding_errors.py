@@ -114,6 +114,6 @@ def test_second_moments_that_vanish_are_told_aloud(caplog):
     found = measured([first, torch.zeros(128)], [first, second])
     assert found["update"].relative_rms > 100
     with caplog.at_level(logging.WARNING):
-        convert.coding_errors.warn_of_errors(found["exp_avg_sq"], found["update"])
+        convert.coding_errors.warn_of_errors(found, found["update"])
     assert "128 of 128 second moments became 0 that were not" in caplog.text
     assert "128 of 128 elements change by more than a tenth" in caplog.text

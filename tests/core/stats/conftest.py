@@ -21,6 +21,7 @@ OPTIONS: GroupOptions = {"lr": 1e-3, "betas": [0.9, 0.99], "eps": 1e-8}
 class ListSource:
     states: Sequence[ParameterState]
     groups: Sequence[GroupOptions] = (OPTIONS,)
+    algorithm: str = "luma"
 
     def parameter_names(self) -> list[str]:
         return [state.name for state in self.states]

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from luma_core.backends.native import native_cpu
+from luma_core.rules.adamw import AdamFormula
 from luma_core.stats import HISTOGRAM_EDGES, measure
 from luma_core.stats.bins import ABOVE, BELOW, FIRST, NONFINITE, SLOTS, ZERO, octaves
-from luma_core.stats.measure import CodeCounts, UpdateRule
+from luma_core.stats.measure import CodeCounts
 
-RULE = UpdateRule(0.271, 0.0199, 1e-8)
+FORMULA = AdamFormula(0.271, 0.0199, 1e-8)
 SIZES = [0, 1, 31, 32, 33, 1023, 1024, 1025, 5000]
 
 
@@ -37,9 +38,9 @@ def without_library(monkeypatch) -> None:
 def test_native_equals_numpy(n, monkeypatch) -> None:
     first, second = awkward(n)
     assert native_cpu() is not None
-    native = measure.measure(first), measure.measure_update(RULE, first, second)
+    native = measure.measure(first), measure.measure_update(FORMULA, (first, second))
     without_library(monkeypatch)
-    plain = measure.measure(first), measure.measure_update(RULE, first, second)
+    plain = measure.measure(first), measure.measure_update(FORMULA, (first, second))
     for got, expected in zip(native, plain, strict=True):
         assert got.slots.tolist() == expected.slots.tolist()
         assert got.slots.sum() == n
@@ -76,7 +77,7 @@ def test_sums_are_those_of_float64(monkeypatch) -> None:
     update = first.astype("f8") / 0.271 / (np.sqrt(second.astype("f8") / 0.0199) + 1e-8)
     wide = first.astype("f8")
     assert measure.measure(first).square_sum == pytest.approx(math.fsum(wide * wide), rel=1e-13)
-    got = measure.measure_update(RULE, first, second)
+    got = measure.measure_update(FORMULA, (first, second))
     assert got.square_sum == pytest.approx(math.fsum(update * update), rel=1e-13)
     assert got.largest == update.max()
 

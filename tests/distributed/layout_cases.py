@@ -189,7 +189,7 @@ def strides_of_gradients_do_not_matter(folder: Path) -> None:
 
 
 def sums_of_fused_steps_add_up(folder: Path) -> None:
-    from luma_kernels.triton.exchange import Sums, adding
+    from luma_kernels.triton.runtime.exchange import Sums, adding
 
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     groups = (mesh_of_world().get_group(),)

@@ -115,7 +115,7 @@ def choose(device: str, rule: Rule, codecs: Mapping[str, Codec]) -> BackendChoic
 
 
 def _why_no_triton_kernel(rule: Rule, codecs: Mapping[str, Codec]) -> str:
-    from luma_kernels.triton.registry import KERNELS
+    from luma_kernels.triton.runtime.registry import KERNELS
 
     if type(rule) not in KERNELS:
         return f"there is no Triton kernel of the rule {type(rule).__name__}"

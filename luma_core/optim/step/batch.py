@@ -20,7 +20,7 @@ from luma_core.rules.base import Reduction
 from luma_core.rules.norms import total
 
 if TYPE_CHECKING:
-    from luma_kernels.triton.launcher import FusedStep
+    from luma_kernels.triton.runtime.launcher import FusedStep
 
 
 _LOGGER = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from luma_core.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from luma_core.rules import Rule
-    from luma_kernels.triton.launcher import FusedStep
+    from luma_kernels.triton.runtime.launcher import FusedStep
 
 
 @cache
@@ -35,7 +35,7 @@ def fused_step_class(backend: str, rule: Rule) -> type[FusedStep] | None:
         return None
     reason = why_no_triton()
     if not reason:
-        from luma_kernels.triton.launcher import FusedStep
+        from luma_kernels.triton.runtime.launcher import FusedStep
 
         if FusedStep.supports(rule):
             return FusedStep

@@ -24,7 +24,7 @@ from luma_core.rules.norms import total
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*FP_FUSION.*")
 
-from luma_kernels.triton.launcher import FusedStep  # noqa: E402
+from luma_kernels.triton.runtime.launcher import FusedStep  # noqa: E402
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 Shape = tuple[int, ...]

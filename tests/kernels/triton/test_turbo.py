@@ -20,7 +20,7 @@ from tests.crossing import crossed
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*FP_FUSION.*")
 
-from luma_kernels.triton.launcher import FusedStep  # noqa: E402
+from luma_kernels.triton.runtime.launcher import FusedStep  # noqa: E402
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 SHAPES = [(8, 256), (6, 300), (1000,), (3, 5, 70), (1, 32), (40, 3)]

@@ -13,18 +13,18 @@ from torch import Tensor
 from luma_core.codecs import BlockGrid, Codec
 from luma_core.rules.lamb import adapts
 from luma_core.sharding import Part
-from luma_kernels.triton.exact import DIGITS
-from luma_kernels.triton.exchange import Sums
-from luma_kernels.triton.lamb import (
-    ADAPT,
-    TRUST_CLIP,
-    lamb_kernel,
-    ratio_kernel,
-    step_parameter,
-    store_moments,
+from luma_kernels.triton.runtime.exact import DIGITS
+from luma_kernels.triton.runtime.exchange import Sums
+from luma_kernels.triton.runtime.launch import KernelLaunch
+from luma_kernels.triton.runtime.plan import (
+    Bucket,
+    FusedTensor,
+    Launch,
+    Plan,
+    bucket_of,
+    option_row,
 )
-from luma_kernels.triton.launch import KernelLaunch
-from luma_kernels.triton.passes import (
+from luma_kernels.triton.schedules.one_pass_launch import (
     Pass,
     RuleKernels,
     adamw_prepare,
@@ -32,13 +32,13 @@ from luma_kernels.triton.passes import (
     step_constants,
     whole_passes,
 )
-from luma_kernels.triton.plan import (
-    Bucket,
-    FusedTensor,
-    Launch,
-    Plan,
-    bucket_of,
-    option_row,
+from luma_kernels.triton.schedules.reduce_apply import (
+    ADAPT,
+    TRUST_CLIP,
+    lamb_kernel,
+    ratio_kernel,
+    step_parameter,
+    store_moments,
 )
 
 _SUMS = 2 * DIGITS.value
@@ -82,7 +82,7 @@ def lamb_options(group: Mapping[str, Any]) -> list[float]:
 def lamb_scratch(
     tensors: Sequence[FusedTensor], programs: int, device: torch.device
 ) -> tuple[Tensor, ...]:
-    """Return ``sums`` and ``skipped``: see `lamb.py`."""
+    """Return ``sums`` and ``skipped``: see `reduce_apply.py`."""
     bucket = tensors[0].bucket
     blocks = bucket.tile_blocks * bucket.tuning.tiles
     return (

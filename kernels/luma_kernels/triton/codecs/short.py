@@ -1,10 +1,10 @@
-"""Codecs of first moments as device functions beside those of `codecs.py`, of the same kind."""
+"""Codecs of first moments as device functions beside those of `log_grid.py`, of the same kind."""
 
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.codecs import grid_decode, grid_encode
-from luma_kernels.triton.noise import to_bfloat16
+from luma_kernels.triton.codecs.log_grid import grid_decode, grid_encode
+from luma_kernels.triton.runtime.noise import to_bfloat16
 
 
 @triton.jit

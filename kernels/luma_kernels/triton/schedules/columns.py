@@ -16,9 +16,7 @@ part adds to the positions of the whole, and second moments are stepped when par
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.adam_mini import LARGEST, gradient, next_second, total_of, update_tile
-from luma_kernels.triton.adamw import _indices
-from luma_kernels.triton.tables import (
+from luma_kernels.triton.runtime.tables import (
     FIRST_PROGRAM,
     GRAD,
     NONFINITE,
@@ -28,6 +26,14 @@ from luma_kernels.triton.tables import (
     pointer_of,
     row_numbers,
     tensor_pointers,
+)
+from luma_kernels.triton.schedules.one_pass import _indices
+from luma_kernels.triton.schedules.segments import (
+    LARGEST,
+    gradient,
+    next_second,
+    total_of,
+    update_tile,
 )
 
 LENGTH = tl.constexpr(0)

@@ -1,14 +1,12 @@
 """The AdamW step as kernels: one program per run of tiles of one tensor, all tensors in one launch.
 
-`tables.py` says where everything is, and `moments.py` what the codecs ``M`` and ``V`` are.
+`tables.py` says where everything is, and `interface.py` what the codecs ``M`` and ``V`` are.
 """
 
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.codecs import fit_exponent
-from luma_kernels.triton.fastmath import reciprocal, sqrt
-from luma_kernels.triton.moments import (
+from luma_kernels.triton.codecs.interface import (
     codes_pointer,
     decode,
     encode,
@@ -23,8 +21,10 @@ from luma_kernels.triton.moments import (
     store_codes,
     store_scales,
 )
-from luma_kernels.triton.noise import random_bits, third_draw, to_bfloat16
-from luma_kernels.triton.tables import (
+from luma_kernels.triton.codecs.log_grid import fit_exponent
+from luma_kernels.triton.runtime.fastmath import reciprocal, sqrt
+from luma_kernels.triton.runtime.noise import random_bits, third_draw, to_bfloat16
+from luma_kernels.triton.runtime.tables import (
     BLOCKS_PER_ROW,
     COLS,
     FIRST,

@@ -16,15 +16,14 @@ zeros where the codec has none.
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.codecs import (
+from luma_kernels.triton.codecs.log_grid import (
     fit_exponent,
     luma16_m_decode,
     luma16_m_encode,
     luma16_v_decode,
     luma16_v_encode,
 )
-from luma_kernels.triton.noise import to_bfloat16
-from luma_kernels.triton.packed import (
+from luma_kernels.triton.codecs.packed import (
     load_words,
     log_v_decode,
     log_v_encode,
@@ -37,7 +36,8 @@ from luma_kernels.triton.packed import (
     table_m_encode,
     table_m_fit,
 )
-from luma_kernels.triton.tables import (
+from luma_kernels.triton.runtime.noise import to_bfloat16
+from luma_kernels.triton.runtime.tables import (
     FIRST,
     FIRST_EXPONENT,
     GRAD,

@@ -11,22 +11,22 @@ from torch import Tensor
 
 from luma_core.codecs import BF16, FP32, BlockGrid, Codec, Partition, SegmentMean
 from luma_core.sharding import Part
-from luma_kernels.triton.adam_mini_columns import (
+from luma_kernels.triton.runtime.launch import KernelLaunch
+from luma_kernels.triton.runtime.plan import Launch, Plan
+from luma_kernels.triton.schedules.columns import (
     column_parts_kernel,
     column_sums_kernel,
     column_update_kernel,
 )
-from luma_kernels.triton.launch import KernelLaunch
-from luma_kernels.triton.mini_passes import common_fields, first_moment_constants
-from luma_kernels.triton.mini_positions import (
+from luma_kernels.triton.schedules.one_pass_launch import TYPES, Pass, by_program
+from luma_kernels.triton.schedules.positions import (
     PositionBucket,
     chunks,
     means_pass,
     of_kernel,
     position_options,
 )
-from luma_kernels.triton.passes import TYPES, Pass, by_program
-from luma_kernels.triton.plan import Launch, Plan
+from luma_kernels.triton.schedules.segments_launch import common_fields, first_moment_constants
 
 _BLOCK = 128
 _CHUNK_ROWS = 64

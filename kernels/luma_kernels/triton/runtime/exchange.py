@@ -13,7 +13,7 @@ from luma_core.optim.step import collective
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from luma_kernels.triton.plan import FusedTensor
+    from luma_kernels.triton.runtime.plan import FusedTensor
 
 Groups = tuple["ProcessGroup", ...]
 """The processes that parts of a parameter are on, by dimension of their mesh."""

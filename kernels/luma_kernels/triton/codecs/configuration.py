@@ -1,4 +1,4 @@
-"""Codecs as kernels take them: the compile-time tuples that `moments.py` describes."""
+"""Codecs as kernels take them: the compile-time tuples that `interface.py` describes."""
 
 from __future__ import annotations
 

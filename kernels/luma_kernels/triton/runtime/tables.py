@@ -8,7 +8,7 @@ learning rate and gradient scaler; ``owner``, int32 ``[programs]``, is the tenso
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.noise import mix
+from luma_kernels.triton.runtime.noise import mix
 
 PARAM = tl.constexpr(0)
 GRAD = tl.constexpr(1)

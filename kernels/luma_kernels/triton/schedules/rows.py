@@ -1,26 +1,15 @@
 """The Adam-mini step as kernels where a parameter is cut and its positions are runs of elements.
 
 One process has some of the positions, each as a whole. The first launch adds up their squares, in
-the order in which `adam_mini.py` adds up a segment; sums of all processes are added up;
-`adam_mini_columns.py` steps the second moments, which all processes have; the last launch updates
-all else. Buffers are those of `adam_mini_columns.py`.
+the order in which `segments.py` adds up a segment; sums of all processes are added up;
+`columns.py` steps the second moments, which all processes have; the last launch updates
+all else. Buffers are those of `columns.py`.
 """
 
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.adam_mini import gradient, square_sums, total_of, update_tile
-from luma_kernels.triton.adam_mini_columns import (
-    FIRST,
-    HEAD,
-    INNER,
-    LENGTH,
-    RATE,
-    SEGMENTS,
-    SUM,
-)
-from luma_kernels.triton.adamw import _indices
-from luma_kernels.triton.tables import (
+from luma_kernels.triton.runtime.tables import (
     FIRST_PROGRAM,
     GRAD,
     NUMEL,
@@ -30,6 +19,17 @@ from luma_kernels.triton.tables import (
     row_numbers,
     tensor_pointers,
 )
+from luma_kernels.triton.schedules.columns import (
+    FIRST,
+    HEAD,
+    INNER,
+    LENGTH,
+    RATE,
+    SEGMENTS,
+    SUM,
+)
+from luma_kernels.triton.schedules.one_pass import _indices
+from luma_kernels.triton.schedules.segments import gradient, square_sums, total_of, update_tile
 
 
 @triton.jit

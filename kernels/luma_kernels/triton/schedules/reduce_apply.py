@@ -10,17 +10,7 @@ sums of parts of a parameter may be added up.
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.adamw import LARGEST_SECOND, _indices, _new_moments, lane_numbers
-from luma_kernels.triton.exact import (
-    DIGITS,
-    add_squares,
-    finite_squares,
-    load_total,
-    no_digits,
-    store_digits,
-)
-from luma_kernels.triton.fastmath import reciprocal, sqrt
-from luma_kernels.triton.moments import (
+from luma_kernels.triton.codecs.interface import (
     decode,
     encode,
     fit,
@@ -33,8 +23,17 @@ from luma_kernels.triton.moments import (
     store_codes,
     store_scales,
 )
-from luma_kernels.triton.noise import random_bits, third_draw, to_bfloat16
-from luma_kernels.triton.tables import (
+from luma_kernels.triton.runtime.exact import (
+    DIGITS,
+    add_squares,
+    finite_squares,
+    load_total,
+    no_digits,
+    store_digits,
+)
+from luma_kernels.triton.runtime.fastmath import reciprocal, sqrt
+from luma_kernels.triton.runtime.noise import random_bits, third_draw, to_bfloat16
+from luma_kernels.triton.runtime.tables import (
     BLOCKS_PER_ROW,
     COLS,
     EXTRA_OPTION,
@@ -50,6 +49,12 @@ from luma_kernels.triton.tables import (
     row_float,
     row_numbers,
     store_float,
+)
+from luma_kernels.triton.schedules.one_pass import (
+    LARGEST_SECOND,
+    _indices,
+    _new_moments,
+    lane_numbers,
 )
 
 ADAPT = tl.constexpr(1)

@@ -9,11 +9,10 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from luma_kernels.triton.adamw import finish_kernel, maxima_kernel, step_kernel
-from luma_kernels.triton.configuration import first_moment, second_moment
-from luma_kernels.triton.exchange import Sums
-from luma_kernels.triton.launch import KernelLaunch
-from luma_kernels.triton.plan import (
+from luma_kernels.triton.codecs.configuration import first_moment, second_moment
+from luma_kernels.triton.runtime.exchange import Sums
+from luma_kernels.triton.runtime.launch import KernelLaunch
+from luma_kernels.triton.runtime.plan import (
     TENSORS_PER_PROGRAM,
     Bucket,
     FusedTensor,
@@ -23,7 +22,8 @@ from luma_kernels.triton.plan import (
     no_scratch,
     option_row,
 )
-from luma_kernels.triton.tables import prepare_kernel
+from luma_kernels.triton.runtime.tables import prepare_kernel
+from luma_kernels.triton.schedules.one_pass import finish_kernel, maxima_kernel, step_kernel
 
 TYPES = {
     torch.float32: tl.float32,

@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.adamw import _indices
-from luma_kernels.triton.exact import add_squares, finite_squares, no_digits, store_digits
-from luma_kernels.triton.tables import FIRST_PROGRAM, GRAD, NUMEL, ROW, WIDTH, pointer_of
+from luma_kernels.triton.runtime.exact import add_squares, finite_squares, no_digits, store_digits
+from luma_kernels.triton.runtime.tables import FIRST_PROGRAM, GRAD, NUMEL, ROW, WIDTH, pointer_of
+from luma_kernels.triton.schedules.one_pass import _indices
 
 
 @triton.jit

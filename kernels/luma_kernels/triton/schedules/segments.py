@@ -13,13 +13,12 @@ first element, first segment and the elements of one segment.
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.adamw import _indices
-from luma_kernels.triton.codecs import fit_exponent
-from luma_kernels.triton.exact import lane_square_sums
-from luma_kernels.triton.fastmath import reciprocal, sqrt
-from luma_kernels.triton.moments import load, store
-from luma_kernels.triton.noise import random_bits, third_draw, to_bfloat16
-from luma_kernels.triton.tables import (
+from luma_kernels.triton.codecs.interface import load, store
+from luma_kernels.triton.codecs.log_grid import fit_exponent
+from luma_kernels.triton.runtime.exact import lane_square_sums
+from luma_kernels.triton.runtime.fastmath import reciprocal, sqrt
+from luma_kernels.triton.runtime.noise import random_bits, third_draw, to_bfloat16
+from luma_kernels.triton.runtime.tables import (
     FIRST_PROGRAM,
     ROW,
     WIDTH,
@@ -27,7 +26,8 @@ from luma_kernels.triton.tables import (
     row_numbers,
     tensor_pointers,
 )
-from luma_kernels.triton.tables import SECOND as SECOND_COLUMN
+from luma_kernels.triton.runtime.tables import SECOND as SECOND_COLUMN
+from luma_kernels.triton.schedules.one_pass import _indices
 
 RUN_WIDTH = tl.constexpr(4)
 LARGEST = tl.constexpr(3.4028234663852886e38)

@@ -11,9 +11,17 @@ from torch import Tensor
 
 from luma_core.codecs import BlockGrid, Codec, SegmentMean
 from luma_core.sharding import Part
-from luma_kernels.triton.adam_mini_rows import row_sums_kernel, row_update_kernel
-from luma_kernels.triton.launch import KernelLaunch
-from luma_kernels.triton.mini_passes import (
+from luma_kernels.triton.runtime.launch import KernelLaunch
+from luma_kernels.triton.runtime.plan import Launch, Plan, Tuning
+from luma_kernels.triton.schedules.one_pass_launch import TYPES, Pass, by_program
+from luma_kernels.triton.schedules.positions import (
+    PositionBucket,
+    means_pass,
+    of_kernel,
+    position_options,
+)
+from luma_kernels.triton.schedules.rows import row_sums_kernel, row_update_kernel
+from luma_kernels.triton.schedules.segments_launch import (
     BLOCK,
     SPAN,
     common_fields,
@@ -22,14 +30,6 @@ from luma_kernels.triton.mini_passes import (
     tile_of,
     tuning_of,
 )
-from luma_kernels.triton.mini_positions import (
-    PositionBucket,
-    means_pass,
-    of_kernel,
-    position_options,
-)
-from luma_kernels.triton.passes import TYPES, Pass, by_program
-from luma_kernels.triton.plan import Launch, Plan, Tuning
 
 _SHORTEST_POSITION = 16
 _LONGEST_POSITION = 1 << 22

@@ -152,22 +152,6 @@ def pointer_of(entry, FIELD: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.const
 
 
 @triton.jit
-def tensor_pointers(
-    entry, P: tl.constexpr, G: tl.constexpr, STATE: tl.constexpr, ALIGNED: tl.constexpr
-):
-    """Return a tensor's base pointers: param, grad, moments, their exponents, counter."""
-    return (
-        pointer_of(entry, PARAM, P, ALIGNED),
-        pointer_of(entry, GRAD, G, ALIGNED),
-        pointer_of(entry, FIRST, STATE, ALIGNED),
-        pointer_of(entry, SECOND, STATE, ALIGNED),
-        pointer_of(entry, FIRST_EXPONENT, tl.uint8, False),
-        pointer_of(entry, SECOND_EXPONENT, tl.uint8, False),
-        pointer_of(entry, NONFINITE, tl.int64, False),
-    )
-
-
-@triton.jit
 def row_numbers(row):
     """Return a row as `prepare_kernel` wrote it: 8 floats and the 2 words of the noise."""
     return (

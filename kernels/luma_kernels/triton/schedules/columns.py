@@ -16,6 +16,7 @@ part adds to the positions of the whole, and second moments are stepped when par
 import triton
 import triton.language as tl
 
+from luma_kernels.triton.codecs.interface import moment_pointers
 from luma_kernels.triton.runtime.tables import (
     FIRST_PROGRAM,
     GRAD,
@@ -25,11 +26,11 @@ from luma_kernels.triton.runtime.tables import (
     WIDTH,
     pointer_of,
     row_numbers,
-    tensor_pointers,
 )
 from luma_kernels.triton.schedules.one_pass import _indices
 from luma_kernels.triton.schedules.segments import (
     LARGEST,
+    PLAIN,
     gradient,
     next_second,
     total_of,
@@ -232,9 +233,7 @@ def column_update_kernel(
     first_tensor,
     P: tl.constexpr,
     G: tl.constexpr,
-    STATE: tl.constexpr,
-    M_DECODE: tl.constexpr,
-    M_ENCODE: tl.constexpr,
+    M: tl.constexpr,
     SKIP: tl.constexpr,
     ROUND: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -262,7 +261,7 @@ def column_update_kernel(
         length = tl.multiple_of(length, 16)
     reduce = tl.load(cut + REDUCE)
     numbers = row_numbers(row)
-    pointers = tensor_pointers(entry, P, G, STATE, ALIGNED)
+    pointers = moment_pointers(entry, P, G, ALIGNED, M, PLAIN)
     across, _, _ = _indices(row, BLOCK, 1, LANE)
     inside = column + across
     segment = tl.load(cut + HEAD + 1) + (inside - tl.load(cut + HEAD)) // tl.load(cut + HEAD + 2)
@@ -283,7 +282,7 @@ def column_update_kernel(
         grad = gradient(pointers[1] + start + element, mask, numbers, True, FACTOR)
         update_tile(
             pointers, numbers, grad, rate, keep, leader, start, element, block, leader, mask,
-            True, P, M_DECODE, M_ENCODE, 0, 0, False, BLOCK, SKIP, ROUND,
+            True, P, M, BLOCK, SKIP, ROUND,
         )  # fmt: skip
 
 

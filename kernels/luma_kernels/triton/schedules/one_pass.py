@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from luma_kernels.triton.codecs.interface import (
+    coarse,
     codes_pointer,
     decode,
     encode,
@@ -164,7 +165,7 @@ def _step_tile(
         # What fills up a block is coded like the rest, without noise.
         bits = tl.where(mask, bits, 0)
     update = m * reciprocal(tl.fma(root, numbers[4], numbers[5]), FAST)
-    if packed(M) or packed(V):
+    if coarse(M) or coarse(V):
         update = bounded(update, limit, SKIP)
     param = tl.fma(update, numbers[7], old_param.to(tl.float32) * numbers[6])
     coded_m = encode(m, root, scale_m[:, :, None], window_m[:, :, None], bits, FAST, M)

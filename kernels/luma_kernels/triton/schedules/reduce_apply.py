@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from luma_kernels.triton.codecs.interface import (
+    coarse,
     decode,
     encode,
     fit,
@@ -18,7 +19,6 @@ from luma_kernels.triton.codecs.interface import (
     load_codes,
     load_scales,
     moment_pointers,
-    packed,
     store,
     store_codes,
     store_scales,
@@ -153,7 +153,7 @@ def store_moments(
     param = load(pointers[0] + start + element, mask, MASKED).to(tl.float32)
     m = decode(coded_m, scale_m[:, :, None], window_m[:, :, None], M)
     v = decode(coded_v, scale_v[:, :, None], window_v[:, :, None], V)
-    update = _update(param, m, v, numbers, own, packed(M) or packed(V), SKIP, FAST)
+    update = _update(param, m, v, numbers, own, coarse(M) or coarse(V), SKIP, FAST)
     return finite_squares(param, keep, SKIP, FLAT), finite_squares(update, keep, SKIP, FLAT)
 
 
@@ -192,7 +192,7 @@ def step_parameter(
     raw_v = load_codes(pointers[3], start + element, group, mask, MASKED, V)
     m = decode(raw_m, scale_m[:, :, None], window_m[:, :, None], M)
     v = decode(raw_v, scale_v[:, :, None], window_v[:, :, None], V)
-    update = _update(param, m, v, numbers, own, packed(M) or packed(V), SKIP, FAST)
+    update = _update(param, m, v, numbers, own, coarse(M) or coarse(V), SKIP, FAST)
     param = tl.fma(update, own[2], param)
     if tl.bfloat16 == P:
         draw = 0x7FFF + ((param.to(tl.uint32, bitcast=True) >> 16) & 1)

@@ -9,6 +9,7 @@ all else. Buffers are those of `columns.py`.
 import triton
 import triton.language as tl
 
+from luma_kernels.triton.codecs.interface import moment_pointers
 from luma_kernels.triton.runtime.tables import (
     FIRST_PROGRAM,
     GRAD,
@@ -17,7 +18,6 @@ from luma_kernels.triton.runtime.tables import (
     WIDTH,
     pointer_of,
     row_numbers,
-    tensor_pointers,
 )
 from luma_kernels.triton.schedules.columns import (
     FIRST,
@@ -29,7 +29,13 @@ from luma_kernels.triton.schedules.columns import (
     SUM,
 )
 from luma_kernels.triton.schedules.one_pass import _indices
-from luma_kernels.triton.schedules.segments import gradient, square_sums, total_of, update_tile
+from luma_kernels.triton.schedules.segments import (
+    PLAIN,
+    gradient,
+    square_sums,
+    total_of,
+    update_tile,
+)
 
 
 @triton.jit
@@ -112,12 +118,7 @@ def row_update_kernel(
     first_tensor,
     P: tl.constexpr,
     G: tl.constexpr,
-    STATE: tl.constexpr,
-    M_DECODE: tl.constexpr,
-    M_ENCODE: tl.constexpr,
-    M_BITS: tl.constexpr,
-    OCTAVES: tl.constexpr,
-    SCALED: tl.constexpr,
+    M: tl.constexpr,
     SKIP: tl.constexpr,
     ROUND: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -144,7 +145,7 @@ def row_update_kernel(
     if EVEN:
         inner = tl.multiple_of(inner, 16)
     first, last = _positions(pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM), entry, inner, SPAN)
-    pointers = tensor_pointers(entry, P, G, STATE, ALIGNED)
+    pointers = moment_pointers(entry, P, G, ALIGNED, M, PLAIN)
     numbers = row_numbers(row)
     element, block, leader = _indices(row, BLOCK, TILE_BLOCKS, LANE)
     for position in range(first, last):
@@ -161,5 +162,5 @@ def row_update_kernel(
             update_tile(
                 pointers, numbers, grad, rate, keep[:, :, None], keep,
                 at, element, block, leader, mask,
-                not FULL, P, M_DECODE, M_ENCODE, M_BITS, OCTAVES, SCALED, BLOCK, SKIP, ROUND,
+                not FULL, P, M, BLOCK, SKIP, ROUND,
             )  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from luma_core.codecs import BlockGrid, Codec, SegmentMean
 from luma_core.sharding import Part
+from luma_kernels.triton.codecs.configuration import first_moment
 from luma_kernels.triton.runtime.launch import KernelLaunch
 from luma_kernels.triton.runtime.plan import Launch, Plan, Tuning
 from luma_kernels.triton.schedules.one_pass_launch import TYPES, Pass, by_program
@@ -25,7 +26,6 @@ from luma_kernels.triton.schedules.segments_launch import (
     BLOCK,
     SPAN,
     common_fields,
-    first_moment_constants,
     first_moment_fits,
     tile_of,
     tuning_of,
@@ -92,7 +92,7 @@ def row_bucket_of(
 def row_constants(bucket: RowBucket, *, scaler: bool) -> dict[str, Any]:
     """Return the compile-time parameters of the kernels for a bucket."""
     return {
-        **first_moment_constants(bucket.first),
+        "M": first_moment(bucket.first),
         "P": TYPES[bucket.param_dtype],
         "G": TYPES[bucket.grad_dtype],
         "SKIP": bucket.skip,

@@ -13,8 +13,19 @@ first element, first segment and the elements of one segment.
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.codecs.interface import load, store
-from luma_kernels.triton.codecs.log_grid import fit_exponent
+from luma_kernels.triton.codecs.interface import (
+    decode,
+    encode,
+    fit,
+    load,
+    load_codes,
+    load_scales,
+    moment_pointers,
+    scaled,
+    store,
+    store_codes,
+    store_scales,
+)
 from luma_kernels.triton.runtime.exact import lane_square_sums
 from luma_kernels.triton.runtime.fastmath import reciprocal, sqrt
 from luma_kernels.triton.runtime.noise import random_bits, third_draw, to_bfloat16
@@ -24,13 +35,14 @@ from luma_kernels.triton.runtime.tables import (
     WIDTH,
     pointer_of,
     row_numbers,
-    tensor_pointers,
 )
 from luma_kernels.triton.runtime.tables import SECOND as SECOND_COLUMN
 from luma_kernels.triton.schedules.one_pass import _indices
 
 RUN_WIDTH = tl.constexpr(4)
 LARGEST = tl.constexpr(3.4028234663852886e38)
+PLAIN = tl.constexpr(("fp32",))
+"""The codec of the second moments: float32, one for each segment."""
 
 
 @triton.jit
@@ -85,11 +97,7 @@ def update_tile(
     mask,
     MASKED: tl.constexpr,
     P: tl.constexpr,
-    M_DECODE: tl.constexpr,
-    M_ENCODE: tl.constexpr,
-    M_BITS: tl.constexpr,
-    OCTAVES: tl.constexpr,
-    SCALED: tl.constexpr,
+    M: tl.constexpr,
     BLOCK: tl.constexpr,
     SKIP: tl.constexpr,
     ROUND: tl.constexpr,
@@ -101,28 +109,24 @@ def update_tile(
     is ``keep_block`` for a first moment with scales, ``[blocks, lanes]``.
     """
     param_at = pointers[0] + start + element
-    first_at = pointers[2] + start + element
-    exponent_at = pointers[4] + start // BLOCK + block
+    scales = pointers[4] + start // BLOCK
     old_param = load(param_at, mask, MASKED)
-    raw = load(first_at, mask, MASKED)
-    exponent = tl.zeros_like(block).to(tl.int32)
-    if SCALED:
-        inside = (block * BLOCK >= 0) & leader
-        if MASKED:
-            inside = tl.max(mask.to(tl.int32), axis=2) > 0
-            exponent = tl.load(exponent_at, mask=inside, other=0).to(tl.int32)
-        else:
-            exponent = tl.load(exponent_at).to(tl.int32)
-    m = M_DECODE(raw, exponent[:, :, None], M_BITS, OCTAVES)
+    raw = load_codes(pointers[2] + start, element, None, mask, MASKED, M)
+    inside = (block * BLOCK >= 0) & leader
+    if scaled(M) and MASKED:
+        inside = tl.max(mask.to(tl.int32), axis=2) > 0
+    scale, window = load_scales(scales, scales, block, M, inside, MASKED)
+    m = decode(raw, scale[:, :, None], window[:, :, None], M)
     m = tl.fma(grad - m, numbers[0], m)
-    if SCALED:
+    if scaled(M):
         largest = tl.max(tl.max(tl.abs(m).to(tl.uint32, bitcast=True), axis=2), axis=1)[:, None]
         largest = largest + tl.zeros_like(block).to(tl.uint32)
-        exponent = fit_exponent(largest.to(tl.float32, bitcast=True), OCTAVES)
+        # Of what is not finite the scale says so without being told.
+        scale, window = fit(m, m, largest, scale, window, True, True, False, M)
     at = start + element
     bits = random_bits(at.to(tl.uint32), (at >> 32).to(tl.uint32), numbers[8], numbers[9])
     param = tl.fma(m, rate, old_param.to(tl.float32) * numbers[6])
-    coded = M_ENCODE(m, m, exponent[:, :, None], bits, M_BITS, OCTAVES)
+    coded = encode(m, m, scale[:, :, None], window[:, :, None], bits, False, M)
     if tl.bfloat16 == P:
         draw = 0x7FFF + ((param.to(tl.uint32, bitcast=True) >> 16) & 1)
         if ROUND:
@@ -132,7 +136,7 @@ def update_tile(
         stored = param.to(P)
     write = mask
     write_block = leader
-    if SCALED:
+    if scaled(M):
         write_block = inside & leader
     if SKIP:
         write_block = write_block & keep_block
@@ -140,11 +144,11 @@ def update_tile(
         if MASKED:
             write = write & mask
     store(param_at, stored, write, MASKED or SKIP)
-    store(first_at, coded, write, MASKED or SKIP)
-    if SCALED:
+    store_codes(pointers[2] + start, element, None, coded, None, write, MASKED or SKIP, M)
+    if scaled(M):
         # Lanes of a block, all of which load its exponent, need not be of one warp.
         tl.debug_barrier()
-        tl.store(exponent_at, exponent.to(tl.uint8), mask=write_block)
+        store_scales(scales, scales, block, scale, window, write_block, M)
 
 
 @triton.jit(do_not_specialize=["first_tensor"])
@@ -157,12 +161,7 @@ def mini_kernel(
     first_tensor,
     P: tl.constexpr,
     G: tl.constexpr,
-    STATE: tl.constexpr,
-    M_DECODE: tl.constexpr,
-    M_ENCODE: tl.constexpr,
-    M_BITS: tl.constexpr,
-    OCTAVES: tl.constexpr,
-    SCALED: tl.constexpr,
+    M: tl.constexpr,
     SKIP: tl.constexpr,
     ROUND: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -192,7 +191,7 @@ def mini_kernel(
     if HAS_SCALER:
         if tl.load(row + 10) == 0:
             return
-    pointers = tensor_pointers(entry, P, G, STATE, ALIGNED)
+    pointers = moment_pointers(entry, P, G, ALIGNED, M, PLAIN)
     second = pointer_of(entry, SECOND_COLUMN, tl.float32, False)
     numbers = row_numbers(row)
     program = pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM)
@@ -246,7 +245,7 @@ def mini_kernel(
             update_tile(
                 pointers, numbers, grad, rate, keep[:, :, None], keep,
                 start, element, block, leader, mask,
-                not FULL, P, M_DECODE, M_ENCODE, M_BITS, OCTAVES, SCALED, BLOCK, SKIP, ROUND,
+                not FULL, P, M, BLOCK, SKIP, ROUND,
             )  # fmt: skip
         else:
             for done in range(0, length, TILE):
@@ -258,7 +257,7 @@ def mini_kernel(
                 update_tile(
                     pointers, numbers, grad, rate, keep[:, :, None], keep,
                     at, element, block, leader, inside,
-                    not FULL, P, M_DECODE, M_ENCODE, M_BITS, OCTAVES, SCALED, BLOCK, SKIP, ROUND,
+                    not FULL, P, M, BLOCK, SKIP, ROUND,
                 )  # fmt: skip
         # No warp may find the new second moment where it expects the old one.
         tl.debug_barrier()

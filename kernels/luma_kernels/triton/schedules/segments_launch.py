@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from luma_core.codecs import (
@@ -20,7 +19,7 @@ from luma_core.codecs import (
     Partition,
     SegmentMean,
 )
-from luma_kernels.triton.codecs import log_grid, short
+from luma_kernels.triton.codecs.configuration import first_moment
 from luma_kernels.triton.runtime.launch import KernelLaunch
 from luma_kernels.triton.runtime.plan import (
     ALIGNMENT_BYTES,
@@ -177,39 +176,10 @@ def mini_bucket_of(
     )
 
 
-def first_moment_constants(codec: Codec) -> dict[str, Any]:
-    """Return the compile-time parameters that the first moment's codec gives to the kernel."""
-    if isinstance(codec, Luma16M):
-        grid = codec.log_grid
-        functions = log_grid.luma16_m_decode, log_grid.luma16_m_encode
-        return _constants(tl.int16, *functions, grid.mantissa_bits, grid.octaves, True)
-    if isinstance(codec, FP8E4M3):
-        functions = short.fp8_e4m3_decode, short.fp8_e4m3_encode
-        return _constants(tl.uint8, *functions, 3, 14, True)
-    if isinstance(codec, BF16):
-        functions = short.bf16_decode, short.bf16_encode
-        return _constants(tl.bfloat16, *functions, 0, 0, False)
-    functions = log_grid.plain_decode, log_grid.plain_encode
-    return _constants(tl.float32, *functions, 0, 0, False)
-
-
-def _constants(
-    state: Any, decode: Any, encode: Any, bits: int, octaves: int, scaled: bool
-) -> dict[str, Any]:
-    return {
-        "STATE": state,
-        "M_DECODE": decode,
-        "M_ENCODE": encode,
-        "M_BITS": bits,
-        "OCTAVES": octaves,
-        "SCALED": scaled,
-    }
-
-
 def mini_constants(bucket: MiniBucket, *, scaler: bool, fast: bool) -> dict[str, Any]:
     """Return all compile-time parameters of `mini_kernel` for a bucket."""
     return {
-        **first_moment_constants(bucket.first),
+        "M": first_moment(bucket.first),
         "P": TYPES[bucket.param_dtype],
         "G": TYPES[bucket.grad_dtype],
         "SKIP": bucket.skip,

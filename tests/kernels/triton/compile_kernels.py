@@ -28,7 +28,7 @@ from luma_core.codecs import (
     TableM,
 )
 from luma_core.sharding import Part
-from luma_kernels.triton.rules import adam_mini
+from luma_kernels.triton.rules import adam_mini, elementwise
 from luma_kernels.triton.runtime import clip, norms, plan
 from luma_kernels.triton.schedules import (
     columns,
@@ -107,9 +107,16 @@ def usage(kernel, folder):
 
 def adamw_kernels(case, fast):
     constants = one_pass_launch.step_constants(case, scaler=True, fast=fast)
+    formula = {"MOMENTS": elementwise.adamw_moments, "UPDATE": elementwise.adamw_update}
+    constants.update(formula)
     yield "", one_pass.step_kernel, constants, TABLES, case.tuning.registers
     if case.whole:
-        finish = {"M": constants["M"], "SKIP": case.skip, "LANES": plan.TENSORS_PER_PROGRAM}
+        finish = {
+            "M": constants["M"],
+            "V": constants["V"],
+            "SKIP": case.skip,
+            "LANES": plan.TENSORS_PER_PROGRAM,
+        }
         yield "/finish", one_pass.finish_kernel, finish, {**TABLES, **COUNTS}, case.tuning.registers
 
 

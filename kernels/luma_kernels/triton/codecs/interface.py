@@ -16,6 +16,8 @@ numbers for each block go with them, ``scale`` and ``window``: exponents, scales
 zeros where the codec has none.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -78,20 +80,20 @@ def store(pointer, value, mask, MASKED: tl.constexpr):
 
 @triton.constexpr_function
 def packed(C):
-    """Return whether codes are packed into words."""
-    return C[0] in ("table_m", "root_v", "log_v")
+    """Return whether codes are packed into words; ``None`` is no moment."""
+    return C is not None and C[0] in ("table_m", "root_v", "log_v")
 
 
 @triton.constexpr_function
 def coarse(C):
     """Return whether quotients of moments are bounded: `luma_core.codecs.Codec.coarse`."""
-    return packed(C) or C[0] == "fp8_e4m3"
+    return C is not None and C[0] in ("table_m", "root_v", "log_v", "fp8_e4m3")
 
 
 @triton.constexpr_function
 def scaled(C):
     """Return whether the codec keeps anything for a block."""
-    return C[0] not in ("fp32", "bf16")
+    return C is not None and C[0] not in ("fp32", "bf16")
 
 
 @triton.jit
@@ -108,20 +110,35 @@ def codes_pointer(entry, FIELD: tl.constexpr, ALIGNED: tl.constexpr, C: tl.const
     return pointer
 
 
+class Pointers(NamedTuple):
+    """A tensor's base pointers.
+
+    Attributes:
+        first: codes or values of the first moment, with `first_scale`.
+        second: those of the second, with `second_scale` and `second_window`.
+        nonfinite: the counter of non-finite blocks.
+    """
+
+    param: Any
+    grad: Any
+    first: Any
+    second: Any
+    first_scale: Any
+    second_scale: Any
+    nonfinite: Any
+    second_window: Any
+
+
 @triton.jit
-def moment_pointers(
+def tensor_pointers(
     entry, P: tl.constexpr, G: tl.constexpr, ALIGNED: tl.constexpr, M: tl.constexpr, V: tl.constexpr
 ):
-    """Return a tensor's base pointers.
-
-    They are those of param, grad, both moments' codes, both moments' scales, the counter of
-    non-finite blocks, and the second moment's windows.
-    """
-    return (
+    """Return a tensor's base pointers; ``V`` is ``None`` where there is one moment."""
+    return Pointers(
         pointer_of(entry, PARAM, P, ALIGNED),
         pointer_of(entry, GRAD, G, ALIGNED),
         codes_pointer(entry, FIRST, ALIGNED, M),
-        codes_pointer(entry, SECOND, ALIGNED, V),
+        codes_pointer(entry, SECOND, ALIGNED, M if V is None else V),
         pointer_of(entry, FIRST_EXPONENT, tl.uint8, False),
         pointer_of(entry, SECOND_EXPONENT, tl.uint8, False),
         pointer_of(entry, NONFINITE, tl.int64, False),

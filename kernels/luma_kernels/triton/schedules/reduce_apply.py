@@ -1,28 +1,19 @@
 """The LAMB step as kernels: moments and norms, a small reduction, then parameters.
 
-`tables.py` says where everything is; numbers of LAMB's own stand in the last columns of a row. Two
-buffers go from the first pass to the later ones: ``sums``, int64 ``[tensors, 2, DIGITS]``, the sums
-of squares of the parameter and of the update as in `exact.py`, and ``skipped``, uint8
-``[programs, TILES * TILE_BLOCKS]``, 1 for blocks that were left untouched. Between the passes the
-sums of parts of a parameter may be added up.
+`runtime/tables.py` says where everything is; numbers of LAMB's own stand in the last columns of a
+row. Two buffers go from the first pass to the later ones: ``sums``, int64
+``[tensors, 2, DIGITS]``, the sums of squares of the parameter and of the update as in `exact.py`,
+and ``skipped``, uint8 ``[programs, TILES * TILE_BLOCKS]``, 1 for blocks that were left untouched.
+Between the passes the sums of parts of a parameter may be added up.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.codecs.interface import (
-    coarse,
-    decode,
-    encode,
-    fit,
-    load,
-    load_codes,
-    load_scales,
-    moment_pointers,
-    store,
-    store_codes,
-    store_scales,
-)
+from luma_kernels.triton.codecs.interface import coarse, load, store, tensor_pointers
+from luma_kernels.triton.rules.elementwise import adamw_moments
 from luma_kernels.triton.runtime.exact import (
     DIGITS,
     add_squares,
@@ -32,29 +23,40 @@ from luma_kernels.triton.runtime.exact import (
     store_digits,
 )
 from luma_kernels.triton.runtime.fastmath import reciprocal, sqrt
-from luma_kernels.triton.runtime.noise import random_bits, third_draw, to_bfloat16
+from luma_kernels.triton.runtime.noise import random_bits
 from luma_kernels.triton.runtime.tables import (
-    BLOCKS_PER_ROW,
-    COLS,
     EXTRA_OPTION,
-    FIRST_PROGRAM,
     INVERSE_CORRECTION,
     LIMIT,
     LR,
     NUMEL,
     ROW,
     WEIGHT_DECAY,
-    WIDTH,
     bounded,
+    is_skipped,
+    number_in_tensor,
+    program_of,
     row_float,
     row_numbers,
     store_float,
 )
-from luma_kernels.triton.schedules.one_pass import (
+from luma_kernels.triton.schedules.one_pass import new_moments
+from luma_kernels.triton.schedules.tile import (
     LARGEST_SECOND,
-    _indices,
-    _new_moments,
+    count_nonfinite,
+    decode_moments,
+    element_indices,
+    encode_moments,
+    fit_moments,
     lane_numbers,
+    load_both_scales,
+    load_moments,
+    noise_of,
+    round_parameter,
+    store_both_scales,
+    store_moments,
+    walk_of,
+    writes_of,
 )
 
 ADAPT = tl.constexpr(1)
@@ -63,20 +65,31 @@ RATE = EXTRA_OPTION
 """The column of a row where `ratio_kernel` puts what the update is multiplied by."""
 
 
+class LambNumbers(NamedTuple):
+    """What a row has of LAMB's own; `rate` is what `ratio_kernel` wrote."""
+
+    inverse_correction: Any
+    weight_decay: Any
+    rate: Any
+    limit: Any
+
+
 @triton.jit
 def _update(
     param, m, v, numbers, own, COARSE: tl.constexpr, SKIP: tl.constexpr, FAST: tl.constexpr
 ):
     """Return the update before the ratio: `LAMBRule.update`."""
-    denominator = tl.fma(sqrt(v, FAST), numbers[4], numbers[5])
+    denominator = tl.fma(sqrt(v, FAST), numbers.root_factor, numbers.eps)
     if COARSE:
-        update = bounded(m * reciprocal(denominator, FAST), own[3], SKIP)
-        return tl.fma(update, own[0], own[1] * param)
-    return tl.fma(m, own[0] * reciprocal(denominator, FAST), own[1] * param)
+        update = bounded(m * reciprocal(denominator, FAST), own.limit, SKIP)
+        return tl.fma(update, own.inverse_correction, own.weight_decay * param)
+    return tl.fma(
+        m, own.inverse_correction * reciprocal(denominator, FAST), own.weight_decay * param
+    )
 
 
 @triton.jit
-def store_moments(
+def step_moments(
     pointers,
     numbers,
     own,
@@ -103,56 +116,29 @@ def store_moments(
 ):
     """First pass over one tile; return the finite squares of parameter and update.
 
-    Arguments are those of AdamW's `_step_tile`; ``skipped`` points to the tile's flags,
+    Arguments are those of `one_pass.py`'s `_step_tile`; ``skipped`` points to the tile's flags,
     ``[blocks, lanes]``.
     """
-    grad = load(pointers[1] + start + element, mask, MASKED)
-    raw_m = load_codes(pointers[2], start + element, group, mask, MASKED, M)
-    raw_v = load_codes(pointers[3], start + element, group, mask, MASKED, V)
-    scale_m, window_m = load_scales(pointers[4], pointers[4], block, M)
-    scale_v, window_v = load_scales(pointers[5], pointers[7], block, V)
-    m = decode(raw_m, scale_m[:, :, None], window_m[:, :, None], M)
-    v = decode(raw_v, scale_v[:, :, None], window_v[:, :, None], V)
-    m, v = _new_moments(grad, m, v, numbers, FACTOR)
-
-    if WHOLE:
-        m_bits = tl.load(maximum).to(tl.uint32) + tl.zeros_like(block).to(tl.uint32)
-        v_bits = tl.load(maximum + 1).to(tl.uint32) + tl.zeros_like(block).to(tl.uint32)
-    else:
-        m_bits = tl.max(tl.max(tl.abs(m).to(tl.uint32, bitcast=True), axis=2), axis=1)[:, None]
-        v_bits = tl.max(tl.max(v.to(tl.uint32, bitcast=True), axis=2), axis=1)[:, None]
-    keep = v_bits <= LARGEST_SECOND
-    root = sqrt(v, FAST)
-    scale_m, window_m = fit(m, root, m_bits, scale_m, window_m, keep, SKIP, FAST, M)
-    scale_v, window_v = fit(v, root, v_bits, scale_v, window_v, keep, SKIP, FAST, V)
-    bits = random_bits(low, high, numbers[8], numbers[9])
-    if MASKED:
-        bits = tl.where(mask, bits, 0)
-    coded_m = encode(m, root, scale_m[:, :, None], window_m[:, :, None], bits, FAST, M)
-    coded_v = encode(v, root, scale_v[:, :, None], window_v[:, :, None], bits, FAST, V)
-    write_block = leader
-    write_lane = block >= 0
-    write = mask
-    if SKIP:
-        write_block = write_block & keep
-        write_lane = keep | (block < 0)
-        write = keep[:, :, None]
-        if MASKED:
-            write = write & mask
-    store_codes(pointers[2], start + element, group, coded_m, write_lane, write, MASKED or SKIP, M)
-    store_codes(pointers[3], start + element, group, coded_v, write_lane, write, MASKED or SKIP, V)
+    grad = load(pointers.grad + start + element, mask, MASKED)
+    raw_m, raw_v = load_moments(pointers, start, element, group, mask, MASKED, M, V, "")
+    scales = load_both_scales(pointers, block, M, V)
+    m, v = decode_moments(raw_m, raw_v, scales, M, V)
+    m, v, _ = new_moments(grad, m, v, numbers, adamw_moments, FACTOR)
+    fitted = fit_moments(m, v, scales, maximum, block, WHOLE, SKIP, FAST, M, V)
+    keep = fitted.keep
+    bits = noise_of(low, high, numbers, mask, MASKED)
+    coded_m, coded_v = encode_moments(m, v, fitted, bits, FAST, M, V)
+    writes = writes_of(keep, block, leader, mask, MASKED, SKIP)
+    store_moments(pointers, start, element, group, coded_m, coded_v, writes, MASKED or SKIP, M, V)
     if not WHOLE:
-        bad = leader & (v_bits > LARGEST_SECOND)
-        one = tl.zeros_like(block).to(tl.int64) + 1
-        tl.atomic_add(pointers[6] + tl.zeros_like(block), one, mask=bad, sem="relaxed")
+        bad = leader & (keep == 0)
+        count_nonfinite(pointers, bad, block)
         if SKIP:
             tl.store(skipped, bad.to(tl.uint8), mask=leader)
-        store_scales(pointers[4], pointers[4], block, scale_m, window_m, write_block, M)
-        store_scales(pointers[5], pointers[7], block, scale_v, window_v, write_block, V)
+        store_both_scales(pointers, block, fitted.scales, writes, M, V)
 
-    param = load(pointers[0] + start + element, mask, MASKED).to(tl.float32)
-    m = decode(coded_m, scale_m[:, :, None], window_m[:, :, None], M)
-    v = decode(coded_v, scale_v[:, :, None], window_v[:, :, None], V)
+    param = load(pointers.param + start + element, mask, MASKED).to(tl.float32)
+    m, v = decode_moments(coded_m, coded_v, fitted.scales, M, V)
     update = _update(param, m, v, numbers, own, coarse(M) or coarse(V), SKIP, FAST)
     return finite_squares(param, keep, SKIP, FLAT), finite_squares(update, keep, SKIP, FLAT)
 
@@ -183,24 +169,16 @@ def step_parameter(
     FAST: tl.constexpr,
     FLAT: tl.constexpr,
 ):
-    """Last pass over one tile; arguments are those of `store_moments`, and results mean nothing."""
-    param_at = pointers[0] + start + element
+    """Last pass over one tile; arguments are those of `step_moments`, and results mean nothing."""
+    param_at = pointers.param + start + element
     param = load(param_at, mask, MASKED).to(tl.float32)
-    scale_m, window_m = load_scales(pointers[4], pointers[4], block, M)
-    scale_v, window_v = load_scales(pointers[5], pointers[7], block, V)
-    raw_m = load_codes(pointers[2], start + element, group, mask, MASKED, M)
-    raw_v = load_codes(pointers[3], start + element, group, mask, MASKED, V)
-    m = decode(raw_m, scale_m[:, :, None], window_m[:, :, None], M)
-    v = decode(raw_v, scale_v[:, :, None], window_v[:, :, None], V)
+    scales = load_both_scales(pointers, block, M, V)
+    raw_m, raw_v = load_moments(pointers, start, element, group, mask, MASKED, M, V, "")
+    m, v = decode_moments(raw_m, raw_v, scales, M, V)
     update = _update(param, m, v, numbers, own, coarse(M) or coarse(V), SKIP, FAST)
-    param = tl.fma(update, own[2], param)
-    if tl.bfloat16 == P:
-        draw = 0x7FFF + ((param.to(tl.uint32, bitcast=True) >> 16) & 1)
-        if ROUND:
-            draw = third_draw(random_bits(low, high, numbers[8], numbers[9]))
-        stored = to_bfloat16(param, draw)
-    else:
-        stored = param.to(P)
+    param = tl.fma(update, own.rate, param)
+    bits = random_bits(low, high, numbers.low_key, numbers.high_key)
+    stored = round_parameter(param, bits, P, ROUND)
     write = mask
     if SKIP:
         if WHOLE:
@@ -246,20 +224,18 @@ def lamb_kernel(
 ):
     """Take the first pass, or with ``LAST`` the last, over ``TILES`` tiles of one tensor.
 
-    ``STEP_TILE`` is `store_moments`, or with ``LAST`` `step_parameter`.
+    ``STEP_TILE`` is `step_moments`, or with ``LAST`` `step_parameter`.
     """
-    pid = tl.program_id(0)
-    tensor = tl.load(owner + pid)
-    entry = table + tensor.to(tl.int64) * WIDTH
-    row = rows + tensor * ROW
-    maximum = maxima + tensor * 2
+    program = program_of(table, rows, owner)
+    row = program.row
+    maximum = maxima + program.tensor * 2
     if HAS_SCALER:
-        if tl.load(row + 10) == 0:
+        if is_skipped(row):
             return
-    numel = tl.load(entry + NUMEL)
-    pointers = moment_pointers(entry, P, G, ALIGNED, M, V)
+    numel = tl.load(program.entry + NUMEL)
+    pointers = tensor_pointers(program.entry, P, G, ALIGNED, M, V)
     numbers = row_numbers(row)
-    own = (
+    own = LambNumbers(
         row_float(row, INVERSE_CORRECTION),
         row_float(row, WEIGHT_DECAY),
         row_float(row, RATE),
@@ -267,21 +243,15 @@ def lamb_kernel(
     )
     TILE: tl.constexpr = BLOCK * TILE_BLOCKS
     LANES: tl.constexpr = BLOCK // LANE
-    first_tile = (pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM)) * TILES
-    flags = skipped + pid.to(tl.int64) * (TILES * TILE_BLOCKS) - first_tile * TILE_BLOCKS
-    cols = numel
-    per_row = tl.cdiv(numel, BLOCK)
-    blocks = per_row
+    first_tile = number_in_tensor(program) * TILES
+    flags = skipped + program.pid.to(tl.int64) * (TILES * TILE_BLOCKS) - first_tile * TILE_BLOCKS
+    walk = walk_of(program.entry, numel, RAGGED, BLOCK)
     last_tile = first_tile
     param_sum = no_digits(TILE_BLOCKS, FLAT)
     update_sum = no_digits(TILE_BLOCKS, FLAT)
-    if RAGGED:
-        cols = tl.load(entry + COLS)
-        per_row = tl.load(entry + BLOCKS_PER_ROW)
-        blocks = numel // cols * per_row
-    else:
+    if not RAGGED:
         last_tile = tl.minimum(first_tile + TILES, numel // TILE)
-        element, block, leader = _indices(row, BLOCK, TILE_BLOCKS, LANE)
+        element, block, leader = element_indices(row, BLOCK, TILE_BLOCKS, LANE)
         group = lane_numbers(row, BLOCK, TILE_BLOCKS, LANE)
         for tile in range(first_tile, last_tile):
             start = tl.multiple_of(tile * TILE, TILE)
@@ -297,18 +267,18 @@ def lamb_kernel(
                 update_sum = add_squares(update_sum, b, FLAT)
         last_tile = tl.maximum(last_tile, first_tile)
     # What is left is stepped block by block: ends of tensors, and of rows that blocks do not fit.
-    element, block, leader = _indices(row, BLOCK, 1, LANE)
+    element, block, leader = element_indices(row, BLOCK, 1, LANE)
     group = lane_numbers(row, BLOCK, 1, LANE)
     param_sum = tl.sum(param_sum, axis=0)[None, :]
     update_sum = tl.sum(update_sum, axis=0)[None, :]
-    last_block = tl.minimum((first_tile + TILES) * TILE_BLOCKS, blocks)
+    last_block = tl.minimum((first_tile + TILES) * TILE_BLOCKS, walk.blocks)
     for index in range(last_tile * TILE_BLOCKS, last_block):
-        inside = (index % per_row) * BLOCK
-        start = index // per_row * cols + inside
+        inside = (index % walk.per_row) * BLOCK
+        start = index // walk.per_row * walk.cols + inside
         a, b = STEP_TILE(
             pointers, numbers, own, maximum, flags + index + block, start, element,
             tl.zeros_like(block) if WHOLE else index + block,
-            index * LANES + group, leader, inside + element < cols,
+            index * LANES + group, leader, inside + element < walk.cols,
             (start + element).to(tl.uint32), ((start + element) >> 32).to(tl.uint32),
             True, P, M, V, WHOLE, SKIP, ROUND, FACTOR, FAST, FLAT,
         )  # fmt: skip
@@ -316,7 +286,7 @@ def lamb_kernel(
             param_sum = add_squares(param_sum, a, FLAT)
             update_sum = add_squares(update_sum, b, FLAT)
     if not LAST:
-        at = sums + (tensor - first_tensor).to(tl.int64) * (2 * DIGITS)
+        at = sums + (program.tensor - first_tensor).to(tl.int64) * (2 * DIGITS)
         store_digits(at, param_sum)
         store_digits(at + DIGITS, update_sum)
 

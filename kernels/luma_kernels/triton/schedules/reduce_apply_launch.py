@@ -13,6 +13,7 @@ from torch import Tensor
 from luma_core.codecs import BlockGrid, Codec
 from luma_core.rules.lamb import adapts
 from luma_core.sharding import Part
+from luma_kernels.triton.rules.elementwise import adamw_moments
 from luma_kernels.triton.runtime.exact import DIGITS
 from luma_kernels.triton.runtime.exchange import Sums
 from luma_kernels.triton.runtime.launch import KernelLaunch
@@ -37,8 +38,8 @@ from luma_kernels.triton.schedules.reduce_apply import (
     TRUST_CLIP,
     lamb_kernel,
     ratio_kernel,
+    step_moments,
     step_parameter,
-    store_moments,
 )
 
 _SUMS = 2 * DIGITS.value
@@ -100,7 +101,7 @@ def lamb_constants(bucket: Bucket, *, last: bool, scaler: bool, fast: bool) -> d
     """Return all compile-time parameters of `lamb_kernel` for a bucket's first or last pass."""
     return {
         **step_constants(bucket, scaler=scaler, fast=fast),
-        "STEP_TILE": step_parameter if last else store_moments,
+        "STEP_TILE": step_parameter if last else step_moments,
         "LAST": last,
         "FACTOR": True,
         "FLAT": _is_flat(bucket),
@@ -137,6 +138,7 @@ def lamb_passes(bucket: Bucket, scaler: bool, fast: bool) -> list[Pass]:
     if not bucket.whole:
         return [first, reduce, last]
     constants = lamb_constants(bucket, last=False, scaler=scaler, fast=fast)
+    constants["MOMENTS"] = adamw_moments
     maxima, finish = whole_passes(bucket, constants)
     return [maxima, first, finish, reduce, last]
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from luma_core import backends
 from luma_core.codecs import Codec, Fields
-from luma_core.sharding import Part, Shape, as_dtensor, decoded_part, is_sharded, local_tensor
+from luma_core.recoding import decoded_part
+from luma_core.sharding import Part, Shape, as_dtensor, is_sharded, local_tensor
 
 _CARRIED = frozenset(
     {torch.float64, torch.float32, torch.float16, torch.bfloat16}

@@ -22,9 +22,7 @@ MAX_LINES = 400
 PACKAGES = ("luma_core", "luma_kernels", "luma_client", "luma_server")
 LOOKED_AT = ("luma_core", "kernels", "client", "server", "tests", "benchmarks", "examples", "tools")
 
-FULL_FOLDERS = {
-    "kernels/luma_kernels/triton": "its codecs, rules, schedules and launchers are to be parted",
-}
+FULL_FOLDERS = {}
 """Folders that hold more, and why."""
 
 LONG_FILES = {
@@ -36,10 +34,7 @@ LONG_FILES = {
 }
 """Files that are longer, and why."""
 
-KNOWN_IMPORTS = {
-    ("luma_core.codecs.base", "luma_core.native"): "a codec finds its own fast path",
-    ("luma_kernels.triton.plan", "luma_kernels.triton.exchange"): "a plan makes its exchange",
-}
+KNOWN_IMPORTS: dict[tuple[str, str], str] = {}
 """Imports that close a circle, and why."""
 
 

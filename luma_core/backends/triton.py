@@ -33,8 +33,8 @@ def why_no_triton() -> str:
 
 def _kernels() -> tuple[Mapping[type[Rule], Any], Callable[[torch.device, Rule], JointStep]]:
     """Return the kernels of each rule, and what launches them on a device."""
-    from luma_kernels.triton.launcher import FusedStep
-    from luma_kernels.triton.registry import KERNELS
+    from luma_kernels.triton.fused.launcher import FusedStep
+    from luma_kernels.triton.fused.registry import KERNELS
 
     return KERNELS, FusedStep
 

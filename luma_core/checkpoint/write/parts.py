@@ -21,10 +21,10 @@ from luma_core.checkpoint.write.owners import LocalCopy, Owners, whole_box
 from luma_core.codecs import Codec
 from luma_core.errors import ConfigurationError, UnsupportedParameterError
 from luma_core.optim.base import CompressedOptimizer
+from luma_core.recoding import encoded_part
 from luma_core.sharding import (
     FieldPlace,
     Part,
-    encoded_part,
     is_flattened,
     local_tensor,
     padded_fields,

@@ -12,11 +12,10 @@ from luma_core import backends
 from luma_core.carried import as_bytes, from_bytes, redistributed
 from luma_core.codecs import Codec, Fields, FieldSpec, parameter_codecs
 from luma_core.errors import ConfigurationError, StateMismatchError, some_names
+from luma_core.recoding import decoded_part, encoded_part
 from luma_core.sharding import (
     FieldPlace,
     Part,
-    decoded_part,
-    encoded_part,
     field_places,
     is_sharded,
     local_tensor,

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from luma_core.carried import whole_fields
 from luma_core.optim.state_io.owner import StateOwner
-from luma_core.optim.step.collective import reduce_parts
 from luma_core.rules.base import Reduction
+from luma_core.rules.collective import reduce_parts
 from luma_core.sharding import Part, part_of
 from luma_core.state import GroupOptions, ParameterState, field_key
 

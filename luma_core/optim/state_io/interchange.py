@@ -18,8 +18,9 @@ from luma_core.optim.state_io.sources import (
     check_parts,
     group_names,
 )
+from luma_core.recoding import decoded_part
 from luma_core.rules.adamw import MOMENTS
-from luma_core.sharding import decoded_part, part_of
+from luma_core.sharding import part_of
 from luma_core.state import GroupOptions, LoadReport, ParameterState, field_key
 
 _TORCH_ONLY = {

@@ -15,9 +15,9 @@ from luma_core.backends.registry import step_parameter
 from luma_core.backends.triton import TRITON
 from luma_core.errors import BackendUnavailableError
 from luma_core.optim.step.clipping import GradientClip, gradient_square_digits
-from luma_core.optim.step.collective import reduce_parts, run_together
 from luma_core.optim.step.work import Steppable, Work
 from luma_core.rules.base import Reduction
+from luma_core.rules.collective import reduce_parts, run_together
 from luma_core.rules.norms import total
 
 _LOGGER = logging.getLogger(__name__)

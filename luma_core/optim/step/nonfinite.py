@@ -9,8 +9,8 @@ from torch import Tensor
 
 from luma_core.codecs import BlockGrid
 from luma_core.errors import NonFiniteGradientError
-from luma_core.optim.step.collective import reduce_parts
 from luma_core.rules.base import Reduction
+from luma_core.rules.collective import reduce_parts
 from luma_core.sharding import Part, local_tensor
 
 _SHOWN = 5

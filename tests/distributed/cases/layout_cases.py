@@ -19,8 +19,8 @@ from luma_core.errors import (
     UnsupportedParameterError,
 )
 from luma_core.optim import GatheredState
-from luma_core.optim.step import collective
 from luma_core.optim.step.work import LocalTensors
+from luma_core.rules import collective
 from luma_core.sharding import local_tensor
 from luma_core.stats import compute
 
@@ -189,7 +189,7 @@ def strides_of_gradients_do_not_matter(folder: Path) -> None:
 
 
 def sums_of_fused_steps_add_up(folder: Path) -> None:
-    from luma_kernels.triton.exchange import Sums, adding
+    from luma_kernels.triton.runtime.exchange import Sums, adding
 
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     groups = (mesh_of_world().get_group(),)

@@ -28,22 +28,22 @@ from luma_core.codecs import (
     TableM,
 )
 from luma_core.sharding import Part
-from luma_kernels.triton import (
-    adam_mini,
-    adam_mini_columns,
-    adam_mini_rows,
-    adamw,
-    clip,
-    lamb,
-    lamb_passes,
-    mini_columns,
-    mini_passes,
-    mini_positions,
-    mini_rows,
-    mini_rule,
-    norms,
-    passes,
-    plan,
+from luma_kernels.triton.fused import clip, norms
+from luma_kernels.triton.rules import elementwise
+from luma_kernels.triton.runtime import plan
+from luma_kernels.triton.schedules import adam_mini_launch as adam_mini
+from luma_kernels.triton.schedules import (
+    columns,
+    columns_launch,
+    one_pass,
+    one_pass_launch,
+    positions,
+    reduce_apply,
+    reduce_apply_launch,
+    rows,
+    rows_launch,
+    segments,
+    segments_launch,
 )
 
 TARGETS = {
@@ -66,19 +66,19 @@ def bucket(dtype, block=128, ragged=False, plain=False):
 
 
 def lamb_bucket_like(case, flat=False):
-    return lamb_passes.LambBucket(**{**vars(case), "flat": flat})
+    return reduce_apply_launch.LambBucket(**{**vars(case), "flat": flat})
 
 
-def segments(dtype, first, partition, cut=False):
-    rows = partition.outer * partition.reduce * partition.length
-    shape = rows, partition.inner
+def segment_bucket(dtype, first, partition, cut=False):
+    height = partition.outer * partition.reduce * partition.length
+    shape = height, partition.inner
     if partition.inner == 1:
         shape = partition.outer * partition.reduce, partition.length
     param = torch.empty(shape, dtype=dtype, device="meta")
     codecs = {"exp_avg": first, "exp_avg_sq": SegmentMean(partition=partition)}
     options = {"nonfinite": "skip", "stochastic_rounding": True, "maximize": False}
     part = Part(shape, shape, (0, 0), None, ()) if cut else None
-    return mini_rule.segment_bucket_of(param, param, codecs, options, part)
+    return adam_mini.segment_bucket_of(param, param, codecs, options, part)
 
 
 def packed(dtype, first, second, ragged=False):
@@ -108,46 +108,53 @@ def usage(kernel, folder):
 
 
 def adamw_kernels(case, fast):
-    constants = passes.step_constants(case, scaler=True, fast=fast)
-    yield "", adamw.step_kernel, constants, TABLES, case.tuning.registers
+    constants = one_pass_launch.step_constants(case, scaler=True, fast=fast)
+    formula = {"MOMENTS": elementwise.adamw_moments, "UPDATE": elementwise.adamw_update}
+    constants.update(formula)
+    yield "", one_pass.step_kernel, constants, TABLES, case.tuning.registers
     if case.whole:
-        finish = {"M": constants["M"], "SKIP": case.skip, "LANES": plan.TENSORS_PER_PROGRAM}
-        yield "/finish", adamw.finish_kernel, finish, {**TABLES, **COUNTS}, case.tuning.registers
+        finish = {
+            "M": constants["M"],
+            "V": constants["V"],
+            "SKIP": case.skip,
+            "LANES": plan.TENSORS_PER_PROGRAM,
+        }
+        yield "/finish", one_pass.finish_kernel, finish, {**TABLES, **COUNTS}, case.tuning.registers
 
 
 def lamb_kernels(case, fast):
     for last in (False, True):
-        constants = lamb_passes.lamb_constants(case, last=last, scaler=True, fast=fast)
-        registers = lamb_passes.lamb_registers(case, last=last)
+        constants = reduce_apply_launch.lamb_constants(case, last=last, scaler=True, fast=fast)
+        registers = reduce_apply_launch.lamb_registers(case, last=last)
         name = "/last" if last else "/first"
-        yield name, lamb.lamb_kernel, constants, {**TABLES, **SCRATCH}, registers
+        yield name, reduce_apply.lamb_kernel, constants, {**TABLES, **SCRATCH}, registers
     if case.flat:
-        yield "/ratio", lamb.ratio_kernel, {}, {"rows": "*i32", **SCRATCH}, registers
+        yield "/ratio", reduce_apply.ratio_kernel, {}, {"rows": "*i32", **SCRATCH}, registers
     if case.scaled and case.aligned and case.param_dtype == torch.float32:
         signature = {**TABLES, "digits": "*i64"}
         yield "/norm", norms.gradient_kernel, clip.gradient_constants(case), signature, registers
 
 
 def adam_mini_kernels(case, fast):
-    if not isinstance(case, mini_positions.PositionBucket):
-        constants = mini_passes.mini_constants(case, scaler=True, fast=fast)
-        yield "", adam_mini.mini_kernel, constants, {**TABLES, **RUNS}, case.tuning.registers
+    if not isinstance(case, positions.PositionBucket):
+        constants = segments_launch.mini_constants(case, scaler=True, fast=fast)
+        yield "", segments.mini_kernel, constants, {**TABLES, **RUNS}, case.tuning.registers
         return
-    means = mini_positions.means_constants(case, scaler=True, fast=fast)
-    parts = {"means": (adam_mini_columns.column_means_kernel, means)}
-    if isinstance(case, mini_columns.ColumnBucket):
-        constants = mini_columns.column_constants(case, scaler=True, fast=fast)
+    means = positions.means_constants(case, scaler=True, fast=fast)
+    parts = {"means": (columns.column_means_kernel, means)}
+    if isinstance(case, columns_launch.ColumnBucket):
+        constants = columns_launch.column_constants(case, scaler=True, fast=fast)
         names = ("sums", "parts", "update") if case.cut else ("sums", "update")
         for part in names:
-            parts[part] = getattr(adam_mini_columns, f"column_{part}_kernel"), constants
+            parts[part] = getattr(columns, f"column_{part}_kernel"), constants
     else:
-        constants = mini_rows.row_constants(case, scaler=True)
-        parts["sums"] = adam_mini_rows.row_sums_kernel, constants
-        parts["update"] = adam_mini_rows.row_update_kernel, constants
+        constants = rows_launch.row_constants(case, scaler=True)
+        parts["sums"] = rows.row_sums_kernel, constants
+        parts["update"] = rows.row_update_kernel, constants
     for part, (function, known) in parts.items():
         signature = {**TABLES, **CUTS, "first_tensor": "i32"}
         signature = {key: kind for key, kind in signature.items() if key in function.arg_names}
-        yield f"/{part}", function, mini_positions.of_kernel(function, known), signature, 128
+        yield f"/{part}", function, positions.of_kernel(function, known), signature, 128
 
 
 folder = pathlib.Path(sys.argv[1])
@@ -181,19 +188,21 @@ if sys.argv[2] == "turbo":
         "ragged": packed(torch.float32, *five, ragged=True),
     }
 if sys.argv[2] == "adam_mini":
-    rows = Partition.rows((64, 2048))
+    by_row = Partition.rows((64, 2048))
     fused = Partition(1, 1, 2304, 768, ((12, 64), (12, 64), (768, 1)))
     cases = {
-        "float32": segments(torch.float32, BF16(), rows),
-        "bfloat16": segments(torch.bfloat16, BF16(), rows),
-        "long": segments(torch.float32, BF16(), Partition.rows((64, 8192))),
-        "fused": segments(torch.float32, BF16(), fused),
-        "fp8": segments(torch.float32, FP8E4M3(), rows),
-        "ragged": segments(torch.float32, FP32(), Partition.rows((64, 300))),
-        "ragged columns": segments(torch.float32, BF16(), Partition.columns((768, 3072))),
-        "cut": segments(torch.float32, BF16(), rows, cut=True),
-        "cut fp8": segments(torch.bfloat16, FP8E4M3(), rows, cut=True),
-        "cut ragged": segments(torch.float32, BF16(), Partition.columns((768, 3072)), cut=True),
+        "float32": segment_bucket(torch.float32, BF16(), by_row),
+        "bfloat16": segment_bucket(torch.bfloat16, BF16(), by_row),
+        "long": segment_bucket(torch.float32, BF16(), Partition.rows((64, 8192))),
+        "fused": segment_bucket(torch.float32, BF16(), fused),
+        "fp8": segment_bucket(torch.float32, FP8E4M3(), by_row),
+        "ragged": segment_bucket(torch.float32, FP32(), Partition.rows((64, 300))),
+        "ragged columns": segment_bucket(torch.float32, BF16(), Partition.columns((768, 3072))),
+        "cut": segment_bucket(torch.float32, BF16(), by_row, cut=True),
+        "cut fp8": segment_bucket(torch.bfloat16, FP8E4M3(), by_row, cut=True),
+        "cut ragged": segment_bucket(
+            torch.float32, BF16(), Partition.columns((768, 3072)), cut=True
+        ),
     }
 few = list(cases)[: int(sys.argv[3])]
 report = {}

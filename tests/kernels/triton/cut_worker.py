@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from luma_core import LAMB, LUMA, AdamMini, TurboAdam
 from luma_core.codecs import Partition
-from luma_core.optim.step import collective
+from luma_core.rules import collective
 from luma_core.sharding import local_tensor, part_of
 
 SHAPES = {

@@ -8,7 +8,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from luma_kernels.triton.launch import KernelLaunch
+from luma_kernels.triton.runtime.launch import KernelLaunch
 
 calls = []
 asked = []

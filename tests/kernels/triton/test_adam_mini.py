@@ -19,9 +19,9 @@ from tests.crossing import crossed
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*FP_FUSION.*")
 
-from luma_kernels.triton.launcher import FusedStep  # noqa: E402
-from luma_kernels.triton.mini_passes import MiniBucket  # noqa: E402
-from luma_kernels.triton.mini_rule import segment_bucket_of  # noqa: E402
+from luma_kernels.triton.fused.launcher import FusedStep  # noqa: E402
+from luma_kernels.triton.schedules.adam_mini_launch import segment_bucket_of  # noqa: E402
+from luma_kernels.triton.schedules.segments_launch import MiniBucket  # noqa: E402
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 CUTS: dict[str, tuple[tuple[int, ...], Any]] = {

@@ -8,7 +8,7 @@ from luma_core.rules import AdamWRule
 
 pytest.importorskip("triton")
 
-from luma_kernels.triton.launcher import FusedStep
+from luma_kernels.triton.fused.launcher import FusedStep
 
 
 class OtherRule(AdamWRule):

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from luma_core import LAMB, AdamMini
 from luma_core.codecs import Partition, SegmentMean
 from luma_core.optim.base import CompressedOptimizer
-from luma_core.optim.step import collective
 from luma_core.optim.step.clipping import gradient_square_digits
+from luma_core.rules import collective
 from luma_core.rules.norms import total
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*FP_FUSION.*")
 
-from luma_kernels.triton.launcher import FusedStep  # noqa: E402
+from luma_kernels.triton.fused.launcher import FusedStep  # noqa: E402
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 Shape = tuple[int, ...]

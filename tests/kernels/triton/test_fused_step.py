@@ -17,9 +17,9 @@ from tests.crossing import crossed
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*FP_FUSION.*")
 
-from luma_kernels.triton import plan, tables  # noqa: E402
-from luma_kernels.triton.launch import KernelLaunch  # noqa: E402
-from luma_kernels.triton.launcher import FusedStep  # noqa: E402
+from luma_kernels.triton.fused.launcher import FusedStep  # noqa: E402
+from luma_kernels.triton.runtime import plan, tables  # noqa: E402
+from luma_kernels.triton.runtime.launch import KernelLaunch  # noqa: E402
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 SHAPES = [(16, 256), (12, 300), (3000,), (3, 5, 70), (1, 32), (40, 3)]

@@ -13,7 +13,7 @@ from luma_core.optim.base import CompressedOptimizer
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*FP_FUSION.*")
 
-from luma_kernels.triton.launcher import FusedStep  # noqa: E402
+from luma_kernels.triton.fused.launcher import FusedStep  # noqa: E402
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 MAKE: dict[str, Callable[..., CompressedOptimizer]] = {"luma": LUMA, "turbo": TurboAdam}

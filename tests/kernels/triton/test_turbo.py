@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from luma_core import LAMB, TurboAdam
-from luma_core.codecs import FP32, LogV, Luma16M, Luma16V, RootV, TableM
+from luma_core.codecs import BF16, FP8E4M3, FP32, LogV, Luma16M, Luma16V, RootV, TableM
 from luma_core.codecs.packed import unpack
 from luma_core.optim.turbo_adam import turbo_codecs
 from tests.crossing import crossed
@@ -20,7 +20,7 @@ from tests.crossing import crossed
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*FP_FUSION.*")
 
-from luma_kernels.triton.launcher import FusedStep  # noqa: E402
+from luma_kernels.triton.fused.launcher import FusedStep  # noqa: E402
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 SHAPES = [(8, 256), (6, 300), (1000,), (3, 5, 70), (1, 32), (40, 3)]
@@ -142,6 +142,9 @@ PAIRS = [
     (Luma16M(), RootV(bits=4, floor=0.125)),
     (TableM(bits=4), Luma16V()),
     (TableM(bits=2, levels=(-0.3, 0.0, 0.4, 1.0)), LogV(bits=3)),
+    (FP8E4M3(), Luma16V()),
+    (FP8E4M3(block_size=32), LogV(bits=5, block_size=32)),
+    (BF16(), RootV(bits=4)),
     (TableM(bits=3, block_size=64), LogV(bits=5, block_size=64)),
     (TableM(bits=3, block_size=512), RootV(bits=2, block_size=512)),
 ]
@@ -177,6 +180,13 @@ def test_updates_are_bounded(kind: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("preset", ["5bit", "8bit"])
 def test_lamb_with_these_codecs(preset: str) -> None:
     pair = Pair([(4, 256), (2, 150)], kind=LAMB, codec=turbo_codecs(preset=preset))
+    pair.step()
+    pair.assert_equal()
+
+
+def test_lamb_with_a_first_moment_of_8_bits() -> None:
+    codecs = {"exp_avg": FP8E4M3().to_dict(), "exp_avg_sq": Luma16V().to_dict()}
+    pair = Pair([(4, 256), (2, 150)], kind=LAMB, codec=codecs)
     pair.step()
     pair.assert_equal()
 

@@ -1,14 +1,10 @@
-"""Codecs as device functions: compile-time parameters of the step kernels.
-
-Each codec is two functions of one signature, so that a rule's kernel takes any of them:
-
-- ``decode(raw, exponent, MANTISSA, OCTAVES)``: stored values and block exponents to float32;
-- ``encode(x, root, exponent, bits, MANTISSA, OCTAVES)``: float32 to stored values. ``root`` is
-  ``sqrt(x)`` where the moment is a second moment, and ``bits`` 32 random bits per element, uint32.
+"""The logarithmic grid as device functions, and LUMA's 16-bit codecs, which are codes of it.
 
 A magnitude code shifted to the place of a float32's exponent and mantissa is the float32 of that
 magnitude times a power of two, and its linear octave falls on the subnormal numbers. So decoding is
 a shift and multiplications by powers of two; coding is the reverse with noise added in between.
+
+``C`` is the codec's tuple: its name, the mantissa bits of its grid and its octaves.
 """
 
 import triton
@@ -59,48 +55,36 @@ def grid_encode(x, exponent, noise, MANTISSA: tl.constexpr, OCTAVES: tl.constexp
 
 
 @triton.jit
-def luma16_m_decode(raw, exponent, MANTISSA: tl.constexpr, OCTAVES: tl.constexpr):
+def luma16_m_decode(raw, exponent, C: tl.constexpr):
     """Return the first moment of codes."""
-    if MANTISSA == 10:
-        return raw.to(tl.float16, bitcast=True).to(tl.float32) * _unit(exponent, OCTAVES)
+    if C[1] == 10:
+        return raw.to(tl.float16, bitcast=True).to(tl.float32) * _unit(exponent, C[2])
     code = raw.to(tl.int32)
-    size = grid_decode(code & 0x7FFF, exponent, MANTISSA, OCTAVES)
+    size = grid_decode(code & 0x7FFF, exponent, C[1], C[2])
     return tl.where(code < 0, -size, size)
 
 
 @triton.jit
-def luma16_m_encode(x, root, exponent, bits, MANTISSA: tl.constexpr, OCTAVES: tl.constexpr):
+def luma16_m_encode(x, exponent, bits, C: tl.constexpr):
     """Return the codes of the first moment."""
-    noise = (bits & 0xFFFF) >> (MANTISSA - 7)
-    code = grid_encode(tl.abs(x), exponent, noise, MANTISSA, OCTAVES)
+    noise = (bits & 0xFFFF) >> (C[1] - 7)
+    code = grid_encode(tl.abs(x), exponent, noise, C[1], C[2])
     sign = (x.to(tl.uint32, bitcast=True) >> 16) & 0x8000
     return (code | sign).to(tl.int16)
 
 
 @triton.jit
-def luma16_v_decode(raw, exponent, MANTISSA: tl.constexpr, OCTAVES: tl.constexpr):
+def luma16_v_decode(raw, exponent, C: tl.constexpr):
     """Return the second moment of codes of its root."""
-    root = grid_decode(raw.to(tl.int32) & 0xFFFF, exponent, MANTISSA, OCTAVES)
+    root = grid_decode(raw.to(tl.int32) & 0xFFFF, exponent, C[1], C[2])
     return root * root
 
 
 @triton.jit
-def luma16_v_encode(x, root, exponent, bits, MANTISSA: tl.constexpr, OCTAVES: tl.constexpr):
+def luma16_v_encode(root, exponent, bits, C: tl.constexpr):
     """Return the codes of the second moment's root."""
-    code = grid_encode(root, exponent, bits >> (MANTISSA + 9), MANTISSA, OCTAVES)
+    code = grid_encode(root, exponent, bits >> (C[1] + 9), C[1], C[2])
     # The bits of a root above 0 are larger than any code; those of 0 are 0. The other bound of
     # `Luma16V.lowest_code` matters for subnormal numbers alone.
     lowest = tl.minimum(root.to(tl.uint32, bitcast=True), SMALLEST_CODE)
     return tl.maximum(code, lowest).to(tl.int16)
-
-
-@triton.jit
-def plain_decode(raw, exponent, MANTISSA: tl.constexpr, OCTAVES: tl.constexpr):
-    """Return float32 state as it is."""
-    return raw
-
-
-@triton.jit
-def plain_encode(x, root, exponent, bits, MANTISSA: tl.constexpr, OCTAVES: tl.constexpr):
-    """Return float32 state as it is."""
-    return x

@@ -1,9 +1,9 @@
 """Which rules have fused steps."""
 
 from luma_core.rules import AdamMiniRule, AdamWRule, LAMBRule, Rule
-from luma_kernels.triton.lamb_passes import LAMB
-from luma_kernels.triton.mini_rule import ADAM_MINI
-from luma_kernels.triton.passes import ADAMW, RuleKernels
+from luma_kernels.triton.schedules.adam_mini_launch import ADAM_MINI
+from luma_kernels.triton.schedules.one_pass_launch import ADAMW, RuleKernels
+from luma_kernels.triton.schedules.reduce_apply_launch import LAMB
 
 KERNELS: dict[type[Rule], RuleKernels] = {
     AdamWRule: ADAMW,

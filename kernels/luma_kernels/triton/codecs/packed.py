@@ -3,13 +3,13 @@
 A lane holds the 8 codes of 8 neighbouring elements in one word, which is as many bytes as a code
 has bits. Words are ``[blocks, lanes]``, elements ``[blocks, lanes, 8]`` and what belongs to a block
 ``[blocks, lanes, 1]`` or ``[blocks, 1]``. ``C`` is the codec: its name, the size of its codes, then
-numbers of its own, which `moments.py` lists.
+numbers of its own, which `interface.py` lists.
 """
 
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.fastmath import correct_sqrt, reciprocal, saturated
+from luma_kernels.triton.runtime.fastmath import correct_sqrt, reciprocal, saturated
 
 GROUP = tl.constexpr(8)
 """Codes to a word."""

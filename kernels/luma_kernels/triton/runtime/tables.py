@@ -5,10 +5,12 @@
 learning rate and gradient scaler; ``owner``, int32 ``[programs]``, is the tensor of each program.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.noise import mix
+from luma_kernels.triton.runtime.noise import mix
 
 PARAM = tl.constexpr(0)
 GRAD = tl.constexpr(1)
@@ -30,6 +32,17 @@ WIDTH = tl.constexpr(16)
 
 ROW = tl.constexpr(17)
 OPTIONS = tl.constexpr(9)
+NEW_SHARE = tl.constexpr(0)
+FACTOR = tl.constexpr(1)
+BETA2 = tl.constexpr(2)
+NEW_SHARE2 = tl.constexpr(3)
+ROOT_FACTOR = tl.constexpr(4)
+EPS = tl.constexpr(5)
+DECAY = tl.constexpr(6)
+RATE = tl.constexpr(7)
+LOW_KEY = tl.constexpr(8)
+HIGH_KEY = tl.constexpr(9)
+ACTIVE = tl.constexpr(10)
 ZERO = tl.constexpr(11)
 INVERSE_CORRECTION = tl.constexpr(12)
 WEIGHT_DECAY = tl.constexpr(13)
@@ -98,14 +111,14 @@ def prepare_kernel(
     factor = tl.load(option + 7, mask=mask, other=1.0) * inverse_scale * clip
 
     row = rows + tensor * ROW
-    store_float(row + 0, 1.0 - beta1, mask)
-    store_float(row + 1, factor, mask)
-    store_float(row + 2, beta2, mask)
-    store_float(row + 3, 1.0 - beta2, mask)
-    store_float(row + 4, 1.0 / tl.sqrt(correction2), mask)
-    store_float(row + 5, tl.load(option + 5, mask=mask, other=0.0), mask)
-    store_float(row + 6, 1.0 - lr * tl.load(option + 6, mask=mask, other=0.0), mask)
-    store_float(row + 7, -lr / correction1, mask)
+    store_float(row + NEW_SHARE, 1.0 - beta1, mask)
+    store_float(row + FACTOR, factor, mask)
+    store_float(row + BETA2, beta2, mask)
+    store_float(row + NEW_SHARE2, 1.0 - beta2, mask)
+    store_float(row + ROOT_FACTOR, 1.0 / tl.sqrt(correction2), mask)
+    store_float(row + EPS, tl.load(option + 5, mask=mask, other=0.0), mask)
+    store_float(row + DECAY, 1.0 - lr * tl.load(option + 6, mask=mask, other=0.0), mask)
+    store_float(row + RATE, -lr / correction1, mask)
     store_float(row + INVERSE_CORRECTION, 1.0 / correction1, mask)
     store_float(row + WEIGHT_DECAY, tl.load(option + 6, mask=mask, other=0.0), mask)
     store_float(row + LR, lr, mask)
@@ -122,9 +135,9 @@ def prepare_kernel(
     first_index = tl.load(entry + FIRST_INDEX, mask=mask, other=0)
     k0 = k0 + first_index.to(tl.uint32)
     k1 = k1 ^ ((first_index >> 32).to(tl.uint32) * 0x9E3779B9)
-    tl.store(row + 8, k0.to(tl.int32, bitcast=True), mask=mask)
-    tl.store(row + 9, k1.to(tl.int32, bitcast=True), mask=mask)
-    tl.store(row + 10, tl.zeros_like(k0).to(tl.int32) + active, mask=mask)
+    tl.store(row + LOW_KEY, k0.to(tl.int32, bitcast=True), mask=mask)
+    tl.store(row + HIGH_KEY, k1.to(tl.int32, bitcast=True), mask=mask)
+    tl.store(row + ACTIVE, tl.zeros_like(k0).to(tl.int32) + active, mask=mask)
     tl.store(maxima + tensor * 2, tl.zeros_like(k0).to(tl.int32), mask=mask)
     tl.store(maxima + tensor * 2 + 1, tl.zeros_like(k0).to(tl.int32), mask=mask)
 
@@ -151,34 +164,77 @@ def pointer_of(entry, FIELD: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.const
     return pointer
 
 
-@triton.jit
-def tensor_pointers(
-    entry, P: tl.constexpr, G: tl.constexpr, STATE: tl.constexpr, ALIGNED: tl.constexpr
-):
-    """Return a tensor's base pointers: param, grad, moments, their exponents, counter."""
-    return (
-        pointer_of(entry, PARAM, P, ALIGNED),
-        pointer_of(entry, GRAD, G, ALIGNED),
-        pointer_of(entry, FIRST, STATE, ALIGNED),
-        pointer_of(entry, SECOND, STATE, ALIGNED),
-        pointer_of(entry, FIRST_EXPONENT, tl.uint8, False),
-        pointer_of(entry, SECOND_EXPONENT, tl.uint8, False),
-        pointer_of(entry, NONFINITE, tl.int64, False),
-    )
+class Numbers(NamedTuple):
+    """A row as `prepare_kernel` wrote it: what a step's formula and its noise need.
+
+    Attributes:
+        new_share: ``1 - beta1``; `new_share2` is that of ``beta2``.
+        factor: what gradients are multiplied by.
+        root_factor: what the second moment's root is multiplied by; ``eps`` is added to it.
+        decay: what the parameter is multiplied by.
+        rate: what the update is multiplied by before it is added to the parameter.
+        low_key: the noise's words, with `high_key`.
+    """
+
+    new_share: Any
+    factor: Any
+    beta2: Any
+    new_share2: Any
+    root_factor: Any
+    eps: Any
+    decay: Any
+    rate: Any
+    low_key: Any
+    high_key: Any
 
 
 @triton.jit
 def row_numbers(row):
-    """Return a row as `prepare_kernel` wrote it: 8 floats and the 2 words of the noise."""
-    return (
-        row_float(row, 0),
-        row_float(row, 1),
-        row_float(row, 2),
-        row_float(row, 3),
-        row_float(row, 4),
-        row_float(row, 5),
-        row_float(row, 6),
-        row_float(row, 7),
-        tl.load(row + 8).to(tl.uint32, bitcast=True),
-        tl.load(row + 9).to(tl.uint32, bitcast=True),
+    """Return the numbers of a row."""
+    return Numbers(
+        row_float(row, NEW_SHARE),
+        row_float(row, FACTOR),
+        row_float(row, BETA2),
+        row_float(row, NEW_SHARE2),
+        row_float(row, ROOT_FACTOR),
+        row_float(row, EPS),
+        row_float(row, DECAY),
+        row_float(row, RATE),
+        tl.load(row + LOW_KEY).to(tl.uint32, bitcast=True),
+        tl.load(row + HIGH_KEY).to(tl.uint32, bitcast=True),
     )
+
+
+class Program(NamedTuple):
+    """What a program works on.
+
+    Attributes:
+        pid: its number in the launch.
+        tensor: its tensor's number.
+        entry: its tensor's row of ``table``; `row` is that of ``rows``.
+    """
+
+    pid: Any
+    tensor: Any
+    entry: Any
+    row: Any
+
+
+@triton.jit
+def program_of(table, rows, owner, first_tensor=0):
+    """Return what this program works on; ``owner`` counts tensors from ``first_tensor``."""
+    pid = tl.program_id(0)
+    tensor = tl.load(owner + pid) + first_tensor
+    return Program(pid, tensor, table + tensor.to(tl.int64) * WIDTH, rows + tensor * ROW)
+
+
+@triton.jit
+def is_skipped(row):
+    """Return whether the gradient scaler leaves out this step."""
+    return tl.load(row + ACTIVE) == 0
+
+
+@triton.jit
+def number_in_tensor(program):
+    """Return a program's number among those of its tensor, int64."""
+    return program.pid.to(tl.int64) - tl.load(program.entry + FIRST_PROGRAM)

@@ -10,13 +10,27 @@ from torch import Tensor
 
 from luma_core.codecs import Codec, SegmentMean
 from luma_core.sharding import Part
-from luma_kernels.triton.exchange import Sums
-from luma_kernels.triton.mini_columns import ColumnBucket, column_bucket_of, column_passes
-from luma_kernels.triton.mini_passes import MiniBucket, mini_bucket_of, mini_passes, mini_scratch
-from luma_kernels.triton.mini_positions import PositionBucket, position_scratch, position_sums
-from luma_kernels.triton.mini_rows import RowBucket, row_bucket_of, row_passes
-from luma_kernels.triton.passes import Pass, RuleKernels, adamw_passes, adamw_prepare
-from luma_kernels.triton.plan import Bucket, FusedTensor, Launch, bucket_of, option_row
+from luma_kernels.triton.runtime.exchange import Sums
+from luma_kernels.triton.runtime.plan import Bucket, FusedTensor, Launch, bucket_of, option_row
+from luma_kernels.triton.schedules.columns_launch import (
+    ColumnBucket,
+    column_bucket_of,
+    column_passes,
+)
+from luma_kernels.triton.schedules.one_pass_launch import (
+    Pass,
+    RuleKernels,
+    adamw_passes,
+    adamw_prepare,
+)
+from luma_kernels.triton.schedules.positions import PositionBucket, position_scratch, position_sums
+from luma_kernels.triton.schedules.rows_launch import RowBucket, row_bucket_of, row_passes
+from luma_kernels.triton.schedules.segments_launch import (
+    MiniBucket,
+    mini_bucket_of,
+    mini_passes,
+    mini_scratch,
+)
 
 
 def segment_bucket_of(

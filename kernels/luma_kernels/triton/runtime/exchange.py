@@ -8,15 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from luma_core.optim.step import collective
+from luma_core.rules import collective
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
-    from luma_kernels.triton.plan import FusedTensor
-
-Groups = tuple["ProcessGroup", ...]
-"""The processes that parts of a parameter are on, by dimension of their mesh."""
+    from luma_kernels.triton.runtime.plan import FusedTensor, Groups
 
 
 class Sums(NamedTuple):

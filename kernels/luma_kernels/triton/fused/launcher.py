@@ -13,11 +13,11 @@ from torch import Tensor
 from luma_core.codecs import BlockGrid, Codec
 from luma_core.rules import Rule
 from luma_core.sharding import Part
-from luma_kernels.triton.clip import FusedClip
-from luma_kernels.triton.exchange import Call, adding, clearing
-from luma_kernels.triton.launch import KernelLaunch
-from luma_kernels.triton.passes import Pass
-from luma_kernels.triton.plan import (
+from luma_kernels.triton.fused.clip import FusedClip
+from luma_kernels.triton.fused.registry import KERNELS
+from luma_kernels.triton.runtime.exchange import Call, adding, clearing
+from luma_kernels.triton.runtime.launch import KernelLaunch
+from luma_kernels.triton.runtime.plan import (
     TENSORS_PER_PROGRAM,
     Bucket,
     FusedTensor,
@@ -25,7 +25,7 @@ from luma_kernels.triton.plan import (
     is_capturing,
     lr_pointer,
 )
-from luma_kernels.triton.registry import KERNELS
+from luma_kernels.triton.schedules.one_pass_launch import Pass
 
 Entry = tuple[KernelLaunch | Call, Callable[[], tuple[Any, ...]]]
 """One launch of a step, or what takes its place, and what returns its arguments."""

@@ -11,22 +11,23 @@ from torch import Tensor
 
 from luma_core.codecs import BF16, FP32, BlockGrid, Codec, Partition, SegmentMean
 from luma_core.sharding import Part
-from luma_kernels.triton.adam_mini_columns import (
+from luma_kernels.triton.runtime.configuration import first_moment
+from luma_kernels.triton.runtime.launch import KernelLaunch
+from luma_kernels.triton.runtime.plan import Launch, Plan
+from luma_kernels.triton.schedules.columns import (
     column_parts_kernel,
     column_sums_kernel,
     column_update_kernel,
 )
-from luma_kernels.triton.launch import KernelLaunch
-from luma_kernels.triton.mini_passes import common_fields, first_moment_constants
-from luma_kernels.triton.mini_positions import (
+from luma_kernels.triton.schedules.one_pass_launch import TYPES, Pass, by_program
+from luma_kernels.triton.schedules.positions import (
     PositionBucket,
     chunks,
     means_pass,
     of_kernel,
     position_options,
 )
-from luma_kernels.triton.passes import TYPES, Pass, by_program
-from luma_kernels.triton.plan import Launch, Plan
+from luma_kernels.triton.schedules.segments_launch import common_fields
 
 _BLOCK = 128
 _CHUNK_ROWS = 64
@@ -84,7 +85,7 @@ def _rows_of(cut: Partition, part: Part) -> Partition | None:
 def column_constants(bucket: ColumnBucket, *, scaler: bool, fast: bool) -> dict[str, Any]:
     """Return the compile-time parameters of the kernels for a bucket."""
     return {
-        **first_moment_constants(bucket.first),
+        "M": first_moment(bucket.first),
         "P": TYPES[bucket.param_dtype],
         "G": TYPES[bucket.grad_dtype],
         "SKIP": bucket.skip,

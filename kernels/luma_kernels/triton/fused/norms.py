@@ -3,9 +3,15 @@
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.adamw import _indices
-from luma_kernels.triton.exact import add_squares, finite_squares, no_digits, store_digits
-from luma_kernels.triton.tables import FIRST_PROGRAM, GRAD, NUMEL, ROW, WIDTH, pointer_of
+from luma_kernels.triton.runtime.exact import add_squares, finite_squares, no_digits, store_digits
+from luma_kernels.triton.runtime.tables import (
+    GRAD,
+    NUMEL,
+    number_in_tensor,
+    pointer_of,
+    program_of,
+)
+from luma_kernels.triton.schedules.tile import element_indices
 
 
 @triton.jit
@@ -26,15 +32,13 @@ def gradient_kernel(
 
     ``FLAT`` holds of tensors with rows too if blocks do not fill those.
     """
-    pid = tl.program_id(0)
-    tensor = tl.load(owner + pid).to(tl.int64)
-    entry = table + tensor * WIDTH
-    numel = tl.load(entry + NUMEL)
-    grads = pointer_of(entry, GRAD, G, ALIGNED)
+    program = program_of(table, rows, owner)
+    numel = tl.load(program.entry + NUMEL)
+    grads = pointer_of(program.entry, GRAD, G, ALIGNED)
     TILE: tl.constexpr = BLOCK * TILE_BLOCKS
-    element, _, _ = _indices(rows + tensor * ROW, BLOCK, TILE_BLOCKS, LANE)
+    element, _, _ = element_indices(program.row, BLOCK, TILE_BLOCKS, LANE)
     total = no_digits(TILE_BLOCKS, FLAT)
-    first_tile = (pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM)) * TILES
+    first_tile = number_in_tensor(program) * TILES
     last_full = tl.minimum(first_tile + TILES, numel // TILE)
     for tile in range(first_tile, last_full):
         start = tl.multiple_of(tile * TILE, TILE)

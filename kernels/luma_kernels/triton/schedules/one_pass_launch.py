@@ -9,11 +9,11 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from luma_kernels.triton.adamw import finish_kernel, maxima_kernel, step_kernel
-from luma_kernels.triton.configuration import first_moment, second_moment
-from luma_kernels.triton.exchange import Sums
-from luma_kernels.triton.launch import KernelLaunch
-from luma_kernels.triton.plan import (
+from luma_kernels.triton.rules.elementwise import adamw_moments, adamw_update
+from luma_kernels.triton.runtime.configuration import first_moment, second_moment
+from luma_kernels.triton.runtime.exchange import Sums
+from luma_kernels.triton.runtime.launch import KernelLaunch
+from luma_kernels.triton.runtime.plan import (
     TENSORS_PER_PROGRAM,
     Bucket,
     FusedTensor,
@@ -23,7 +23,8 @@ from luma_kernels.triton.plan import (
     no_scratch,
     option_row,
 )
-from luma_kernels.triton.tables import prepare_kernel
+from luma_kernels.triton.runtime.tables import prepare_kernel
+from luma_kernels.triton.schedules.one_pass import finish_kernel, maxima_kernel, step_kernel
 
 TYPES = {
     torch.float32: tl.float32,
@@ -97,7 +98,7 @@ def step_constants(bucket: Bucket, *, scaler: bool, fast: bool) -> dict[str, Any
         "P": TYPES[bucket.param_dtype],
         "G": TYPES[bucket.grad_dtype],
         "M": first_moment(bucket.first),
-        "V": second_moment(bucket.second),
+        "V": None if bucket.second is None else second_moment(bucket.second),
         "WHOLE": bucket.whole,
         "SKIP": bucket.skip,
         "ROUND": bucket.round,
@@ -123,6 +124,7 @@ def whole_passes(bucket: Bucket, constants: Mapping[str, Any]) -> tuple[Pass, Pa
     maxima = {name: constants[name] for name in maxima_kernel.arg_names if name in constants}
     finish = {
         "M": constants["M"],
+        "V": constants["V"],
         "SKIP": bucket.skip,
         "LANES": TENSORS_PER_PROGRAM,
     }
@@ -134,7 +136,11 @@ def whole_passes(bucket: Bucket, constants: Mapping[str, Any]) -> tuple[Pass, Pa
 
 def adamw_passes(bucket: Bucket, scaler: bool, fast: bool) -> list[Pass]:
     """Return one pass, or three where one scale is for a whole tensor."""
-    constants = step_constants(bucket, scaler=scaler, fast=fast)
+    constants = {
+        **step_constants(bucket, scaler=scaler, fast=fast),
+        "MOMENTS": adamw_moments,
+        "UPDATE": adamw_update,
+    }
     limits = {"maxnreg": bucket.tuning.registers} if fast else {}
     step = Pass(KernelLaunch(step_kernel, constants, num_warps=bucket.tuning.warps, **limits))
     if not bucket.whole:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from luma_core.codecs import FP8E4M3, Codec, Luma16M, Partition, SegmentMean
-from luma_kernels.triton.adam_mini_columns import column_means_kernel
-from luma_kernels.triton.exchange import Sums
-from luma_kernels.triton.launch import KernelLaunch
-from luma_kernels.triton.passes import Pass
-from luma_kernels.triton.plan import Bucket, FusedTensor, Launch, Plan
+from luma_kernels.triton.runtime.exchange import Sums
+from luma_kernels.triton.runtime.launch import KernelLaunch
+from luma_kernels.triton.runtime.plan import Bucket, FusedTensor, Launch, Plan
+from luma_kernels.triton.schedules.columns import column_means_kernel
+from luma_kernels.triton.schedules.one_pass_launch import Pass
 
 _MOST_RUNS = 8
 _MOST_COLUMNS = 64
@@ -86,7 +86,7 @@ def chunks(cut: Partition) -> int:
 
 
 def position_scratch(tensors: Sequence[FusedTensor], device: torch.device) -> tuple[Tensor, ...]:
-    """Return the buffers of `adam_mini_columns.py`: cuts, partials, sums, rates, segments' owners.
+    """Return the buffers of `columns.py`: cuts, partials, sums, rates, segments' owners.
 
     There are sums only of tensors that are cut.
     """

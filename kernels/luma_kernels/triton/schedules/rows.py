@@ -1,16 +1,25 @@
 """The Adam-mini step as kernels where a parameter is cut and its positions are runs of elements.
 
 One process has some of the positions, each as a whole. The first launch adds up their squares, in
-the order in which `adam_mini.py` adds up a segment; sums of all processes are added up;
-`adam_mini_columns.py` steps the second moments, which all processes have; the last launch updates
-all else. Buffers are those of `adam_mini_columns.py`.
+the order in which `segments.py` adds up a segment; sums of all processes are added up;
+`columns.py` steps the second moments, which all processes have; the last launch updates
+all else. Buffers are those of `columns.py`.
 """
 
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.adam_mini import gradient, square_sums, total_of, update_tile
-from luma_kernels.triton.adam_mini_columns import (
+from luma_kernels.triton.codecs.interface import tensor_pointers
+from luma_kernels.triton.runtime.tables import (
+    GRAD,
+    NUMEL,
+    is_skipped,
+    number_in_tensor,
+    pointer_of,
+    program_of,
+    row_numbers,
+)
+from luma_kernels.triton.schedules.columns import (
     FIRST,
     HEAD,
     INNER,
@@ -19,17 +28,14 @@ from luma_kernels.triton.adam_mini_columns import (
     SEGMENTS,
     SUM,
 )
-from luma_kernels.triton.adamw import _indices
-from luma_kernels.triton.tables import (
-    FIRST_PROGRAM,
-    GRAD,
-    NUMEL,
-    ROW,
-    WIDTH,
-    pointer_of,
-    row_numbers,
-    tensor_pointers,
+from luma_kernels.triton.schedules.segments import (
+    PLAIN,
+    gradient,
+    square_sums,
+    total_of,
+    update_tile,
 )
+from luma_kernels.triton.schedules.tile import element_indices
 
 
 @triton.jit
@@ -75,21 +81,18 @@ def row_sums_kernel(
     SPAN: tl.constexpr,
 ):
     """Add up the squares of some positions."""
-    pid = tl.program_id(0)
-    tensor = tl.load(owner + pid)
-    entry = table + tensor.to(tl.int64) * WIDTH
-    row = rows + tensor * ROW
+    program = program_of(table, rows, owner)
     if HAS_SCALER:
-        if tl.load(row + 10) == 0:
+        if is_skipped(program.row):
             return
-    cut = cuts + (tensor - first_tensor) * (HEAD + 3 * RUNS)
+    cut = cuts + (program.tensor - first_tensor) * (HEAD + 3 * RUNS)
     inner = tl.load(cut + INNER)
     if EVEN:
         inner = tl.multiple_of(inner, 16)
-    first, last = _positions(pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM), entry, inner, SPAN)
-    grads = pointer_of(entry, GRAD, G, ALIGNED)
-    numbers = row_numbers(row)
-    element, _, _ = _indices(row, BLOCK, TILE_BLOCKS, LANE)
+    first, last = _positions(number_in_tensor(program), program.entry, inner, SPAN)
+    grads = pointer_of(program.entry, GRAD, G, ALIGNED)
+    numbers = row_numbers(program.row)
+    element, _, _ = element_indices(program.row, BLOCK, TILE_BLOCKS, LANE)
     to = sums + tl.load(cut + SUM) + tl.load(cut + FIRST)
     for position in range(first, last):
         total = tl.zeros((TILE_BLOCKS, BLOCK // LANE), tl.float64)
@@ -112,12 +115,7 @@ def row_update_kernel(
     first_tensor,
     P: tl.constexpr,
     G: tl.constexpr,
-    STATE: tl.constexpr,
-    M_DECODE: tl.constexpr,
-    M_ENCODE: tl.constexpr,
-    M_BITS: tl.constexpr,
-    OCTAVES: tl.constexpr,
-    SCALED: tl.constexpr,
+    M: tl.constexpr,
     SKIP: tl.constexpr,
     ROUND: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -132,21 +130,18 @@ def row_update_kernel(
     SPAN: tl.constexpr,
 ):
     """Update first moment and parameter of some positions."""
-    pid = tl.program_id(0)
-    tensor = tl.load(owner + pid)
-    entry = table + tensor.to(tl.int64) * WIDTH
-    row = rows + tensor * ROW
+    program = program_of(table, rows, owner)
     if HAS_SCALER:
-        if tl.load(row + 10) == 0:
+        if is_skipped(program.row):
             return
-    cut = cuts + (tensor - first_tensor) * (HEAD + 3 * RUNS)
+    cut = cuts + (program.tensor - first_tensor) * (HEAD + 3 * RUNS)
     inner = tl.load(cut + INNER)
     if EVEN:
         inner = tl.multiple_of(inner, 16)
-    first, last = _positions(pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM), entry, inner, SPAN)
-    pointers = tensor_pointers(entry, P, G, STATE, ALIGNED)
-    numbers = row_numbers(row)
-    element, block, leader = _indices(row, BLOCK, TILE_BLOCKS, LANE)
+    first, last = _positions(number_in_tensor(program), program.entry, inner, SPAN)
+    pointers = tensor_pointers(program.entry, P, G, ALIGNED, M, PLAIN)
+    numbers = row_numbers(program.row)
+    element, block, leader = element_indices(program.row, BLOCK, TILE_BLOCKS, LANE)
     for position in range(first, last):
         segment = _segment_of(tl.load(cut + FIRST) + position, cut, RUNS)
         rate = tl.load(rates + tl.load(cut + RATE) + segment)
@@ -157,9 +152,9 @@ def row_update_kernel(
             if EVEN:
                 at = tl.multiple_of(at, 16)
             mask = element < inner - done
-            grad = gradient(pointers[1] + at + element, mask, numbers, not FULL, FACTOR)
+            grad = gradient(pointers.grad + at + element, mask, numbers, not FULL, FACTOR)
             update_tile(
                 pointers, numbers, grad, rate, keep[:, :, None], keep,
                 at, element, block, leader, mask,
-                not FULL, P, M_DECODE, M_ENCODE, M_BITS, OCTAVES, SCALED, BLOCK, SKIP, ROUND,
+                not FULL, P, M, BLOCK, SKIP, ROUND,
             )  # fmt: skip

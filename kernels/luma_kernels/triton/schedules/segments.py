@@ -13,24 +13,36 @@ first element, first segment and the elements of one segment.
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.adamw import _indices
-from luma_kernels.triton.codecs import fit_exponent
-from luma_kernels.triton.exact import lane_square_sums
-from luma_kernels.triton.fastmath import reciprocal, sqrt
-from luma_kernels.triton.moments import load, store
-from luma_kernels.triton.noise import random_bits, third_draw, to_bfloat16
-from luma_kernels.triton.tables import (
-    FIRST_PROGRAM,
-    ROW,
-    WIDTH,
-    pointer_of,
-    row_numbers,
+from luma_kernels.triton.codecs.interface import (
+    decode,
+    encode,
+    fit,
+    load,
+    load_codes,
+    load_scales,
+    scaled,
+    store,
+    store_codes,
+    store_scales,
     tensor_pointers,
 )
-from luma_kernels.triton.tables import SECOND as SECOND_COLUMN
+from luma_kernels.triton.runtime.exact import lane_square_sums
+from luma_kernels.triton.runtime.fastmath import reciprocal, sqrt
+from luma_kernels.triton.runtime.noise import random_bits
+from luma_kernels.triton.runtime.tables import SECOND as SECOND_COLUMN
+from luma_kernels.triton.runtime.tables import (
+    is_skipped,
+    number_in_tensor,
+    pointer_of,
+    program_of,
+    row_numbers,
+)
+from luma_kernels.triton.schedules.tile import element_indices, round_parameter
 
 RUN_WIDTH = tl.constexpr(4)
 LARGEST = tl.constexpr(3.4028234663852886e38)
+PLAIN = tl.constexpr(("fp32",))
+"""The codec of the second moments: float32, one for each segment."""
 
 
 @triton.jit
@@ -38,7 +50,7 @@ def gradient(pointer, mask, numbers, MASKED: tl.constexpr, FACTOR: tl.constexpr)
     """Return gradients as the rule sees them, float32."""
     grad = load(pointer, mask, MASKED).to(tl.float32)
     if FACTOR:
-        grad = grad * numbers[1]
+        grad = grad * numbers.factor
     return grad
 
 
@@ -66,8 +78,10 @@ def next_second(v, total, share, numbers, FAST: tl.constexpr):
     one over their number.
     """
     mean = (total * share).to(tl.float32)
-    v = tl.fma(mean, numbers[3], v * numbers[2])
-    return v, numbers[7] * reciprocal(tl.fma(sqrt(v, FAST), numbers[4], numbers[5]), FAST)
+    v = tl.fma(mean, numbers.new_share2, v * numbers.beta2)
+    return v, numbers.rate * reciprocal(
+        tl.fma(sqrt(v, FAST), numbers.root_factor, numbers.eps), FAST
+    )
 
 
 @triton.jit
@@ -85,11 +99,7 @@ def update_tile(
     mask,
     MASKED: tl.constexpr,
     P: tl.constexpr,
-    M_DECODE: tl.constexpr,
-    M_ENCODE: tl.constexpr,
-    M_BITS: tl.constexpr,
-    OCTAVES: tl.constexpr,
-    SCALED: tl.constexpr,
+    M: tl.constexpr,
     BLOCK: tl.constexpr,
     SKIP: tl.constexpr,
     ROUND: tl.constexpr,
@@ -100,39 +110,31 @@ def update_tile(
     first moment is multiplied by, and ``keep``, whether the segment's second moment is finite. That
     is ``keep_block`` for a first moment with scales, ``[blocks, lanes]``.
     """
-    param_at = pointers[0] + start + element
-    first_at = pointers[2] + start + element
-    exponent_at = pointers[4] + start // BLOCK + block
+    param_at = pointers.param + start + element
+    scales = pointers.first_scale + start // BLOCK
     old_param = load(param_at, mask, MASKED)
-    raw = load(first_at, mask, MASKED)
-    exponent = tl.zeros_like(block).to(tl.int32)
-    if SCALED:
-        inside = (block * BLOCK >= 0) & leader
-        if MASKED:
-            inside = tl.max(mask.to(tl.int32), axis=2) > 0
-            exponent = tl.load(exponent_at, mask=inside, other=0).to(tl.int32)
-        else:
-            exponent = tl.load(exponent_at).to(tl.int32)
-    m = M_DECODE(raw, exponent[:, :, None], M_BITS, OCTAVES)
-    m = tl.fma(grad - m, numbers[0], m)
-    if SCALED:
+    raw = load_codes(pointers.first + start, element, None, mask, MASKED, M)
+    inside = (block * BLOCK >= 0) & leader
+    if scaled(M) and MASKED:
+        inside = tl.max(mask.to(tl.int32), axis=2) > 0
+    scale, window = load_scales(scales, scales, block, M, inside, MASKED)
+    m = decode(raw, scale[:, :, None], window[:, :, None], M)
+    m = tl.fma(grad - m, numbers.new_share, m)
+    if scaled(M):
         largest = tl.max(tl.max(tl.abs(m).to(tl.uint32, bitcast=True), axis=2), axis=1)[:, None]
         largest = largest + tl.zeros_like(block).to(tl.uint32)
-        exponent = fit_exponent(largest.to(tl.float32, bitcast=True), OCTAVES)
+        # Of what is not finite the scale says so without being told.
+        scale, window = fit(m, m, largest, scale, window, True, True, False, M)
     at = start + element
-    bits = random_bits(at.to(tl.uint32), (at >> 32).to(tl.uint32), numbers[8], numbers[9])
-    param = tl.fma(m, rate, old_param.to(tl.float32) * numbers[6])
-    coded = M_ENCODE(m, m, exponent[:, :, None], bits, M_BITS, OCTAVES)
-    if tl.bfloat16 == P:
-        draw = 0x7FFF + ((param.to(tl.uint32, bitcast=True) >> 16) & 1)
-        if ROUND:
-            draw = third_draw(bits)
-        stored = to_bfloat16(param, draw)
-    else:
-        stored = param.to(P)
+    bits = random_bits(
+        at.to(tl.uint32), (at >> 32).to(tl.uint32), numbers.low_key, numbers.high_key
+    )
+    param = tl.fma(m, rate, old_param.to(tl.float32) * numbers.decay)
+    coded = encode(m, m, scale[:, :, None], window[:, :, None], bits, False, M)
+    stored = round_parameter(param, bits, P, ROUND)
     write = mask
     write_block = leader
-    if SCALED:
+    if scaled(M):
         write_block = inside & leader
     if SKIP:
         write_block = write_block & keep_block
@@ -140,11 +142,11 @@ def update_tile(
         if MASKED:
             write = write & mask
     store(param_at, stored, write, MASKED or SKIP)
-    store(first_at, coded, write, MASKED or SKIP)
-    if SCALED:
+    store_codes(pointers.first + start, element, None, coded, None, write, MASKED or SKIP, M)
+    if scaled(M):
         # Lanes of a block, all of which load its exponent, need not be of one warp.
         tl.debug_barrier()
-        tl.store(exponent_at, exponent.to(tl.uint8), mask=write_block)
+        store_scales(scales, scales, block, scale, window, write_block, M)
 
 
 @triton.jit(do_not_specialize=["first_tensor"])
@@ -157,12 +159,7 @@ def mini_kernel(
     first_tensor,
     P: tl.constexpr,
     G: tl.constexpr,
-    STATE: tl.constexpr,
-    M_DECODE: tl.constexpr,
-    M_ENCODE: tl.constexpr,
-    M_BITS: tl.constexpr,
-    OCTAVES: tl.constexpr,
-    SCALED: tl.constexpr,
+    M: tl.constexpr,
     SKIP: tl.constexpr,
     ROUND: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -185,31 +182,28 @@ def mini_kernel(
     ``EVEN`` that segments are multiples of 16 elements, ``GROUPED`` that their positions are whole
     lanes. A program takes as many segments as ``SPAN`` elements hold, and one at least.
     """
-    pid = tl.program_id(0)
-    tensor = tl.load(owner + pid)
-    entry = table + tensor.to(tl.int64) * WIDTH
-    row = rows + tensor * ROW
+    program = program_of(table, rows, owner)
     if HAS_SCALER:
-        if tl.load(row + 10) == 0:
+        if is_skipped(program.row):
             return
-    pointers = tensor_pointers(entry, P, G, STATE, ALIGNED)
-    second = pointer_of(entry, SECOND_COLUMN, tl.float32, False)
-    numbers = row_numbers(row)
-    program = pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM)
-    runs += (tensor - first_tensor) * ((1 + RUNS) * RUN_WIDTH)
+    pointers = tensor_pointers(program.entry, P, G, ALIGNED, M, PLAIN)
+    second = pointer_of(program.entry, SECOND_COLUMN, tl.float32, False)
+    numbers = row_numbers(program.row)
+    own = number_in_tensor(program)
+    runs += (program.tensor - first_tensor) * ((1 + RUNS) * RUN_WIDTH)
     programs = tl.load(runs)
-    outer = program // programs
-    program = program % programs
-    number = tl.zeros_like(program) + 1
+    outer = own // programs
+    own = own % programs
+    number = tl.zeros_like(own) + 1
     for index in tl.static_range(1, RUNS):
-        number += (program >= tl.load(runs + (1 + index) * RUN_WIDTH)).to(tl.int64)
+        number += (own >= tl.load(runs + (1 + index) * RUN_WIDTH)).to(tl.int64)
     run = runs + number * RUN_WIDTH
     length = tl.load(run + 3)
     if EVEN:
         length = tl.multiple_of(length, 16)
     share = 1.0 / length.to(tl.float64)
     each = tl.maximum(SPAN // length, 1)
-    first = (program - tl.load(run)) * each
+    first = (own - tl.load(run)) * each
     segments_at = outer * tl.load(runs + 2) + tl.load(run + 2)
     elements_at = outer * tl.load(runs + 1) + tl.load(run + 1)
     # The run's end is the next one's first segment, or the end of all.
@@ -218,7 +212,7 @@ def mini_kernel(
         ahead = tl.load(runs + (1 + index) * RUN_WIDTH + 2) - tl.load(run + 2)
         count = tl.where(ahead > 0, tl.minimum(count, ahead), count)
     last = tl.minimum(first + each, count)
-    element, block, leader = _indices(row, BLOCK, TILE_BLOCKS, LANE)
+    element, block, leader = element_indices(program.row, BLOCK, TILE_BLOCKS, LANE)
     TILE: tl.constexpr = BLOCK * TILE_BLOCKS
     for segment in range(first, last):
         start = elements_at + segment * length
@@ -228,7 +222,7 @@ def mini_kernel(
         second_at = second + segments_at + segment
         v = tl.load(second_at)
         if SINGLE:
-            grad = gradient(pointers[1] + start + element, mask, numbers, not FULL, FACTOR)
+            grad = gradient(pointers.grad + start + element, mask, numbers, not FULL, FACTOR)
             sums = square_sums(grad, GROUPED)
         else:
             sums = tl.zeros((TILE_BLOCKS, BLOCK // LANE), tl.float64)
@@ -237,7 +231,7 @@ def mini_kernel(
                 if EVEN:
                     at = tl.multiple_of(at, 16)
                 inside = element < length - done
-                part = gradient(pointers[1] + at + element, inside, numbers, not FULL, FACTOR)
+                part = gradient(pointers.grad + at + element, inside, numbers, not FULL, FACTOR)
                 sums += square_sums(part, GROUPED)
         v, rate = next_second(v, total_of(sums), share, numbers, FAST)
         finite = v <= LARGEST
@@ -246,7 +240,7 @@ def mini_kernel(
             update_tile(
                 pointers, numbers, grad, rate, keep[:, :, None], keep,
                 start, element, block, leader, mask,
-                not FULL, P, M_DECODE, M_ENCODE, M_BITS, OCTAVES, SCALED, BLOCK, SKIP, ROUND,
+                not FULL, P, M, BLOCK, SKIP, ROUND,
             )  # fmt: skip
         else:
             for done in range(0, length, TILE):
@@ -254,11 +248,11 @@ def mini_kernel(
                 if EVEN:
                     at = tl.multiple_of(at, 16)
                 inside = element < length - done
-                grad = gradient(pointers[1] + at + element, inside, numbers, not FULL, FACTOR)
+                grad = gradient(pointers.grad + at + element, inside, numbers, not FULL, FACTOR)
                 update_tile(
                     pointers, numbers, grad, rate, keep[:, :, None], keep,
                     at, element, block, leader, inside,
-                    not FULL, P, M_DECODE, M_ENCODE, M_BITS, OCTAVES, SCALED, BLOCK, SKIP, ROUND,
+                    not FULL, P, M, BLOCK, SKIP, ROUND,
                 )  # fmt: skip
         # No warp may find the new second moment where it expects the old one.
         tl.debug_barrier()
@@ -267,4 +261,4 @@ def mini_kernel(
         else:
             tl.store(second_at, v)
         one = tl.zeros_like(length) + 1
-        tl.atomic_add(pointers[6], one, mask=finite == 0, sem="relaxed")
+        tl.atomic_add(pointers.nonfinite, one, mask=finite == 0, sem="relaxed")

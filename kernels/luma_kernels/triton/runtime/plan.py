@@ -14,11 +14,15 @@ from torch import Tensor
 from luma_core.codecs import BlockGrid, Codec
 from luma_core.codecs.loggrid import LogGridCodec
 from luma_core.codecs.packed import PackedCodec
-from luma_kernels.triton.configuration import first_moment, is_equal_pair, second_moment
+from luma_kernels.triton.runtime.configuration import first_moment, is_equal_pair, second_moment
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from luma_core.sharding import Part
-    from luma_kernels.triton.exchange import Groups
+
+Groups = tuple["ProcessGroup", ...]
+"""The processes that parts of a parameter are on, by dimension of their mesh."""
 
 WIDTH = 16
 """Columns of the pointer table; `tables.py` names them."""

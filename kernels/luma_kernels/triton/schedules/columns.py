@@ -16,19 +16,26 @@ part adds to the positions of the whole, and second moments are stepped when par
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.adam_mini import LARGEST, gradient, next_second, total_of, update_tile
-from luma_kernels.triton.adamw import _indices
-from luma_kernels.triton.tables import (
-    FIRST_PROGRAM,
+from luma_kernels.triton.codecs.interface import tensor_pointers
+from luma_kernels.triton.runtime.tables import (
     GRAD,
     NONFINITE,
-    ROW,
     SECOND,
-    WIDTH,
+    is_skipped,
+    number_in_tensor,
     pointer_of,
+    program_of,
     row_numbers,
-    tensor_pointers,
 )
+from luma_kernels.triton.schedules.segments import (
+    LARGEST,
+    PLAIN,
+    gradient,
+    next_second,
+    total_of,
+    update_tile,
+)
+from luma_kernels.triton.schedules.tile import element_indices
 
 LENGTH = tl.constexpr(0)
 """Positions of one index of ``outer``."""
@@ -85,24 +92,21 @@ def column_sums_kernel(
     CHUNK: tl.constexpr,
 ):
     """Add up the squares of ``CHUNK`` rows in ``BLOCK`` columns."""
-    pid = tl.program_id(0)
-    tensor = tl.load(owner + pid)
-    entry = table + tensor.to(tl.int64) * WIDTH
-    row = rows + tensor * ROW
+    program = program_of(table, rows, owner)
     if HAS_SCALER:
-        if tl.load(row + 10) == 0:
+        if is_skipped(program.row):
             return
-    cut = cuts + (tensor - first_tensor) * (HEAD + 3 * RUNS)
-    outer, chunk, column = _place(pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM), cut, BLOCK)
+    cut = cuts + (program.tensor - first_tensor) * (HEAD + 3 * RUNS)
+    outer, chunk, column = _place(number_in_tensor(program), cut, BLOCK)
     length = tl.load(cut + LENGTH)
     if EVEN:
         length = tl.multiple_of(length, 16)
     reduce = tl.load(cut + REDUCE)
-    numbers = row_numbers(row)
+    numbers = row_numbers(program.row)
     inside = column + tl.arange(0, BLOCK)
     down = tl.arange(0, TILE_ROWS)
     total = tl.zeros((TILE_ROWS, BLOCK), tl.float64)
-    grads = pointer_of(entry, GRAD, G, ALIGNED) + outer * reduce * length
+    grads = pointer_of(program.entry, GRAD, G, ALIGNED) + outer * reduce * length
     for first in range(0, CHUNK, TILE_ROWS):
         at = chunk * CHUNK + first + down
         mask = (at < reduce)[:, None] & (inside < length)[None, :]
@@ -126,14 +130,12 @@ def column_parts_kernel(
     RUNS: tl.constexpr,
 ):
     """Add up what runs of rows have of ``BLOCK`` columns; the first of their programs does it."""
-    pid = tl.program_id(0)
-    tensor = tl.load(owner + pid)
-    entry = table + tensor.to(tl.int64) * WIDTH
+    program = program_of(table, rows, owner)
     if HAS_SCALER:
-        if tl.load(rows + tensor * ROW + 10) == 0:
+        if is_skipped(program.row):
             return
-    cut = cuts + (tensor - first_tensor) * (HEAD + 3 * RUNS)
-    outer, chunk, column = _place(pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM), cut, BLOCK)
+    cut = cuts + (program.tensor - first_tensor) * (HEAD + 3 * RUNS)
+    outer, chunk, column = _place(number_in_tensor(program), cut, BLOCK)
     if chunk > 0:
         return
     length = tl.load(cut + LENGTH)
@@ -168,15 +170,12 @@ def column_means_kernel(
 
     ``owner`` counts tensors from the bucket's first. With ``CUT``, ``partials`` are ``sums``.
     """
-    pid = tl.program_id(0)
-    tensor = tl.load(owner + pid) + first_tensor
-    entry = table + tensor.to(tl.int64) * WIDTH
-    row = rows + tensor * ROW
+    program = program_of(table, rows, owner, first_tensor)
     if HAS_SCALER:
-        if tl.load(row + 10) == 0:
+        if is_skipped(program.row):
             return
-    cut = cuts + (tensor - first_tensor) * (HEAD + 3 * RUNS)
-    number = pid.to(tl.int64) - tl.load(cut + FIRST_SEGMENT_PROGRAM)
+    cut = cuts + (program.tensor - first_tensor) * (HEAD + 3 * RUNS)
+    number = program.pid.to(tl.int64) - tl.load(cut + FIRST_SEGMENT_PROGRAM)
     outer = number // tl.load(cut + SEGMENTS)
     segment = number % tl.load(cut + SEGMENTS)
     position = tl.load(cut + HEAD) + segment * tl.load(cut + HEAD + 2)
@@ -201,9 +200,9 @@ def column_means_kernel(
             column = first_column + tl.arange(0, TILE_COLUMNS)
             mask = (chunk < chunks)[:, None] & (column < size)[None, :]
             total += tl.load(source + chunk[:, None] * length + column[None, :], mask=mask, other=0)
-    numbers = row_numbers(row)
+    numbers = row_numbers(program.row)
     share = 1.0 / (size * tl.load(cut + ELEMENTS)).to(tl.float64)
-    second_at = pointer_of(entry, SECOND, tl.float32, False) + number
+    second_at = pointer_of(program.entry, SECOND, tl.float32, False) + number
     v, rate = next_second(tl.load(second_at), total_of(total), share, numbers, FAST)
     finite = v <= LARGEST
     if SKIP:
@@ -212,7 +211,7 @@ def column_means_kernel(
     else:
         tl.store(second_at, v)
     tl.store(rates + tl.load(cut + RATE) + number, rate)
-    bad = pointer_of(entry, NONFINITE, tl.int64, False)
+    bad = pointer_of(program.entry, NONFINITE, tl.int64, False)
     tl.atomic_add(bad, tl.zeros_like(number) + 1, mask=finite == 0, sem="relaxed")
 
 
@@ -226,9 +225,7 @@ def column_update_kernel(
     first_tensor,
     P: tl.constexpr,
     G: tl.constexpr,
-    STATE: tl.constexpr,
-    M_DECODE: tl.constexpr,
-    M_ENCODE: tl.constexpr,
+    M: tl.constexpr,
     SKIP: tl.constexpr,
     ROUND: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -242,22 +239,19 @@ def column_update_kernel(
     CHUNK: tl.constexpr,
 ):
     """Update first moment and parameter in ``CHUNK`` rows of ``BLOCK`` columns."""
-    pid = tl.program_id(0)
-    tensor = tl.load(owner + pid)
-    entry = table + tensor.to(tl.int64) * WIDTH
-    row = rows + tensor * ROW
+    program = program_of(table, rows, owner)
     if HAS_SCALER:
-        if tl.load(row + 10) == 0:
+        if is_skipped(program.row):
             return
-    cut = cuts + (tensor - first_tensor) * (HEAD + 3 * RUNS)
-    outer, chunk, column = _place(pid.to(tl.int64) - tl.load(entry + FIRST_PROGRAM), cut, BLOCK)
+    cut = cuts + (program.tensor - first_tensor) * (HEAD + 3 * RUNS)
+    outer, chunk, column = _place(number_in_tensor(program), cut, BLOCK)
     length = tl.load(cut + LENGTH)
     if EVEN:
         length = tl.multiple_of(length, 16)
     reduce = tl.load(cut + REDUCE)
-    numbers = row_numbers(row)
-    pointers = tensor_pointers(entry, P, G, STATE, ALIGNED)
-    across, _, _ = _indices(row, BLOCK, 1, LANE)
+    numbers = row_numbers(program.row)
+    pointers = tensor_pointers(program.entry, P, G, ALIGNED, M, PLAIN)
+    across, _, _ = element_indices(program.row, BLOCK, 1, LANE)
     inside = column + across
     segment = tl.load(cut + HEAD + 1) + (inside - tl.load(cut + HEAD)) // tl.load(cut + HEAD + 2)
     for run in tl.static_range(1, RUNS):
@@ -274,10 +268,10 @@ def column_update_kernel(
         start = outer * reduce * length + column
         element = down * length + across
         mask = (down < reduce) & (inside < length)
-        grad = gradient(pointers[1] + start + element, mask, numbers, True, FACTOR)
+        grad = gradient(pointers.grad + start + element, mask, numbers, True, FACTOR)
         update_tile(
             pointers, numbers, grad, rate, keep, leader, start, element, block, leader, mask,
-            True, P, M_DECODE, M_ENCODE, 0, 0, False, BLOCK, SKIP, ROUND,
+            True, P, M, BLOCK, SKIP, ROUND,
         )  # fmt: skip
 
 

@@ -10,14 +10,13 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from luma_core.optim.step import collective
-from luma_kernels.triton.exact import DIGITS
-from luma_kernels.triton.exchange import Groups
-from luma_kernels.triton.lamb_passes import LambBucket
-from luma_kernels.triton.launch import KernelLaunch
-from luma_kernels.triton.norms import gradient_kernel
-from luma_kernels.triton.passes import TYPES
-from luma_kernels.triton.plan import Bucket, Plan
+from luma_core.rules import collective
+from luma_kernels.triton.fused.norms import gradient_kernel
+from luma_kernels.triton.runtime.exact import DIGITS
+from luma_kernels.triton.runtime.launch import KernelLaunch
+from luma_kernels.triton.runtime.plan import Bucket, Groups, Plan
+from luma_kernels.triton.schedules.one_pass_launch import TYPES
+from luma_kernels.triton.schedules.reduce_apply_launch import LambBucket
 
 
 class FusedClip:

@@ -11,25 +11,25 @@ from torch import Tensor
 
 from luma_core.codecs import BlockGrid, Codec, SegmentMean
 from luma_core.sharding import Part
-from luma_kernels.triton.adam_mini_rows import row_sums_kernel, row_update_kernel
-from luma_kernels.triton.launch import KernelLaunch
-from luma_kernels.triton.mini_passes import (
-    BLOCK,
-    SPAN,
-    common_fields,
-    first_moment_constants,
-    first_moment_fits,
-    tile_of,
-    tuning_of,
-)
-from luma_kernels.triton.mini_positions import (
+from luma_kernels.triton.runtime.configuration import first_moment
+from luma_kernels.triton.runtime.launch import KernelLaunch
+from luma_kernels.triton.runtime.plan import Launch, Plan, Tuning
+from luma_kernels.triton.schedules.one_pass_launch import TYPES, Pass, by_program
+from luma_kernels.triton.schedules.positions import (
     PositionBucket,
     means_pass,
     of_kernel,
     position_options,
 )
-from luma_kernels.triton.passes import TYPES, Pass, by_program
-from luma_kernels.triton.plan import Launch, Plan, Tuning
+from luma_kernels.triton.schedules.rows import row_sums_kernel, row_update_kernel
+from luma_kernels.triton.schedules.segments_launch import (
+    BLOCK,
+    SPAN,
+    common_fields,
+    first_moment_fits,
+    tile_of,
+    tuning_of,
+)
 
 _SHORTEST_POSITION = 16
 _LONGEST_POSITION = 1 << 22
@@ -92,7 +92,7 @@ def row_bucket_of(
 def row_constants(bucket: RowBucket, *, scaler: bool) -> dict[str, Any]:
     """Return the compile-time parameters of the kernels for a bucket."""
     return {
-        **first_moment_constants(bucket.first),
+        "M": first_moment(bucket.first),
         "P": TYPES[bucket.param_dtype],
         "G": TYPES[bucket.grad_dtype],
         "SKIP": bucket.skip,

@@ -13,18 +13,19 @@ from torch import Tensor
 from luma_core.codecs import BlockGrid, Codec
 from luma_core.rules.lamb import adapts
 from luma_core.sharding import Part
-from luma_kernels.triton.exact import DIGITS
-from luma_kernels.triton.exchange import Sums
-from luma_kernels.triton.lamb import (
-    ADAPT,
-    TRUST_CLIP,
-    lamb_kernel,
-    ratio_kernel,
-    step_parameter,
-    store_moments,
+from luma_kernels.triton.rules.elementwise import adamw_moments
+from luma_kernels.triton.runtime.exact import DIGITS
+from luma_kernels.triton.runtime.exchange import Sums
+from luma_kernels.triton.runtime.launch import KernelLaunch
+from luma_kernels.triton.runtime.plan import (
+    Bucket,
+    FusedTensor,
+    Launch,
+    Plan,
+    bucket_of,
+    option_row,
 )
-from luma_kernels.triton.launch import KernelLaunch
-from luma_kernels.triton.passes import (
+from luma_kernels.triton.schedules.one_pass_launch import (
     Pass,
     RuleKernels,
     adamw_prepare,
@@ -32,13 +33,13 @@ from luma_kernels.triton.passes import (
     step_constants,
     whole_passes,
 )
-from luma_kernels.triton.plan import (
-    Bucket,
-    FusedTensor,
-    Launch,
-    Plan,
-    bucket_of,
-    option_row,
+from luma_kernels.triton.schedules.reduce_apply import (
+    ADAPT,
+    TRUST_CLIP,
+    lamb_kernel,
+    ratio_kernel,
+    step_moments,
+    step_parameter,
 )
 
 _SUMS = 2 * DIGITS.value
@@ -82,7 +83,7 @@ def lamb_options(group: Mapping[str, Any]) -> list[float]:
 def lamb_scratch(
     tensors: Sequence[FusedTensor], programs: int, device: torch.device
 ) -> tuple[Tensor, ...]:
-    """Return ``sums`` and ``skipped``: see `lamb.py`."""
+    """Return ``sums`` and ``skipped``: see `reduce_apply.py`."""
     bucket = tensors[0].bucket
     blocks = bucket.tile_blocks * bucket.tuning.tiles
     return (
@@ -100,7 +101,7 @@ def lamb_constants(bucket: Bucket, *, last: bool, scaler: bool, fast: bool) -> d
     """Return all compile-time parameters of `lamb_kernel` for a bucket's first or last pass."""
     return {
         **step_constants(bucket, scaler=scaler, fast=fast),
-        "STEP_TILE": step_parameter if last else store_moments,
+        "STEP_TILE": step_parameter if last else step_moments,
         "LAST": last,
         "FACTOR": True,
         "FLAT": _is_flat(bucket),
@@ -137,6 +138,7 @@ def lamb_passes(bucket: Bucket, scaler: bool, fast: bool) -> list[Pass]:
     if not bucket.whole:
         return [first, reduce, last]
     constants = lamb_constants(bucket, last=False, scaler=scaler, fast=fast)
+    constants["MOMENTS"] = adamw_moments
     maxima, finish = whole_passes(bucket, constants)
     return [maxima, first, finish, reduce, last]
 

@@ -1,8 +1,11 @@
-"""A tile of a moment in any codec: a few device functions that step kernels are written with.
+"""The one interface of codecs to kernels: a tile of a moment in any codec.
+
+Kernels `load_codes` and `load_scales`, `decode`, `fit`, `encode`, `store_codes` and `store_scales`.
 
 The codec ``C`` is a compile-time tuple that begins with the codec's name:
 
 - ``("fp32",)`` and ``("bf16",)``;
+- ``("fp8_e4m3", mantissa bits, octaves)``;
 - ``("luma16_m", mantissa bits, octaves)`` and ``("luma16_v", mantissa bits, octaves)``;
 - ``("table_m", bits, thresholds..., levels...)``;
 - ``("root_v", bits, floor, rise or 0)``;
@@ -13,18 +16,20 @@ numbers for each block go with them, ``scale`` and ``window``: exponents, scales
 zeros where the codec has none.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from luma_kernels.triton.codecs import (
+from luma_kernels.triton.codecs.fp8 import fp8_e4m3_decode, fp8_e4m3_encode
+from luma_kernels.triton.codecs.log_grid import (
     fit_exponent,
     luma16_m_decode,
     luma16_m_encode,
     luma16_v_decode,
     luma16_v_encode,
 )
-from luma_kernels.triton.noise import to_bfloat16
-from luma_kernels.triton.packed import (
+from luma_kernels.triton.codecs.packed import (
     load_words,
     log_v_decode,
     log_v_encode,
@@ -37,7 +42,8 @@ from luma_kernels.triton.packed import (
     table_m_encode,
     table_m_fit,
 )
-from luma_kernels.triton.tables import (
+from luma_kernels.triton.runtime.noise import to_bfloat16
+from luma_kernels.triton.runtime.tables import (
     FIRST,
     FIRST_EXPONENT,
     GRAD,
@@ -51,6 +57,8 @@ from luma_kernels.triton.tables import (
 
 ANY_CACHE = tl.constexpr("")
 """The modifier of loads that use all caches."""
+
+WITHOUT_MASK = tl.constexpr(False)
 
 
 @triton.jit
@@ -72,14 +80,20 @@ def store(pointer, value, mask, MASKED: tl.constexpr):
 
 @triton.constexpr_function
 def packed(C):
-    """Return whether codes are packed into words."""
-    return C[0] in ("table_m", "root_v", "log_v")
+    """Return whether codes are packed into words; ``None`` is no moment."""
+    return C is not None and C[0] in ("table_m", "root_v", "log_v")
+
+
+@triton.constexpr_function
+def coarse(C):
+    """Return whether quotients of moments are bounded: `luma_core.codecs.Codec.coarse`."""
+    return C is not None and C[0] in ("table_m", "root_v", "log_v", "fp8_e4m3")
 
 
 @triton.constexpr_function
 def scaled(C):
     """Return whether the codec keeps anything for a block."""
-    return C[0] not in ("fp32", "bf16")
+    return C is not None and C[0] not in ("fp32", "bf16")
 
 
 @triton.jit
@@ -89,27 +103,42 @@ def codes_pointer(entry, FIELD: tl.constexpr, ALIGNED: tl.constexpr, C: tl.const
         pointer = pointer_of(entry, FIELD, tl.float32, ALIGNED)
     elif C[0] == "bf16":
         pointer = pointer_of(entry, FIELD, tl.bfloat16, ALIGNED)
-    elif packed(C):
+    elif packed(C) or C[0] == "fp8_e4m3":
         pointer = pointer_of(entry, FIELD, tl.uint8, ALIGNED)
     else:
         pointer = pointer_of(entry, FIELD, tl.int16, ALIGNED)
     return pointer
 
 
+class Pointers(NamedTuple):
+    """A tensor's base pointers.
+
+    Attributes:
+        first: codes or values of the first moment, with `first_scale`.
+        second: those of the second, with `second_scale` and `second_window`.
+        nonfinite: the counter of non-finite blocks.
+    """
+
+    param: Any
+    grad: Any
+    first: Any
+    second: Any
+    first_scale: Any
+    second_scale: Any
+    nonfinite: Any
+    second_window: Any
+
+
 @triton.jit
-def moment_pointers(
+def tensor_pointers(
     entry, P: tl.constexpr, G: tl.constexpr, ALIGNED: tl.constexpr, M: tl.constexpr, V: tl.constexpr
 ):
-    """Return a tensor's base pointers.
-
-    They are those of param, grad, both moments' codes, both moments' scales, the counter of
-    non-finite blocks, and the second moment's windows.
-    """
-    return (
+    """Return a tensor's base pointers; ``V`` is ``None`` where there is one moment."""
+    return Pointers(
         pointer_of(entry, PARAM, P, ALIGNED),
         pointer_of(entry, GRAD, G, ALIGNED),
         codes_pointer(entry, FIRST, ALIGNED, M),
-        codes_pointer(entry, SECOND, ALIGNED, V),
+        codes_pointer(entry, SECOND, ALIGNED, M if V is None else V),
         pointer_of(entry, FIRST_EXPONENT, tl.uint8, False),
         pointer_of(entry, SECOND_EXPONENT, tl.uint8, False),
         pointer_of(entry, NONFINITE, tl.int64, False),
@@ -150,17 +179,19 @@ def store_codes(
 
 
 @triton.jit
-def load_scales(scales, windows, block, C: tl.constexpr):
+def load_scales(
+    scales, windows, block, C: tl.constexpr, mask=None, MASKED: tl.constexpr = WITHOUT_MASK
+):
     """Load ``scale`` and ``window`` of the blocks at the offsets ``block``."""
     window = tl.zeros_like(block).to(tl.int32)
     scale = window
     if C[0] == "table_m" or C[0] == "root_v":
-        stored = tl.load(scales.to(tl.pointer_type(tl.uint16)) + block)
+        stored = load(scales.to(tl.pointer_type(tl.uint16)) + block, mask, MASKED)
         scale = stored.to(tl.uint32) << 16
     elif scaled(C):
-        scale = tl.load(scales + block).to(tl.int32)
+        scale = load(scales + block, mask, MASKED).to(tl.int32)
         if C[0] == "log_v":
-            window = tl.load(windows + block).to(tl.int32)
+            window = load(windows + block, mask, MASKED).to(tl.int32)
     return scale, window
 
 
@@ -180,9 +211,11 @@ def store_scales(scales, windows, block, scale, window, mask, C: tl.constexpr):
 def decode(raw, scale, window, C: tl.constexpr):
     """Return a moment, float32 ``[blocks, lanes, LANE]``; scales must broadcast to that."""
     if C[0] == "luma16_m":
-        x = luma16_m_decode(raw, scale, C[1], C[2])
+        x = luma16_m_decode(raw, scale, C)
     elif C[0] == "luma16_v":
-        x = luma16_v_decode(raw, scale, C[1], C[2])
+        x = luma16_v_decode(raw, scale, C)
+    elif C[0] == "fp8_e4m3":
+        x = fp8_e4m3_decode(raw, scale, C)
     elif C[0] == "table_m":
         x = table_m_decode(raw, scale, C)
     elif C[0] == "root_v":
@@ -212,7 +245,7 @@ def fit(
     bits of the blocks' largest magnitudes. ``finite`` says which blocks are finite; with ``SKIP``
     the others are not stored and do not matter.
     """
-    if C[0] == "luma16_m" or C[0] == "luma16_v":
+    if C[0] == "luma16_m" or C[0] == "luma16_v" or C[0] == "fp8_e4m3":
         size = largest.to(tl.float32, bitcast=True)
         if C[0] == "luma16_v":
             size = tl.sqrt(size)
@@ -232,9 +265,11 @@ def fit(
 def encode(x, root, scale, window, bits, FAST: tl.constexpr, C: tl.constexpr):
     """Return a moment's stored values; ``bits`` are 32 random bits per element, uint32."""
     if C[0] == "luma16_m":
-        coded = luma16_m_encode(x, root, scale, bits, C[1], C[2])
+        coded = luma16_m_encode(x, scale, bits, C)
     elif C[0] == "luma16_v":
-        coded = luma16_v_encode(x, root, scale, bits, C[1], C[2])
+        coded = luma16_v_encode(root, scale, bits, C)
+    elif C[0] == "fp8_e4m3":
+        coded = fp8_e4m3_encode(x, scale, bits, C)
     elif C[0] == "table_m":
         coded = table_m_encode(x, scale, FAST, C)
     elif C[0] == "root_v":

@@ -1,8 +1,8 @@
-"""Codecs as kernels take them: the compile-time tuples that `moments.py` describes."""
+"""Codecs as kernels take them: the compile-time tuples that `interface.py` describes."""
 
 from __future__ import annotations
 
-from luma_core.codecs import BF16, FP32, Codec, LogV, Luma16M, Luma16V, RootV, TableM
+from luma_core.codecs import BF16, FP8E4M3, FP32, Codec, LogV, Luma16M, Luma16V, RootV, TableM
 from luma_core.codecs.loggrid import LogGridCodec
 
 Configuration = tuple[str | int | float, ...]
@@ -21,6 +21,8 @@ def first_moment(codec: Codec) -> Configuration | None:
         return (codec.name, codec.bits, *codec.thresholds, *(codec.levels or ()))
     if isinstance(codec, Luma16M):
         return _log_grid(codec)
+    if isinstance(codec, FP8E4M3):
+        return codec.name, codec.log_grid.mantissa_bits, codec.log_grid.octaves
     return (codec.name,) if isinstance(codec, FP32 | BF16) else None
 
 

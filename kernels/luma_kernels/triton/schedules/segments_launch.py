@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from luma_core.codecs import (
@@ -20,16 +19,9 @@ from luma_core.codecs import (
     Partition,
     SegmentMean,
 )
-from luma_kernels.triton import codecs as device_codecs
-from luma_kernels.triton import mini_codecs
-from luma_kernels.triton.adam_mini import mini_kernel
-from luma_kernels.triton.launch import KernelLaunch
-from luma_kernels.triton.passes import (
-    TYPES,
-    Pass,
-    by_program,
-)
-from luma_kernels.triton.plan import (
+from luma_kernels.triton.runtime.configuration import first_moment
+from luma_kernels.triton.runtime.launch import KernelLaunch
+from luma_kernels.triton.runtime.plan import (
     ALIGNMENT_BYTES,
     Bucket,
     FusedTensor,
@@ -37,6 +29,12 @@ from luma_kernels.triton.plan import (
     Plan,
     Tuning,
 )
+from luma_kernels.triton.schedules.one_pass_launch import (
+    TYPES,
+    Pass,
+    by_program,
+)
+from luma_kernels.triton.schedules.segments import mini_kernel
 
 _MOST_RUNS = 8
 _LONGEST_SEGMENT = 1 << 22
@@ -178,39 +176,10 @@ def mini_bucket_of(
     )
 
 
-def first_moment_constants(codec: Codec) -> dict[str, Any]:
-    """Return the compile-time parameters that the first moment's codec gives to the kernel."""
-    if isinstance(codec, Luma16M):
-        grid = codec.log_grid
-        functions = device_codecs.luma16_m_decode, device_codecs.luma16_m_encode
-        return _constants(tl.int16, *functions, grid.mantissa_bits, grid.octaves, True)
-    if isinstance(codec, FP8E4M3):
-        functions = mini_codecs.fp8_e4m3_decode, mini_codecs.fp8_e4m3_encode
-        return _constants(tl.uint8, *functions, 3, 14, True)
-    if isinstance(codec, BF16):
-        functions = mini_codecs.bf16_decode, mini_codecs.bf16_encode
-        return _constants(tl.bfloat16, *functions, 0, 0, False)
-    functions = device_codecs.plain_decode, device_codecs.plain_encode
-    return _constants(tl.float32, *functions, 0, 0, False)
-
-
-def _constants(
-    state: Any, decode: Any, encode: Any, bits: int, octaves: int, scaled: bool
-) -> dict[str, Any]:
-    return {
-        "STATE": state,
-        "M_DECODE": decode,
-        "M_ENCODE": encode,
-        "M_BITS": bits,
-        "OCTAVES": octaves,
-        "SCALED": scaled,
-    }
-
-
 def mini_constants(bucket: MiniBucket, *, scaler: bool, fast: bool) -> dict[str, Any]:
     """Return all compile-time parameters of `mini_kernel` for a bucket."""
     return {
-        **first_moment_constants(bucket.first),
+        "M": first_moment(bucket.first),
         "P": TYPES[bucket.param_dtype],
         "G": TYPES[bucket.grad_dtype],
         "SKIP": bucket.skip,
@@ -232,7 +201,7 @@ def mini_constants(bucket: MiniBucket, *, scaler: bool, fast: bool) -> dict[str,
 
 
 def mini_scratch(tensors: Sequence[FusedTensor], device: torch.device) -> tuple[Tensor, ...]:
-    """Return ``runs`` of `adam_mini.py` for the tensors of a bucket."""
+    """Return ``runs`` of `segments.py` for the tensors of a bucket."""
     table = [_runs(_partition(tensor.bucket)) for tensor in tensors]
     return (torch.tensor(table, dtype=torch.int64, device="cpu").to(device),)
 

@@ -1,0 +1,1 @@
+"""Codecs as device functions, and how kernels name them."""

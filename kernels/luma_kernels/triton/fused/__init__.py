@@ -1,0 +1,1 @@
+"""The step of all tensors of a device: which rules have kernels, and what launches them."""

@@ -1,0 +1,1 @@
+"""What is a rule's own: its options, its buckets and its launches."""

@@ -1,0 +1,1 @@
+"""Tables, plans, launches and sums: what all kernels share."""

@@ -1,0 +1,1 @@
+"""Kernels by how a step goes over memory, and their launches."""

@@ -83,16 +83,15 @@ class AdamWState(OptimizerState):
 
 
 class Source(Protocol):
-    """Optimizer state in some format, read one parameter at a time."""
+    """Optimizer state in some format, read one parameter at a time.
+
+    One with an attribute ``algorithm``, a name of `luma_core.catalog`, holds that one's moments;
+    one without holds AdamW's.
+    """
 
     @property
     def format(self) -> str:
         """Name of the format."""
-        ...
-
-    @property
-    def algorithm(self) -> str:
-        """Name of the algorithm, as `luma_core.catalog` has it; ``adamw`` of other programs'."""
         ...
 
     @property
@@ -239,17 +238,22 @@ class Sink(Protocol):
         ...
 
 
+def algorithm_of(source: Source) -> str:
+    """Return the name of the algorithm whose moments a source holds."""
+    return str(getattr(source, "algorithm", "adamw"))
+
+
 def require_adamw(source: Source, format: str) -> None:
     """Check that a source has AdamW's two moments, for a format that holds nothing else.
 
     Raises:
         ConversionError: it is the state of another rule.
     """
-    rule = rule_of(source.algorithm)
+    rule = rule_of(algorithm_of(source))
     if rule is not None and rule.moment_names != MOMENTS:
         raise ConversionError(
             f"a {format} file holds AdamW's {' and '.join(MOMENTS)}; the source is the state of "
-            f"{source.algorithm!r}, which has {' and '.join(rule.moment_names)}.",
+            f"{algorithm_of(source)!r}, which has {' and '.join(rule.moment_names)}.",
             hint="Convert it to a LUMA checkpoint, in any codec: to='luma'.",
         )
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from luma_core import checkpoint, convert
 from luma_core.codecs import FP32
+from luma_core.convert.base import algorithm_of
 from luma_core.errors import ConfigurationError
 from luma_core.state import GroupOptions, ParameterState, StateSource, field_key
 
@@ -16,7 +17,7 @@ class ForeignState:
 
     def __init__(self, source: convert.Source) -> None:
         self.source = source
-        self.algorithm = source.algorithm
+        self.algorithm = algorithm_of(source)
         self._infos = {info.name: info for info in source.parameters()}
 
     def parameter_names(self) -> Sequence[str]:
@@ -29,8 +30,7 @@ class ForeignState:
         info = self._infos[name]
         if not info.has_state:
             return ParameterState(info.name, info.shape, info.dtype, info.group)
-        found = self.source.read(name)
-        moments = {"exp_avg": found.exp_avg, "exp_avg_sq": found.exp_avg_sq}
+        moments = self.source.read(name).moments
         return ParameterState(
             info.name,
             info.shape,

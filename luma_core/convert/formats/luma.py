@@ -22,6 +22,7 @@ from luma_core.convert.base import (
     Source,
     Url,
     Written,
+    algorithm_of,
 )
 from luma_core.convert.codecs import target_codecs
 from luma_core.convert.coding_errors import CodingErrors
@@ -113,7 +114,7 @@ class NamedSource:
     def __init__(self, source: Source, namer: Namer) -> None:
         self._source = source
         self.format = source.format
-        self.algorithm = source.algorithm
+        self.algorithm = algorithm_of(source)
         self.stored_bytes = source.stored_bytes
         counted = source.parameters()
         names = namer.names(
@@ -141,7 +142,7 @@ class EncodedState:
     def __init__(
         self, source: Source, *, block_size: int | None, seed: int, codec: str = "luma16"
     ) -> None:
-        target = target_codecs(codec, block_size=block_size, algorithm=source.algorithm)
+        target = target_codecs(codec, block_size=block_size, algorithm=algorithm_of(source))
         self.algorithm = target.algorithm
         self.errors = CodingErrors(target.algorithm)
         self._source = source

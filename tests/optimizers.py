@@ -14,7 +14,7 @@ VARIANTS: dict[str, Build] = {
     "adamw-bf16": partial(AdamW, codec="bf16"),
     "luma": LUMA,
     "lion": Lion,
-    "lion-5bit": partial(Lion, codec="5bit"),
+    "lion-bf16": partial(Lion, codec="bf16"),
     "lamb": partial(LAMB, max_grad_norm=0.1),
     "adam-mini": AdamMini,
     "turboadam": TurboAdam,

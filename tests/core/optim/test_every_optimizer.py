@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from luma_core import checkpoint, convert
+from luma_core.errors import ConversionError
+from luma_core.optim.adamw_state import AdamWStateOptimizer
 from tests.optimizers import VARIANTS, Build
 
 Make = Callable[..., nn.Module]
@@ -93,6 +95,10 @@ def test_a_checkpoint_converts_to_adamw_as_it_is_exported(
     optimizer = build(model.named_parameters(), lr=3e-3, seed=3)
     train(model, optimizer, 4)
     checkpoint.save(tmp_path / "c", optimizer=optimizer)
+    if not isinstance(optimizer, AdamWStateOptimizer):
+        with pytest.raises(ConversionError, match="holds AdamW's exp_avg and exp_avg_sq"):
+            convert.convert(tmp_path / "c", tmp_path / "a.pt", to="adamw")
+        return
     convert.convert(tmp_path / "c", tmp_path / "a.pt", to="adamw")
     content = torch.load(tmp_path / "a.pt", weights_only=True)
     exported = optimizer.export_adamw_state()

@@ -373,7 +373,7 @@ def test_schedulers_do_what_they_do_to_adamw(optimizer_class, name: str, tensor:
     for each in (optimizer_class, torch.optim.AdamW):
         params = parameters()
         lr = torch.tensor(1e-2) if tensor else 1e-2
-        optimizer = each(params, lr=lr)
+        optimizer = each(params, lr=lr, betas=(0.9, 0.999))
         schedule, seen = SCHEDULERS[name](optimizer), []
         for _ in range(6):
             train(optimizer, params, 1)

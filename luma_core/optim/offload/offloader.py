@@ -23,7 +23,8 @@ from luma_core.optim.offload.snapshot import Snapshot
 from luma_core.optim.offload.streamed import StreamedBatch
 from luma_core.optim.step.batch import Batch
 from luma_core.optim.step.clipping import GradientClip
-from luma_core.optim.step.work import Steppable, Work
+from luma_core.optim.step.contracts import Steppable
+from luma_core.optim.step.work import Work
 from luma_core.sharding import local_tensor
 from luma_core.values import has_values
 

@@ -22,7 +22,8 @@ from luma_core.checkpoint.read.load import (
     matched_states,
 )
 from luma_core.checkpoint.read.model_loading import ModelLoad
-from luma_core.checkpoint.read.reader import Checkpoint, open
+from luma_core.checkpoint.read.opening import open
+from luma_core.checkpoint.read.reader import Checkpoint
 from luma_core.checkpoint.staging import async_executor
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES
 from luma_core.checkpoint.storage.store import Place

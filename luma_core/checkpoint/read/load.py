@@ -16,7 +16,8 @@ from luma_core.checkpoint.format.extra import restore_extra
 from luma_core.checkpoint.format.manifest import Box, FileKind, Manifest, TensorEntry
 from luma_core.checkpoint.read.files import Progress
 from luma_core.checkpoint.read.model_loading import ModelLoad
-from luma_core.checkpoint.read.reader import Checkpoint, open
+from luma_core.checkpoint.read.opening import open
+from luma_core.checkpoint.read.reader import Checkpoint
 from luma_core.checkpoint.read.shard_stream import Room
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES
 from luma_core.checkpoint.storage.names import MANIFEST_NAME

@@ -43,7 +43,9 @@ from luma_core.optim.state_io import loading
 from luma_core.optim.state_io.adoption import register
 from luma_core.optim.state_io.entries import StateDevices, carried_entry
 from luma_core.optim.state_io.plan import planned
-from luma_core.optim.state_io.sources import OwnParameter, StatesSource, group_names
+from luma_core.optim.state_io.saved_groups import group_names
+from luma_core.optim.state_io.sources import OwnParameter
+from luma_core.optim.state_io.states_source import StatesSource
 from luma_core.optim.step.dry_step import is_dry
 from luma_core.optim.step.stepping import Stepper
 from luma_core.rules import Rule

@@ -14,12 +14,10 @@ from luma_core.optim.state_io.adoption import adopt
 from luma_core.optim.state_io.entries import StateDevices, expected_fields
 from luma_core.optim.state_io.owner import StateOwner
 from luma_core.optim.state_io.plan import LoadPlan, Taken, planned
-from luma_core.optim.state_io.sources import (
-    SHARED_OPTIONS,
-    Source,
-    StateDictSource,
-    check_parts,
-)
+from luma_core.optim.state_io.saved_groups import check_parts
+from luma_core.optim.state_io.saved_options import SHARED_OPTIONS
+from luma_core.optim.state_io.sources import Source
+from luma_core.optim.state_io.state_dict_source import StateDictSource
 from luma_core.sharding import field_places
 from luma_core.state import LoadReport, MatchedState, field_key
 

@@ -40,7 +40,7 @@ def _check_group(index: int, saved: Mapping[str, Any], rule: Rule) -> None:
                 hint="Load AdamW state with import_adamw_state().",
             )
     moments = saved["codecs"]
-    if isinstance(moments, Mapping) and set(moments) != set(rule.moment_names):
+    if isinstance(moments, Mapping) and moments and set(moments) != set(rule.moment_names):
         raise StateMismatchError(
             f"saved parameter group {index} has the moments {', '.join(map(repr, moments))}; this "
             f"optimizer keeps {', '.join(map(repr, rule.moment_names))}.",

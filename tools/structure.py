@@ -26,7 +26,6 @@ FULL_FOLDERS = {}
 """Folders that hold more, and why."""
 
 LONG_FILES = {
-    "luma_core/optim/base.py": "what all optimizers take is to become options of their own",
     "tests/core/optim/test_pytorch_suite.py": "one suite of PyTorch's own, in its order",
 }
 """Files that are longer, and why."""

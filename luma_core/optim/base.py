@@ -16,7 +16,7 @@ from luma_core.codecs import moment_codecs
 from luma_core.errors import ConfigurationError
 from luma_core.optim.common_options import CommonKeywords, CommonOptions
 from luma_core.optim.offload import (
-    Incoming,
+    LoadArena,
     Offloader,
     OffloadOptions,
     Snapshot,
@@ -29,16 +29,16 @@ from luma_core.optim.options import (
     check_options,
     check_parameter,
     check_parameter_codecs,
-    given_options,
     group_of,
     is_steppable,
+    normalize_options,
 )
 from luma_core.optim.parameter_states import ParameterStates
 from luma_core.optim.presets import DEFAULT_BLOCK_SIZE, moment_kinds, preset_codecs
 from luma_core.optim.state_io import loading
 from luma_core.optim.state_io.adoption import register
 from luma_core.optim.state_io.entries import carried_entry
-from luma_core.optim.state_io.plan import planned
+from luma_core.optim.state_io.plan import plan_loading
 from luma_core.optim.state_io.sources import OwnParameter
 from luma_core.optim.state_io.states_source import StatesSource
 from luma_core.optim.step.dry_step import is_dry
@@ -96,7 +96,7 @@ class CompressedOptimizer(ParameterStates):
         self.forget_names()
         self._shapes = set()
         shared = {key: value for key, value in given.of_groups().items() if key not in options}
-        defaults = given_options({**options, **shared, "seed": given.seed})
+        defaults = normalize_options({**options, **shared, "seed": given.seed})
         check_options(defaults)
         super().__init__(params, _kept(defaults))
         register(self)
@@ -150,7 +150,7 @@ class CompressedOptimizer(ParameterStates):
             UnsupportedParameterError: a parameter that needs gradients is of a dtype or layout that
                 is not supported, or ``param_group`` is no group.
         """
-        group = given_options(group_of(param_group))
+        group = normalize_options(group_of(param_group))
         options = {**self.defaults, **group}
         check_options(options)
         codecs = options.get("codecs") or self.group_codecs(options)
@@ -270,14 +270,14 @@ class CompressedOptimizer(ParameterStates):
         if self.offloader is not None:
             self.offloader.forget()
 
-    def incoming_state(self, states: Sequence[MatchedState]) -> Incoming | None:
-        """Return a new block for states that are to be loaded; ``None`` where there is no such.
+    def incoming_state(self, states: Sequence[MatchedState]) -> LoadArena | None:
+        """Return memory for states that are to be loaded; ``None`` where loading needs none.
 
         Args:
             states: what `matched_states` returned.
 
         Raises:
-            StorageError: the disk has no room for it beside the state of now.
+            StorageError: the disk has no room for it beside the present state.
             ConfigurationError: the host's memory has none.
         """
         return loading.incoming_state(self, states)
@@ -298,7 +298,7 @@ class CompressedOptimizer(ParameterStates):
             StateMismatchError: algorithm, groups or names do not fit.
         """
         source = StatesSource(self, groups, states, algorithm=algorithm, named=named, where=where)
-        taken = planned(self, source, strict=strict).taken
+        taken = plan_loading(self, source, strict=strict).taken
         return [
             MatchedState(item.own[0], states[item.index], item.codecs)
             for item in taken
@@ -310,7 +310,7 @@ class CompressedOptimizer(ParameterStates):
         groups: Sequence[GroupOptions],
         states: Iterable[ParameterState],
         *,
-        incoming: Incoming | None = None,
+        incoming: LoadArena | None = None,
         algorithm: str | None = None,
         named: bool | None = None,
         strict: bool = True,

@@ -68,7 +68,7 @@ def _moments_of(algorithm: str) -> tuple[str, ...] | None:
     return None if rule is None else rule.moment_names
 
 
-def planned(
+def plan_loading(
     optimizer: StateOwner, source: Source, *, strict: bool, rename: bool = False
 ) -> LoadPlan:
     """Match saved state with an optimizer's parameters, and saved groups with its groups.

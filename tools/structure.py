@@ -26,10 +26,6 @@ FULL_FOLDERS = {}
 """Folders that hold more, and why."""
 
 LONG_FILES = {
-    "luma_core/checkpoint/manager.py": "one manager for any number of processes is to come of two",
-    "luma_core/checkpoint/write/saver.py": "one saver is to come of two",
-    "luma_core/optim/base.py": "what all optimizers take is to become options of their own",
-    "luma_core/optim/state_io/sources.py": "rules are to say what their state is",
     "tests/core/optim/test_pytorch_suite.py": "one suite of PyTorch's own, in its order",
 }
 """Files that are longer, and why."""

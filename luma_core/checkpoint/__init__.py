@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from luma_core.checkpoint.loading import load, load_sharded
     from luma_core.checkpoint.manager import CheckpointManager
     from luma_core.checkpoint.read.load import LoadedCheckpoint
-    from luma_core.checkpoint.read.reader import Checkpoint, exists, open
+    from luma_core.checkpoint.read.opening import exists, open
+    from luma_core.checkpoint.read.reader import Checkpoint
     from luma_core.checkpoint.read.verify import Problem, VerifyReport, verify
     from luma_core.checkpoint.sharded_manager import ShardedCheckpointManager
     from luma_core.checkpoint.staging.async_executor import SaveHandle, wait_for_saves
@@ -37,7 +38,8 @@ else:
             "luma_core.checkpoint.loading": ["load", "load_sharded"],
             "luma_core.checkpoint.manager": ["CheckpointManager"],
             "luma_core.checkpoint.read.load": ["LoadedCheckpoint"],
-            "luma_core.checkpoint.read.reader": ["Checkpoint", "exists", "open"],
+            "luma_core.checkpoint.read.opening": ["exists", "open"],
+            "luma_core.checkpoint.read.reader": ["Checkpoint"],
             "luma_core.checkpoint.read.verify": ["Problem", "VerifyReport", "verify"],
             "luma_core.checkpoint.sharded_manager": ["ShardedCheckpointManager"],
             "luma_core.checkpoint.staging.async_executor": ["SaveHandle", "wait_for_saves"],

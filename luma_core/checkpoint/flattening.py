@@ -15,7 +15,8 @@ from luma_core.checkpoint.format.plan import Plan
 from luma_core.checkpoint.format.shard import PlannedTensor, plan_shards
 from luma_core.checkpoint.format.stored_tensors import boxes_of_moments
 from luma_core.checkpoint.read.files import Progress
-from luma_core.checkpoint.read.reader import Checkpoint, open
+from luma_core.checkpoint.read.opening import open
+from luma_core.checkpoint.read.reader import Checkpoint
 from luma_core.checkpoint.staging import async_executor
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES
 from luma_core.checkpoint.storage.names import ShardKind

@@ -22,7 +22,8 @@ from luma_core.checkpoint.read.load import (
     matched_states,
 )
 from luma_core.checkpoint.read.model_loading import ModelLoad
-from luma_core.checkpoint.read.reader import Checkpoint, open
+from luma_core.checkpoint.read.opening import open
+from luma_core.checkpoint.read.reader import Checkpoint
 from luma_core.checkpoint.staging import async_executor
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES
 from luma_core.checkpoint.storage.store import Place
@@ -31,7 +32,7 @@ from luma_core.checkpoint.write.parts import loaded_fields, part_count, sharded_
 from luma_core.checkpoint.write.weights import check_models, load_weights
 from luma_core.errors import ConfigurationError, StorageError
 from luma_core.optim.base import CompressedOptimizer
-from luma_core.optim.offload import Incoming
+from luma_core.optim.offload import LoadArena
 from luma_core.sharding import part_of
 from luma_core.state import ALL_FOUND, LoadReport, MatchedState, ParameterState
 
@@ -173,7 +174,7 @@ def _load_on_ranks(
     check_models([some is not None for some in keys])
     elsewhere = set().union(*names)
     states: list[ParameterState] = []
-    blocks: list[Incoming | None] = []
+    blocks: list[LoadArena | None] = []
     weights: list[ModelLoad] = []
 
     def read() -> None:
@@ -216,7 +217,7 @@ def _states(
     checkpoint: Checkpoint,
     optimizer: CompressedOptimizer,
     matched: Sequence[MatchedState],
-    incoming: Incoming | None,
+    incoming: LoadArena | None,
 ) -> list[ParameterState]:
     """Return all states, those that are taken with this process's parts of them.
 

@@ -15,7 +15,8 @@ from luma_core.checkpoint.format.plan import SavableState
 from luma_core.checkpoint.loading import load
 from luma_core.checkpoint.read.files import Progress
 from luma_core.checkpoint.read.load import LoadableState, LoadedCheckpoint
-from luma_core.checkpoint.read.reader import Checkpoint, open
+from luma_core.checkpoint.read.opening import open
+from luma_core.checkpoint.read.reader import Checkpoint
 from luma_core.checkpoint.retention import Retention
 from luma_core.checkpoint.run_folder import RunFolder, too_early
 from luma_core.checkpoint.staging import async_executor

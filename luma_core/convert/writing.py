@@ -15,7 +15,7 @@ from torch import Tensor
 from luma_core.convert.base import MOMENTS, OptimizerState, ParameterInfo, Progress, Source
 from luma_core.errors import ConversionError
 from luma_core.optim.state_io.interchange import adamw_group
-from luma_core.optim.state_io.sources import SHARED_OPTIONS
+from luma_core.optim.state_io.saved_options import SHARED_OPTIONS
 
 _LUMA_OPTIONS = {
     "codecs",

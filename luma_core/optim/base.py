@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Unpack, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from luma_core import rounding
 from luma_core.backends.registry import check_backend
-from luma_core.codecs import Codec, moment_codecs, parameter_codecs
+from luma_core.codecs import moment_codecs
 from luma_core.errors import ConfigurationError
 from luma_core.optim.common_options import CommonKeywords, CommonOptions
 from luma_core.optim.offload import (
-    Incoming,
+    LoadArena,
     Offloader,
     OffloadOptions,
     Snapshot,
@@ -27,38 +24,34 @@ from luma_core.optim.offload import (
 )
 from luma_core.optim.options import (
     ADAMW_KEYWORDS,
-    KNOWN_OPTIONS,
     check_codecs,
     check_not_flattened,
     check_options,
     check_parameter,
     check_parameter_codecs,
-    flattened_error,
-    given_options,
     group_of,
     is_steppable,
+    normalize_options,
 )
+from luma_core.optim.parameter_states import ParameterStates
 from luma_core.optim.presets import DEFAULT_BLOCK_SIZE, moment_kinds, preset_codecs
 from luma_core.optim.state_io import loading
 from luma_core.optim.state_io.adoption import register
-from luma_core.optim.state_io.entries import StateDevices, carried_entry
-from luma_core.optim.state_io.plan import planned
-from luma_core.optim.state_io.sources import OwnParameter, StatesSource, group_names
+from luma_core.optim.state_io.entries import carried_entry
+from luma_core.optim.state_io.plan import plan_loading
+from luma_core.optim.state_io.sources import OwnParameter
+from luma_core.optim.state_io.states_source import StatesSource
 from luma_core.optim.step.dry_step import is_dry
 from luma_core.optim.step.stepping import Stepper
-from luma_core.rules import Rule
-from luma_core.sharding import local_tensor, part_of, state_of_part
 from luma_core.state import (
     GroupOptions,
     LoadReport,
     MatchedState,
     ParameterState,
-    field_key,
 )
-from luma_core.values import has_values, mode_of
 
 
-class CompressedOptimizer(torch.optim.Optimizer):
+class CompressedOptimizer(ParameterStates):
     """An update rule whose moments are stored by codecs.
 
     State of a parameter (``optimizer.state[p]``), all tensors:
@@ -76,11 +69,8 @@ class CompressedOptimizer(torch.optim.Optimizer):
     """
 
     algorithm: ClassVar[str]
-    rule: ClassVar[Rule]
     codec_options: ClassVar[tuple[str, ...]] = ("codec", "block_size")
     """Options of a new group that choose its codecs, and are not kept beside those."""
-    elementwise: ClassVar[bool] = True
-    """Whether it may take a parameter for any run of its elements, as those of FSDP1 are."""
 
     def __init__(
         self,
@@ -104,9 +94,9 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._storage = dict(storage or {})
         self._set_offload(offload)
         self.forget_names()
-        self._shapes: set[tuple[int, ...]] = set()
+        self._shapes = set()
         shared = {key: value for key, value in given.of_groups().items() if key not in options}
-        defaults = given_options({**options, **shared, "seed": given.seed})
+        defaults = normalize_options({**options, **shared, "seed": given.seed})
         check_options(defaults)
         super().__init__(params, _kept(defaults))
         register(self)
@@ -160,7 +150,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
             UnsupportedParameterError: a parameter that needs gradients is of a dtype or layout that
                 is not supported, or ``param_group`` is no group.
         """
-        group = given_options(group_of(param_group))
+        group = normalize_options(group_of(param_group))
         options = {**self.defaults, **group}
         check_options(options)
         codecs = options.get("codecs") or self.group_codecs(options)
@@ -255,13 +245,6 @@ class CompressedOptimizer(torch.optim.Optimizer):
         if self.offloader is not None:
             self.offloader.adopt()
 
-    def state_devices(self, param: Tensor) -> StateDevices:
-        """Return where the state of a parameter is kept."""
-        here = local_tensor(param).device
-        if self.offloader is None or here.type == "meta" or not self.offloader.takes(param):
-            return StateDevices(here, here)
-        return StateDevices(self.offloader.counter_device(param), torch.device("cpu"))
-
     def state_dict(self) -> dict[str, Any]:
         """Return the state as PyTorch's optimizers do: tensors are references, not copies.
 
@@ -287,144 +270,14 @@ class CompressedOptimizer(torch.optim.Optimizer):
         if self.offloader is not None:
             self.offloader.forget()
 
-    def forget_names(self) -> None:
-        """Look up parameters' names anew, as is done where groups change."""
-        self._by_name: dict[str, tuple[str, Tensor, dict[str, Any]]] = {}
-        self._names: dict[Tensor, str] = {}
-        self._indices: dict[int, int] = {}
-
-    def _index_of(self, group: dict[str, Any]) -> int:
-        """Return the index of a group, in one look-up however many groups there are."""
-        index = self._indices.get(id(group), len(self.param_groups))
-        if index >= len(self.param_groups) or self.param_groups[index] is not group:
-            self._indices = {id(item): i for i, item in enumerate(self.param_groups)}
-        return self._indices[id(group)]
-
-    def _settle(self) -> None:
-        """Wait until state that is offloaded may be read."""
-        if self.offloader is not None:
-            self.offloader.settle()
-
-    def codecs(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Codec]:
-        """Return the codec of each moment of a parameter of a group."""
-        name = self._name_of(param) if "parameter_codecs" in group else ""
-        return parameter_codecs(group, name, param.shape)
-
-    def _name_of(self, param: Tensor) -> str:
-        if param not in self._names:
-            self._names = {item[1]: item[0] for item in self.parameters_by_name()}
-        return self._names[param]
-
-    def state_of(self, name: str, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return a parameter's state, created if there is none yet."""
-        state: dict[str, Tensor] = self.state[param]
-        if state:
-            return state
-        if not self.elementwise and tuple(param.shape) not in self._shapes:
-            raise flattened_error(name, type(self).__name__)
-        with mode_of(param):
-            state.update(self._new_state(name, param, group))
-        return state
-
-    def _new_state(
-        self, name: str, param: Tensor, group: Mapping[str, Any]
-    ) -> Iterator[tuple[str, Tensor]]:
-        key = rounding.parameter_key(group["seed"], name)
-        part, devices = part_of(param), self.state_devices(param)
-        yield "step", torch.zeros((), dtype=torch.int64, device=devices.counters)
-        yield "noise_key", torch.tensor(key, dtype=torch.int64, device="cpu")
-        yield "nonfinite", torch.zeros((), dtype=torch.int64, device=devices.counters)
-        for moment, codec in self.codecs(param, group).items():
-            if part is not None:
-                fields = state_of_part(part, codec, devices.stored)
-            elif self.offloader is not None and self.offloader.takes(param) and has_values(param):
-                fields = self.offloader.new_fields(codec, param.shape)
-            else:
-                fields = codec.init(param.shape, devices.stored)
-            for field, tensor in fields.items():
-                yield field_key(moment, field), tensor
-
-    @property
-    def named(self) -> bool:
-        """Whether parameters were given with names, so that state is matched by name."""
-        return all(group_names(group) is not None for group in self.param_groups)
-
-    def parameters_by_name(self) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-        """Yield every parameter with its name and group, group by group."""
-        index = 0
-        for group in self.param_groups:
-            names = group_names(group)
-            for position, param in enumerate(group["params"]):
-                yield names[position] if names else f"param.{index}", param, group
-                index += 1
-
-    def parameter_names(self) -> list[str]:
-        """Return the parameters' names, group by group; ``param.<i>`` where none were given."""
-        return [name for name, _, _ in self.parameters_by_name()]
-
-    def parameter_state(self, name: str) -> ParameterState:
-        """Return one parameter's state; its tensors are references, not copies.
-
-        Raises:
-            KeyError: no parameter has that name.
-        """
-        if name not in self._by_name:
-            self._by_name = {item[0]: item for item in self.parameters_by_name()}
-        return self._state_of(*self._by_name[name])
-
-    def parameter_states(self) -> list[ParameterState]:
-        """Return every parameter's state, group by group; tensors are references."""
-        return [self._state_of(*item) for item in self.parameters_by_name()]
-
-    def _state_of(self, name: str, param: Tensor, group: dict[str, Any]) -> ParameterState:
-        head = ParameterState(
-            name=name,
-            shape=tuple(param.shape),
-            dtype=str(param.dtype).removeprefix("torch."),
-            group=self._index_of(group),
-        )
-        state = self.state.get(param)
-        if not state:
-            return head
-        if not has_values(state["step"]):
-            raise ConfigurationError(
-                f"the state of {name!r} has no values: the parameter is on 'meta' or fake.",
-                hint="optimizer.state[p] and state_dict() have its shapes and dtypes.",
-            )
-        self._settle()
-        codecs = self.codecs(param, group)
-        return replace(
-            head,
-            step=int(state["step"]),
-            noise_key=int(state["noise_key"]),
-            nonfinite=int(state["nonfinite"]),
-            codecs=codecs,
-            fields={
-                field_key(moment, key): state[field_key(moment, key)]
-                for moment, codec in codecs.items()
-                for key in codec.layout(param.shape)
-            },
-        )
-
-    def group_options(self) -> list[GroupOptions]:
-        """Return each group's options, without its parameters; those of ours as JSON values."""
-        return [
-            {
-                key: _plain(key, value)
-                for key, value in group.items()
-                if key not in ("params", "param_names")
-            }
-            for group in self.param_groups
-        ]
-
-    def incoming_state(self, states: Sequence[MatchedState]) -> Incoming | None:
-        """Return a new block for states that are to be loaded; ``None`` where there is no such.
+    def incoming_state(self, states: Sequence[MatchedState]) -> LoadArena | None:
+        """Return memory for states that are to be loaded; ``None`` where loading needs none.
 
         Args:
             states: what `matched_states` returned.
 
         Raises:
-            StorageError: the disk has no room for it beside the state of now.
+            StorageError: the disk has no room for it beside the present state.
             ConfigurationError: the host's memory has none.
         """
         return loading.incoming_state(self, states)
@@ -445,7 +298,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
             StateMismatchError: algorithm, groups or names do not fit.
         """
         source = StatesSource(self, groups, states, algorithm=algorithm, named=named, where=where)
-        taken = planned(self, source, strict=strict).taken
+        taken = plan_loading(self, source, strict=strict).taken
         return [
             MatchedState(item.own[0], states[item.index], item.codecs)
             for item in taken
@@ -457,7 +310,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         groups: Sequence[GroupOptions],
         states: Iterable[ParameterState],
         *,
-        incoming: Incoming | None = None,
+        incoming: LoadArena | None = None,
         algorithm: str | None = None,
         named: bool | None = None,
         strict: bool = True,
@@ -526,13 +379,3 @@ class CompressedOptimizer(torch.optim.Optimizer):
 def _kept(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options without those of AdamW that have no effect here."""
     return {key: value for key, value in options.items() if key not in ADAMW_KEYWORDS}
-
-
-def _plain(key: str, value: Any) -> Any:
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-        return float(value)
-    if key in KNOWN_OPTIONS and isinstance(value, np.generic):
-        return value.item()
-    if key in KNOWN_OPTIONS and isinstance(value, tuple | list):
-        return [_plain(key, item) for item in value]
-    return value

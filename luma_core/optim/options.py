@@ -147,7 +147,7 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"{name}={options[name]!r} must be {requirement}.", hint=hint)
 
 
-def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def normalize_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options of a new group as they are kept: NumPy's numbers and seeds as Python's.
 
     ``betas`` may be one tensor or array of both. Tensors stay, so that whoever gave them may change

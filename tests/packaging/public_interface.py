@@ -87,10 +87,11 @@ def _class(name: str, value: type, homes: dict[int, str]) -> Iterator[str]:
             yield f"    {field.name}: {field.type}{default}"
     elif "__init__" in vars(value) or not issubclass(value, BaseException):
         yield from _function("    def __init__", value)
-    # What comes from a base that is listed itself is listed there.
+    # What comes from a base that is listed itself, or from what that is made of, is listed there.
+    listed = {part for base in value.__mro__[1:] if id(base) in homes for part in base.__mro__}
     found: dict[str, Any] = {}
     for cls in value.__mro__:
-        ours = cls.__module__.startswith("luma_") and (cls is value or id(cls) not in homes)
+        ours = cls.__module__.startswith("luma_") and cls not in listed
         for key, member in vars(cls).items() if ours else ():
             # PyTorch puts a wrapper of `step` into the class of every optimizer that is made.
             if not getattr(member, "hooked", False):

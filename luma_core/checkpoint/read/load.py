@@ -16,7 +16,8 @@ from luma_core.checkpoint.format.extra import restore_extra
 from luma_core.checkpoint.format.manifest import Box, FileKind, Manifest, TensorEntry
 from luma_core.checkpoint.read.files import Progress
 from luma_core.checkpoint.read.model_loading import ModelLoad
-from luma_core.checkpoint.read.reader import Checkpoint, open
+from luma_core.checkpoint.read.opening import open
+from luma_core.checkpoint.read.reader import Checkpoint
 from luma_core.checkpoint.read.shard_stream import Room
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES
 from luma_core.checkpoint.storage.names import MANIFEST_NAME
@@ -35,7 +36,7 @@ from luma_core.state import (
 )
 
 if TYPE_CHECKING:
-    from luma_core.optim.offload import Incoming
+    from luma_core.optim.offload import LoadArena
     from luma_core.optim.state_io.entries import StateDevices
 
 
@@ -73,7 +74,7 @@ class LoadableState(StateSource, Protocol):
         """Return which states would be loaded into which parameters."""
         ...
 
-    def incoming_state(self, states: Sequence[MatchedState]) -> Incoming | None:
+    def incoming_state(self, states: Sequence[MatchedState]) -> LoadArena | None:
         """Return a new block for states as they will be kept, where the optimizer has such."""
         ...
 
@@ -82,7 +83,7 @@ class LoadableState(StateSource, Protocol):
         groups: Sequence[GroupOptions],
         states: list[ParameterState],
         *,
-        incoming: Incoming | None,
+        incoming: LoadArena | None,
         algorithm: str,
         named: bool,
         strict: bool,
@@ -124,7 +125,7 @@ def load_alone(
     read: list[FileKind] = ["extra"]
     check: list[FileKind] = []
     found = _ReadTensors({}, checkpoint.stored_shape, {})
-    incoming: Incoming | None = None
+    incoming: LoadArena | None = None
     weights: ModelLoad | None = None
     if optimizer is not None:
         read.append("optimizer")
@@ -159,7 +160,7 @@ def load_optimizer(
     states: list[ParameterState],
     elsewhere: Collection[str] = (),
     *,
-    incoming: Incoming | None,
+    incoming: LoadArena | None,
     strict: bool,
 ) -> LoadReport:
     """Put the states of a checkpoint, which were read, into an optimizer."""
@@ -278,7 +279,7 @@ def _devices(matched: Sequence[MatchedState], optimizer: LoadableState) -> dict[
 
 
 def _rooms(
-    matched: Sequence[MatchedState], optimizer: LoadableState, incoming: Incoming | None
+    matched: Sequence[MatchedState], optimizer: LoadableState, incoming: LoadArena | None
 ) -> dict[str, FieldRoom]:
     """Return the place of each stored field that has one and is whole and kept as it is there."""
     if incoming is None:

@@ -1,4 +1,4 @@
-"""Opening a checkpoint: its manifest first, tensors when they are used."""
+"""A checkpoint that is read: its manifest first, tensors when they are used."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ from luma_core.checkpoint.read.parted_fields import ReadStored, RecodedFields
 from luma_core.checkpoint.read.shard_stream import Room, Target
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES, Budget
 from luma_core.checkpoint.storage.names import MANIFEST_NAME
-from luma_core.checkpoint.storage.open import open_store
-from luma_core.checkpoint.storage.store import Place, Store, storage_errors
+from luma_core.checkpoint.storage.store import Store, storage_errors
 from luma_core.codecs import Fields, codec_from_dict
 from luma_core.direct import Bytes
 from luma_core.lazy import import_later
@@ -387,27 +386,3 @@ class Checkpoint:
     ) -> Iterator[tuple[FileEntry, str | None]]:
         """Check files, several at once; yield each with what `content_problem` says of it."""
         return self._files.problems(files, tick, again=again)
-
-
-def open(url: Place, *, max_memory_bytes: int = MAX_MEMORY_BYTES) -> Checkpoint:
-    """Open a checkpoint for reading; only its manifest is read at once.
-
-    Args:
-        url: folder of the checkpoint, as `save` takes it.
-        max_memory_bytes: bound on what checking files holds.
-
-    Raises:
-        CheckpointNotFoundError: there is no checkpoint.
-        CorruptCheckpointError: its manifest cannot be trusted.
-        UnsupportedVersionError: a newer version wrote it.
-        ConfigurationError: ``max_memory_bytes`` is too small.
-        StorageError: the store failed.
-    """
-    return Checkpoint(open_store(url), budget=Budget.of(max_memory_bytes))
-
-
-def exists(url: Place) -> bool:
-    """Return whether there is a checkpoint, whole or damaged."""
-    store = open_store(url)
-    with storage_errors(store.url):
-        return store.size(MANIFEST_NAME) is not None

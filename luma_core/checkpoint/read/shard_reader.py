@@ -153,14 +153,14 @@ def read_exactly(store: Store, name: str, start: int, stop: int) -> bytes:
     Raises:
         CorruptCheckpointError: the file is missing or ends before.
     """
-    with missing_told(store, name):
+    with report_missing(store, name):
         data = store.read_range(name, start, stop)
     check_length(store, name, start + len(data), stop)
     return data
 
 
 @contextlib.contextmanager
-def missing_told(store: Store, name: str) -> Iterator[None]:
+def report_missing(store: Store, name: str) -> Iterator[None]:
     """Turn a file's absence into a `CorruptCheckpointError`."""
     try:
         yield

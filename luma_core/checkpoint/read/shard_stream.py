@@ -11,7 +11,7 @@ from luma_core.checkpoint.format.compression import MAX_WAITING_BYTES, Chunk, De
 from luma_core.checkpoint.format.dtypes import tensor_bytes, torch_dtype
 from luma_core.checkpoint.format.manifest import TensorEntry
 from luma_core.checkpoint.read.read_ahead import SPAN_BYTES, read_ahead
-from luma_core.checkpoint.read.shard_reader import check_length, missing_told
+from luma_core.checkpoint.read.shard_reader import check_length, report_missing
 from luma_core.checkpoint.staging.memory import new_tensor
 from luma_core.checkpoint.storage.store import Store
 from luma_core.direct import PAGE_BYTES, Bytes
@@ -207,7 +207,7 @@ def read_shard(
     tick(len(header))
     spans = _spans(entries, len(header), chunk_bytes, target)
     readers = max(min(_READERS, MAX_WAITING_BYTES // chunk_bytes), 1)
-    with missing_told(store, name), store.reader(name) as reader:
+    with report_missing(store, name), store.reader(name) as reader:
         for span, data in read_ahead(reader, spans, threads=readers, use=use):
             digest.update(data)
             tick(len(data))

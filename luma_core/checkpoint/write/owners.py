@@ -69,7 +69,7 @@ class Holders:
 
     Args:
         kind: what they are, for messages: ``"parameter"``.
-        told: the copies of each process, by name.
+        by_process: the copies of each process, by name.
         ranks: of these processes in the default group, in order.
 
     Attributes:
@@ -82,11 +82,11 @@ class Holders:
     """
 
     def __init__(
-        self, kind: str, told: Sequence[Mapping[str, LocalCopy]], ranks: Sequence[int]
+        self, kind: str, by_process: Sequence[Mapping[str, LocalCopy]], ranks: Sequence[int]
     ) -> None:
         self._kind = kind
         self.copies: dict[str, dict[int, LocalCopy]] = {}
-        for process, copies in enumerate(told):
+        for process, copies in enumerate(by_process):
             for name, copy in copies.items():
                 self.copies.setdefault(name, {})[process] = copy
         number = {rank: process for process, rank in enumerate(ranks)}
@@ -109,18 +109,18 @@ class Holders:
         """Return the tensors of which a process and others have copies that must be equal."""
         return [name for name, some in self.several.items() if any(process in one for one in some)]
 
-    def check_equal(self, told: Sequence[Mapping[str, int]]) -> None:
+    def check_equal(self, by_process: Sequence[Mapping[str, int]]) -> None:
         """Check that copies are equal.
 
         Args:
-            told: digests of the copies of each process, by name.
+            by_process: digests of the copies of each process, by name.
 
         Raises:
             StateMismatchError: some are not; says of what, and in which processes.
         """
         for name, some in self.several.items():
             for holders in some:
-                digests = {process: told[process].get(name) for process in holders}
+                digests = {process: by_process[process].get(name) for process in holders}
                 if len(groups := _grouped(digests)) > 1:
                     sides = " than in ".join(_processes(some) for some in groups[:2])
                     raise StateMismatchError(
@@ -170,11 +170,12 @@ class Holders:
     def _compare(self, name: str, fact: str, values: Mapping[int, Any]) -> None:
         groups = _grouped(values)
         if len(groups) > 1:
-            told = " and ".join(
+            described = " and ".join(
                 f"{values[processes[0]]!r} in {_processes(processes)}" for processes in groups[:2]
             )
             raise StateMismatchError(
-                f"{self._kind} {name!r} differs between processes: {fact} is {told}.", hint=_HINT
+                f"{self._kind} {name!r} differs between processes: {fact} is {described}.",
+                hint=_HINT,
             )
 
     def _check_parts(
@@ -195,9 +196,9 @@ class Holders:
         shape = next(iter(copies.values())).shape
         boxes = self._boxes[name]
         if math.prod(shape) and not is_grid(shape, boxes):
-            told = [list(map(list, box)) for box in list(boxes)[:3]]
+            described = [list(map(list, box)) for box in list(boxes)[:3]]
             raise StateMismatchError(
-                f"{self._kind} {name!r} of shape {list(shape)} is in parts {told} that do not "
+                f"{self._kind} {name!r} of shape {list(shape)} is in parts {described} that do not "
                 "make up the whole.",
                 hint="Shard it alike in all processes, and give all that have parts as group=.",
             )

@@ -125,7 +125,7 @@ class LocalState:
             for value in used_fields(part, codec, state.moment_fields(moment)).values()
         ]
 
-    def planned(self, owners: Mapping[str, Owners], process: int) -> list[PlannedTensor]:
+    def plan(self, owners: Mapping[str, Owners], process: int) -> list[PlannedTensor]:
         """Return what this process writes; all that have a part of a parameter call it together.
 
         Args:
@@ -137,7 +137,7 @@ class LocalState:
             if name in self._states:
                 state, part = self._states[name]
                 for moment, codec in state.codecs.items():
-                    planned += _planned_moment(state, moment, codec, part, owner, process)
+                    planned += _plan_moment(state, moment, codec, part, owner, process)
         return planned
 
     @staticmethod
@@ -186,7 +186,7 @@ def _box(shape: Sequence[int], part: Part | None) -> Box:
     return whole_box(shape) if part is None or not math.prod(shape) else part.box
 
 
-def _planned_moment(
+def _plan_moment(
     state: ParameterState,
     moment: str,
     codec: Codec,
@@ -202,21 +202,21 @@ def _planned_moment(
         key, way = field_key(moment, name), ways.get(name, _Way.WHOLE)
         if way is _Way.GATHERED:
             whole = gathered(stored[name])
-            planned += [_planned(state, key, whole)] * chosen
+            planned += [_plan_tensor(state, key, whole)] * chosen
         elif way is _Way.ONE:
-            planned += [_planned(state, key, value)] * chosen
+            planned += [_plan_tensor(state, key, value)] * chosen
         elif way is _Way.WHOLE:
             shape = codec.layout(state.shape)[name].shape
-            planned += [_planned(state, key, value.reshape(shape))] * mine
+            planned += [_plan_tensor(state, key, value.reshape(shape))] * mine
         elif way is _Way.PART:
-            planned += [_planned(state, key, value, box=box)] * mine
+            planned += [_plan_tensor(state, key, value, box=box)] * mine
         elif part is not None:
             first = part.ranges(part.fields(codec)[name])[0].start
-            planned += [_planned(state, key, value, first_row=first)] * mine
+            planned += [_plan_tensor(state, key, value, first_row=first)] * mine
     return planned
 
 
-def _planned(
+def _plan_tensor(
     state: ParameterState,
     key: str,
     value: Tensor,

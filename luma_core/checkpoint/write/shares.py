@@ -21,9 +21,9 @@ from luma_core.checkpoint.write.parts import LocalState, sharded_optimizer
 from luma_core.checkpoint.write.replicas import digests
 from luma_core.checkpoint.write.weights import (
     LocalWeights,
-    agreed_aliases,
     check_models,
-    planned,
+    find_common_aliases,
+    plan_tensor,
     values_of_first,
 )
 from luma_core.errors import StateMismatchError
@@ -33,7 +33,7 @@ from luma_core.state import GroupOptions
 _SINGLE = "parameter_codecs"
 
 
-class _Told(NamedTuple):
+class _RankSummary(NamedTuple):
     """What one process tells of what it saves.
 
     Attributes:
@@ -45,7 +45,7 @@ class _Told(NamedTuple):
         counts: each parameter's count of non-finite blocks, and whether it is of its part only.
         state: its copies of parameters' state.
         weights: its copies of weights; ``None`` without a model.
-        aliases: what `agreed_aliases` takes.
+        aliases: what `find_common_aliases` takes.
     """
 
     rank: int
@@ -71,9 +71,9 @@ class _Local:
         self.state = LocalState(optimizer, self._groups)
         self.weights = None if model is None else LocalWeights(model)
 
-    def told(self, rank: int, *, checked: bool) -> _Told:
+    def summarize(self, rank: int, *, checked: bool) -> _RankSummary:
         weights = self.weights
-        return _Told(
+        return _RankSummary(
             rank=rank,
             algorithm=self._algorithm,
             named=self._named if self._any else None,
@@ -85,16 +85,14 @@ class _Local:
             aliases=({}, set()) if weights is None else (weights.aliases, weights.known),
         )
 
-    def planned(
+    def plan(
         self, state: Mapping[str, Owners], weights: Mapping[str, Owners], process: int
     ) -> dict[ShardKind, list[PlannedTensor]]:
-        found: dict[ShardKind, list[PlannedTensor]] = {
-            "optimizer": self.state.planned(state, process)
-        }
+        found: dict[ShardKind, list[PlannedTensor]] = {"optimizer": self.state.plan(state, process)}
         if self.weights is not None:
-            found["model"] = self.weights.planned(weights, process)
+            found["model"] = self.weights.plan(weights, process)
         if process == 0:
-            found["extra"] = [planned(name, tensor) for name, tensor in self.extra.items()]
+            found["extra"] = [plan_tensor(name, tensor) for name, tensor in self.extra.items()]
         return found
 
 
@@ -117,26 +115,26 @@ def plan_share(
     """
     locals_: list[_Local] = []
 
-    def tell() -> _Told:
+    def summarize() -> _RankSummary:
         locals_.append(_Local(sharded_optimizer(optimizer, "Save it"), model, extra))
-        return locals_[0].told(ranks.global_rank, checked=replicas == "equal")
+        return locals_[0].summarize(ranks.global_rank, checked=replicas == "equal")
 
-    told = ranks.run_on_all_ranks(tell)
+    summaries = ranks.run_on_all_ranks(summarize)
     local = locals_[0]
-    _check_alike(told)
-    aliases = agreed_aliases([one.aliases for one in told])
-    global_ranks = [one.rank for one in told]
-    state = Holders("parameter", [one.state for one in told], global_ranks)
-    copies = values_of_first([_without(one.weights or {}, aliases) for one in told])
+    _check_alike(summaries)
+    aliases = find_common_aliases([one.aliases for one in summaries])
+    global_ranks = [one.rank for one in summaries]
+    state = Holders("parameter", [one.state for one in summaries], global_ranks)
+    copies = values_of_first([_without(one.weights or {}, aliases) for one in summaries])
     weights = Holders("weight", copies, global_ranks)
     _check_replicas(local, state, weights, ranks)
     owners = state.owners(ranks.world_size), weights.owners(ranks.world_size)
     tensors: list[dict[ShardKind, list[PlannedTensor]]] = []
-    ranks.run_on_all_ranks(lambda: tensors.append(local.planned(*owners, ranks.rank)))
-    groups, parameters = _merged(told, state)
+    ranks.run_on_all_ranks(lambda: tensors.append(local.plan(*owners, ranks.rank)))
+    groups, parameters = _merge(summaries, state)
     return Plan(
-        algorithm=told[0].algorithm,
-        named=any(one.named for one in told),
+        algorithm=summaries[0].algorithm,
+        named=any(one.named for one in summaries),
         groups=groups,
         parameters=parameters,
         extra=local.tree,
@@ -151,18 +149,22 @@ def _without(copies: Mapping[str, LocalCopy], aliases: Mapping[str, str]) -> dic
     return {name: copy for name, copy in copies.items() if name not in aliases}
 
 
-def _check_alike(told: Sequence[_Told]) -> None:
+def _check_alike(summaries: Sequence[_RankSummary]) -> None:
     """Check what optimizers and models of all processes have in common."""
-    for process, one in enumerate(told):
-        if one.algorithm != told[0].algorithm:
+    for process, one in enumerate(summaries):
+        if one.algorithm != summaries[0].algorithm:
             raise StateMismatchError(
-                f"the optimizers differ: {told[0].algorithm!r} in process 0 and "
+                f"the optimizers differ: {summaries[0].algorithm!r} in process 0 and "
                 f"{one.algorithm!r} in process {process}."
             )
-    check_models([one.weights is not None for one in told])
-    unnamed = [process for process, one in enumerate(told) if one.named is False]
-    for process, one in enumerate(told):
-        if unnamed and one.named is not None and list(one.state) != list(told[unnamed[0]].state):
+    check_models([one.weights is not None for one in summaries])
+    unnamed = [process for process, one in enumerate(summaries) if one.named is False]
+    for process, one in enumerate(summaries):
+        if (
+            unnamed
+            and one.named is not None
+            and list(one.state) != list(summaries[unnamed[0]].state)
+        ):
             raise StateMismatchError(
                 f"processes {unnamed[0]} and {process} have different parameters, which have no "
                 "names.",
@@ -183,19 +185,19 @@ def _check_replicas(local: _Local, state: Holders, weights: Holders, ranks: Rank
             values = {name: local.weights.tensors(name) for name in own}
         return digests(found), digests(values)
 
-    told = ranks.run_on_all_ranks(digest)
-    state.check_equal([of_state for of_state, _ in told])
-    weights.check_equal([of_weights for _, of_weights in told])
+    by_process = ranks.run_on_all_ranks(digest)
+    state.check_equal([of_state for of_state, _ in by_process])
+    weights.check_equal([of_weights for _, of_weights in by_process])
 
 
-def _merged(
-    told: Sequence[_Told], state: Holders
+def _merge(
+    summaries: Sequence[_RankSummary], state: Holders
 ) -> tuple[tuple[GroupOptions, ...], tuple[ParameterEntry, ...]]:
     """Return the groups of all processes, those with equal options once, and all parameters."""
     numbers: dict[tuple[str, int], int] = {}
     groups: list[GroupOptions] = []
     group_of: list[list[int]] = []
-    for one in told:
+    for one in summaries:
         seen: dict[str, int] = {}
         group_of.append([])
         for options in one.groups:
@@ -215,8 +217,8 @@ def _merged(
             ParameterEntry(
                 name=name,
                 shape=copy.shape,
-                group=group_of[process][told[process].group_of[name]],
-                nonfinite=_nonfinite(name, told, state),
+                group=group_of[process][summaries[process].group_of[name]],
+                nonfinite=_nonfinite(name, summaries, state),
                 **copy.facts,
             )
         )
@@ -228,15 +230,15 @@ def _shared(options: GroupOptions) -> GroupOptions:
     return {key: value for key, value in options.items() if key != _SINGLE}
 
 
-def _nonfinite(name: str, told: Sequence[_Told], state: Holders) -> int:
+def _nonfinite(name: str, summaries: Sequence[_RankSummary], state: Holders) -> int:
     """Return the count of a parameter.
 
     Each process counts what is in its part, and copies of a part count the same from the load on
     that gave the stored count to one or to all of them.
     """
     parts = [
-        max(told[process].counts[name][0] for process in holders)
+        max(summaries[process].counts[name][0] for process in holders)
         for holders in state.boxes(name).values()
     ]
-    adds_up = any(one.counts[name][1] for one in told if name in one.counts)
+    adds_up = any(one.counts[name][1] for one in summaries if name in one.counts)
     return sum(parts) if adds_up else max(parts, default=0)

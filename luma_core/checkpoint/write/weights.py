@@ -19,7 +19,7 @@ from luma_core.sharding import Part, is_flattened, local_tensor, part_of
 from luma_core.state import LoadReport
 
 
-def planned(name: str, tensor: Tensor) -> PlannedTensor:
+def plan_tensor(name: str, tensor: Tensor) -> PlannedTensor:
     """Return a tensor to be written as it is."""
     return PlannedTensor(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
@@ -77,7 +77,7 @@ class LocalWeights:
         """Return the tensor that this process has of a weight."""
         return [local_tensor(self._tensors[name][0])]
 
-    def planned(self, owners: Mapping[str, Owners], process: int) -> list[PlannedTensor]:
+    def plan(self, owners: Mapping[str, Owners], process: int) -> list[PlannedTensor]:
         """Return what this process writes; all that have a part of a tensor call it together.
 
         Args:
@@ -90,7 +90,7 @@ class LocalWeights:
                 value, part = self._tensors[name]
                 whole = gathered(value) if part is not None and part.cut else local_tensor(value)
                 if owner.whole == process:
-                    found.append(planned(name, whole))
+                    found.append(plan_tensor(name, whole))
         return found
 
 
@@ -98,33 +98,33 @@ def _filled(value: Tensor) -> bool:
     return local_tensor(value).numel() > 0
 
 
-def agreed_aliases(told: Sequence[tuple[Mapping[str, str], set[str]]]) -> dict[str, str]:
+def find_common_aliases(by_process: Sequence[tuple[Mapping[str, str], set[str]]]) -> dict[str, str]:
     """Return the aliases that hold in all processes which can tell.
 
     Args:
-        told: of each process its aliases, and the tensors of which it has an element.
+        by_process: of each process its aliases, and the tensors of which it has an element.
     """
     found: dict[str, str] = {}
-    for aliases, _ in told:
+    for aliases, _ in by_process:
         for alias, name in aliases.items():
             found.setdefault(alias, name)
     return {
         alias: name
         for alias, name in found.items()
-        if all(aliases.get(alias) == name for aliases, known in told if alias in known)
+        if all(aliases.get(alias) == name for aliases, known in by_process if alias in known)
     }
 
 
-def values_of_first(told: Sequence[Mapping[str, LocalCopy]]) -> list[dict[str, LocalCopy]]:
+def values_of_first(by_process: Sequence[Mapping[str, LocalCopy]]) -> list[dict[str, LocalCopy]]:
     """Leave out values that are no tensors where an earlier process has one under the same key.
 
     Such a value takes several tensors, which may be others in each process.
 
     Args:
-        told: the copies of each process, by name.
+        by_process: the copies of each process, by name.
     """
     owner: dict[str, int] = {}
-    for process, copies in enumerate(told):
+    for process, copies in enumerate(by_process):
         for name in copies:
             if VALUE_MARK in name:
                 owner.setdefault(name.partition(VALUE_MARK)[0], process)
@@ -134,7 +134,7 @@ def values_of_first(told: Sequence[Mapping[str, LocalCopy]]) -> list[dict[str, L
             for name, copy in copies.items()
             if VALUE_MARK not in name or owner[name.partition(VALUE_MARK)[0]] == process
         }
-        for process, copies in enumerate(told)
+        for process, copies in enumerate(by_process)
     ]
 
 

@@ -1,15 +1,15 @@
 """Optimizer state that lives in the host's memory or in files, and comes to the step in pieces."""
 
 from luma_core.optim.offload.choice import chosen_offload
-from luma_core.optim.offload.incoming import Awaited, Incoming
+from luma_core.optim.offload.load_arena import AwaitedTensor, LoadArena
 from luma_core.optim.offload.offloader import OffloadedBatch, Offloader
 from luma_core.optim.offload.options import DEFAULT_BUFFER_BYTES, OffloadOptions, offload_options
 from luma_core.optim.offload.snapshot import Snapshot
 
 __all__ = [
     "DEFAULT_BUFFER_BYTES",
-    "Awaited",
-    "Incoming",
+    "AwaitedTensor",
+    "LoadArena",
     "OffloadOptions",
     "OffloadedBatch",
     "Offloader",

@@ -19,8 +19,8 @@ from luma_core.optim.offload.arena import HostArena
 from luma_core.optim.offload.host_memory import available_host_bytes
 from luma_core.optim.offload.options import OffloadOptions
 from luma_core.optim.options import is_steppable
+from luma_core.optim.step.contracts import Steppable
 from luma_core.optim.step.stepping import Stepper
-from luma_core.optim.step.work import Steppable
 from luma_core.rules import AdamWRule
 from luma_core.sharding import local_tensor, part_of
 from luma_core.state import field_key

@@ -13,7 +13,8 @@ from luma_core.optim.offload.arena import ALIGNMENT_BYTES, HostArena
 from luma_core.optim.offload.pieces import Piece, cut
 from luma_core.optim.step.batch import Batch
 from luma_core.optim.step.clipping import GradientClip, gradient_square_digits
-from luma_core.optim.step.work import Steppable, Work
+from luma_core.optim.step.contracts import Steppable
+from luma_core.optim.step.work import Work
 from luma_core.rules.norms import total
 
 _SLOTS = 4

@@ -15,7 +15,7 @@ from luma_core.optim.offload.arena import Arena, HostArena, blank, place
 from luma_core.optim.offload.cpu_step import CpuStepBatch, HostSlots
 from luma_core.optim.offload.file_movers import FileCudaMover, FileMover
 from luma_core.optim.offload.files import FileArena, Folder
-from luma_core.optim.offload.incoming import Awaited, Incoming
+from luma_core.optim.offload.load_arena import AwaitedTensor, LoadArena
 from luma_core.optim.offload.movers import CudaMover, HostMover
 from luma_core.optim.offload.options import OffloadOptions
 from luma_core.optim.offload.pipeline import Mover, Pipeline
@@ -23,7 +23,8 @@ from luma_core.optim.offload.snapshot import Snapshot
 from luma_core.optim.offload.streamed import StreamedBatch
 from luma_core.optim.step.batch import Batch
 from luma_core.optim.step.clipping import GradientClip
-from luma_core.optim.step.work import Steppable, Work
+from luma_core.optim.step.contracts import Steppable
+from luma_core.optim.step.work import Work
 from luma_core.sharding import local_tensor
 from luma_core.values import has_values
 
@@ -91,23 +92,23 @@ class Offloader:
         self._arenas.append(found)
         return True
 
-    def incoming(self, awaited: Sequence[Awaited]) -> Incoming | None:
-        """Return a new block for state that is to be loaded; ``None`` where it needs none.
+    def new_load_arena(self, awaited: Sequence[AwaitedTensor]) -> LoadArena | None:
+        """Return an arena for state that is to be loaded; ``None`` where loading needs none.
 
         Args:
             awaited: tensors of parameters that `takes` is true of.
 
         Raises:
-            StorageError: the disk has no room for it beside the state of now.
+            StorageError: the disk has no room for it beside the present state.
             ConfigurationError: the host's memory has none.
         """
         if self.mode == "cpu-step" or not awaited:
             return None
-        return Incoming(awaited, self._new_arena)
+        return LoadArena(awaited, self._new_arena)
 
-    def take(self, incoming: Incoming) -> None:
-        """Keep the block of state that was loaded, which is in place now, and drop that of old."""
-        self._arenas.append(incoming.arena)
+    def take(self, loaded: LoadArena) -> None:
+        """Keep the arena of state that was loaded, and drop the arenas that it replaces."""
+        self._arenas.append(loaded.arena)
         optimizer = self._optimizer()
         if optimizer is not None:
             self._drop_unused(optimizer)

@@ -17,7 +17,8 @@ from luma_core.optim.offload.pieces import Piece, Stored, cut
 from luma_core.optim.offload.pipeline import Chunk, Move, Pipeline
 from luma_core.optim.step.batch import Batch
 from luma_core.optim.step.clipping import GradientClip
-from luma_core.optim.step.work import Steppable, Work
+from luma_core.optim.step.contracts import Steppable
+from luma_core.optim.step.work import Work
 
 _ALIGNED = 16
 

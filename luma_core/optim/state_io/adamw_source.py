@@ -11,14 +11,9 @@ from luma_core.errors import ConversionError, StateMismatchError
 from luma_core.optim.options import check_options
 from luma_core.optim.state_io.adamw_entry import AdamWEntry, check_moment_values, checked_entry
 from luma_core.optim.state_io.entries import check_entry_kind
-from luma_core.optim.state_io.sources import (
-    ADAMW,
-    SHARED_OPTIONS,
-    OwnParameter,
-    Source,
-    members_of,
-    saved_names,
-)
+from luma_core.optim.state_io.saved_groups import members_of, saved_names
+from luma_core.optim.state_io.saved_options import ADAMW, SHARED_OPTIONS
+from luma_core.optim.state_io.sources import OwnParameter, Source
 from luma_core.rules.adamw import MOMENTS
 from luma_core.state import GroupOptions, ParameterState, field_key
 

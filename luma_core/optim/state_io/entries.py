@@ -25,7 +25,7 @@ from luma_core.sharding import (
 from luma_core.state import ParameterState, field_key
 
 if TYPE_CHECKING:
-    from luma_core.optim.offload.incoming import Incoming
+    from luma_core.optim.offload.load_arena import LoadArena
 
 SCALARS = {"step": torch.int64, "noise_key": torch.int64, "nonfinite": torch.int64}
 """What a parameter's state has beside stored moments, and its dtype."""
@@ -119,7 +119,7 @@ class StateDevices(NamedTuple):
 
     counters: torch.device
     stored: torch.device
-    incoming: Incoming | None = None
+    incoming: LoadArena | None = None
 
     def of(self, key: str) -> torch.device:
         """Return the device of one of the parameter's tensors."""

@@ -13,11 +13,8 @@ from luma_core.codecs import parameter_codecs
 from luma_core.optim.state_io.adamw_source import WHAT, AdamWSource
 from luma_core.optim.state_io.loading import load_source
 from luma_core.optim.state_io.owner import StateOwner
-from luma_core.optim.state_io.sources import (
-    SHARED_OPTIONS,
-    check_parts,
-    group_names,
-)
+from luma_core.optim.state_io.saved_groups import check_parts, group_names
+from luma_core.optim.state_io.saved_options import SHARED_OPTIONS
 from luma_core.recoding import decoded_part
 from luma_core.rules.adamw import MOMENTS
 from luma_core.sharding import part_of

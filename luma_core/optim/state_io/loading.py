@@ -8,18 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from luma_core.optim.offload.incoming import Awaited, Incoming
+from luma_core.optim.offload.load_arena import AwaitedTensor, LoadArena
 from luma_core.optim.state_io.adamw_source import AdamWSource, is_adamw_state
 from luma_core.optim.state_io.adoption import adopt
 from luma_core.optim.state_io.entries import StateDevices, expected_fields
 from luma_core.optim.state_io.owner import StateOwner
-from luma_core.optim.state_io.plan import LoadPlan, Taken, planned
-from luma_core.optim.state_io.sources import (
-    SHARED_OPTIONS,
-    Source,
-    StateDictSource,
-    check_parts,
-)
+from luma_core.optim.state_io.plan import LoadPlan, Taken, plan_loading
+from luma_core.optim.state_io.saved_groups import check_parts
+from luma_core.optim.state_io.saved_options import SHARED_OPTIONS
+from luma_core.optim.state_io.sources import Source
+from luma_core.optim.state_io.state_dict_source import StateDictSource
 from luma_core.sharding import field_places
 from luma_core.state import LoadReport, MatchedState, field_key
 
@@ -32,7 +30,7 @@ def load_source(
     *,
     strict: bool = True,
     rename: bool = False,
-    incoming: Incoming | None = None,
+    incoming: LoadArena | None = None,
     quiet: bool = False,
 ) -> LoadReport:
     """Replace an optimizer's state.
@@ -44,15 +42,15 @@ def load_source(
     Args:
         optimizer: that takes the state.
         source: the state.
-        strict: as `planned` takes it.
+        strict: as `plan_loading` takes it.
         rename: whether parameters get their saved names.
         incoming: of `incoming_state`, where stored tensors are in it already.
         quiet: whether nothing is logged of state of another algorithm.
     """
-    plan = planned(optimizer, source, strict=strict, rename=rename)
+    plan = plan_loading(optimizer, source, strict=strict, rename=rename)
     if incoming is None:
         stored = [t for t in plan.taken if t.index is not None and source.has_state(t.index)]
-        incoming = _incoming(optimizer, stored)
+        incoming = _make_load_arena(optimizer, stored)
     loaded = [
         None
         if taken.index is None
@@ -79,15 +77,15 @@ def load_torch_state_dict(
     return load_source(optimizer, source, strict=strict, rename=rename)
 
 
-def incoming_state(optimizer: StateOwner, states: Sequence[MatchedState]) -> Incoming | None:
+def incoming_state(optimizer: StateOwner, states: Sequence[MatchedState]) -> LoadArena | None:
     """Implement `CompressedOptimizer.incoming_state`."""
     offloader = optimizer.offloader
     if offloader is None:
         return None
     params = {name: param for name, param, _ in optimizer.parameters_by_name()}
-    return offloader.incoming(
+    return offloader.new_load_arena(
         [
-            Awaited(found.name, field_key(moment, field), place.spec.dtype, place.local_shape)
+            AwaitedTensor(found.name, field_key(moment, field), place.spec.dtype, place.local_shape)
             for found in states
             if found.state.codecs and offloader.takes(params[found.name])
             for moment, codec in found.codecs.items()
@@ -96,18 +94,18 @@ def incoming_state(optimizer: StateOwner, states: Sequence[MatchedState]) -> Inc
     )
 
 
-def _home(optimizer: StateOwner, param: Tensor, incoming: Incoming | None) -> StateDevices:
+def _home(optimizer: StateOwner, param: Tensor, incoming: LoadArena | None) -> StateDevices:
     return optimizer.state_devices(param)._replace(incoming=incoming)
 
 
-def _incoming(optimizer: StateOwner, stored: Sequence[Taken]) -> Incoming | None:
-    """Return a new block for the state of parameters, with the options that it is loaded with."""
+def _make_load_arena(optimizer: StateOwner, stored: Sequence[Taken]) -> LoadArena | None:
+    """Return an arena for the state of parameters under the options it is loaded with."""
     offloader = optimizer.offloader
     if offloader is None:
         return None
-    return offloader.incoming(
+    return offloader.new_load_arena(
         [
-            Awaited(name, key, place.spec.dtype, place.local_shape)
+            AwaitedTensor(name, key, place.spec.dtype, place.local_shape)
             for (name, param, _), options in ((taken.own, taken.options) for taken in stored)
             if offloader.takes(param)
             for key, place in expected_fields(name, param, options).items()
@@ -148,7 +146,7 @@ def _replace(
     optimizer: StateOwner,
     plan: LoadPlan,
     loaded: Sequence[dict[str, Tensor] | None],
-    incoming: Incoming | None,
+    incoming: LoadArena | None,
     *,
     rename: bool,
 ) -> None:

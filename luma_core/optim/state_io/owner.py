@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from luma_core.optim.step.work import Steppable
+from luma_core.optim.step.contracts import Steppable
 from luma_core.state import GroupOptions, ParameterState
 
 if TYPE_CHECKING:

@@ -13,13 +13,9 @@ from luma_core.errors import StateMismatchError, some_names
 from luma_core.naming import match_names, unwrapped
 from luma_core.optim.options import ADAMW_KEYWORDS, KNOWN_OPTIONS
 from luma_core.optim.state_io.owner import StateOwner
-from luma_core.optim.state_io.sources import (
-    ADAMW,
-    SHARED_OPTIONS,
-    OwnParameter,
-    Source,
-    under_own_names,
-)
+from luma_core.optim.state_io.saved_groups import under_own_names
+from luma_core.optim.state_io.saved_options import ADAMW, SHARED_OPTIONS
+from luma_core.optim.state_io.sources import OwnParameter, Source
 from luma_core.rules.registry import rule_of
 from luma_core.state import GroupOptions, LoadReport
 
@@ -72,7 +68,7 @@ def _moments_of(algorithm: str) -> tuple[str, ...] | None:
     return None if rule is None else rule.moment_names
 
 
-def planned(
+def plan_loading(
     optimizer: StateOwner, source: Source, *, strict: bool, rename: bool = False
 ) -> LoadPlan:
     """Match saved state with an optimizer's parameters, and saved groups with its groups.

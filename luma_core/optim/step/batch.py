@@ -15,7 +15,8 @@ from luma_core.backends.registry import step_parameter
 from luma_core.backends.triton import TRITON
 from luma_core.errors import BackendUnavailableError
 from luma_core.optim.step.clipping import GradientClip, gradient_square_digits
-from luma_core.optim.step.work import Steppable, Work
+from luma_core.optim.step.contracts import Steppable
+from luma_core.optim.step.work import Work
 from luma_core.rules.base import Reduction
 from luma_core.rules.collective import reduce_parts, run_together
 from luma_core.rules.norms import total

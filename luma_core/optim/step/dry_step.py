@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from luma_core.optim.step.work import Steppable
+from luma_core.optim.step.contracts import Steppable
 from luma_core.rules.base import Reduction
 from luma_core.rules.collective import reduce_parts
 from luma_core.sharding import local_tensor, part_of

@@ -10,9 +10,10 @@ from luma_core import changes
 from luma_core.optim.options import check_gradient
 from luma_core.optim.step.batch import Batch
 from luma_core.optim.step.clipping import GradientClip
+from luma_core.optim.step.collecting import LocalTensors, collect
+from luma_core.optim.step.contracts import StepBatch, Steppable
 from luma_core.optim.step.nonfinite import raise_if_nonfinite
 from luma_core.optim.step.watch import Change, Watch
-from luma_core.optim.step.work import LocalTensors, StepBatch, Steppable, collect
 from luma_core.sharding import Part, is_sharded, part_of
 from luma_core.values import has_values
 

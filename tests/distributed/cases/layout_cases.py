@@ -19,7 +19,7 @@ from luma_core.errors import (
     UnsupportedParameterError,
 )
 from luma_core.optim import GatheredState
-from luma_core.optim.step.work import LocalTensors
+from luma_core.optim.step.collecting import LocalTensors
 from luma_core.rules import collective
 from luma_core.sharding import local_tensor
 from luma_core.stats import compute

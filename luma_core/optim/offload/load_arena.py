@@ -1,4 +1,4 @@
-"""State that is being loaded: in a new block, beside that of now, until all of it is there."""
+"""Memory into which offloaded state is loaded, while the optimizer still uses its present state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COPY_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class Awaited:
+class AwaitedTensor:
     """A stored tensor that is to be loaded.
 
     Attributes:
@@ -33,22 +33,22 @@ class Awaited:
     shape: tuple[int, ...]
 
 
-class Incoming:
+class LoadArena:
     """A new block with a place for each tensor that is to be loaded.
 
-    An optimizer's state is what it was until the tensors are put in place and `Offloader.take`
-    gets this; nothing remains of it otherwise.
+    The optimizer keeps its present state until all tensors are loaded and `Offloader.take` gets
+    this arena. If loading fails, the arena is dropped and nothing has changed.
 
     Args:
         awaited: the tensors.
         arena: makes a block of a size in bytes.
 
     Raises:
-        StorageError: the disk has no room for it beside the state of now.
+        StorageError: the disk has no room for it beside the present state.
         ConfigurationError: the host's memory has none.
     """
 
-    def __init__(self, awaited: Sequence[Awaited], arena: Callable[[int], Arena]) -> None:
+    def __init__(self, awaited: Sequence[AwaitedTensor], arena: Callable[[int], Arena]) -> None:
         firsts, size = arranged([Placed(item.key, item.dtype, item.shape) for item in awaited])
         self.arena = arena(size)
         intake = self.arena.intake()
@@ -87,7 +87,7 @@ class Room:
         item: the tensor.
     """
 
-    def __init__(self, block: Tensor, intake: Intake, first: int, item: Awaited) -> None:
+    def __init__(self, block: Tensor, intake: Intake, first: int, item: AwaitedTensor) -> None:
         self._block = block
         self._intake = intake
         self._first = first

@@ -29,11 +29,9 @@ from luma_core.convert.model_files import (
 )
 from luma_core.convert.torch_file import load_torch_file
 from luma_core.errors import CheckpointNotFoundError, ConversionError, some_names
-from luma_core.naming import without_private, without_root
+from luma_core.naming import without_root
 
 T = TypeVar("T")
-
-_DDP = "module."
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "inv_freq")
 _NAMES_HINT = (
@@ -141,7 +139,7 @@ def plain_names(names: Sequence[str]) -> list[str]:
 
 def plain_name(name: str) -> str:
     """Return a name without those of the modules that may wrap a model."""
-    return without_private([name])[0].removeprefix(_DDP)
+    return without_root([name])[0]
 
 
 def with_plain_names(values: Mapping[str, T]) -> dict[str, T]:

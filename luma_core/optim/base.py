@@ -198,6 +198,8 @@ class CompressedOptimizer(ParameterStates):
             closure: re-evaluates the model with gradients enabled and returns the loss.
 
         Raises:
+            ConfigurationError: a group was given an option of AdamW that cannot work here, such as
+                ``amsgrad=True``; nothing was changed.
             UnsupportedGradientError: a gradient is sparse or complex, or of a parameter of another
                 dtype than float32, bfloat16 and float16; nothing was changed.
             NonFiniteGradientError: under ``nonfinite="raise"``; nothing was changed.

@@ -142,6 +142,17 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name, (check, requirement) in _CHECKS.items():
         if name in options and not check(options[name]):
             raise ConfigurationError(f"{name}={options[name]!r} must be {requirement}.")
+    check_adamw_keywords(options)
+
+
+def check_adamw_keywords(options: Mapping[str, Any]) -> None:
+    """Check those options of AdamW that have no effect here; quick where there are none.
+
+    Raises:
+        ConfigurationError: naming the option, its value and what is required.
+    """
+    if options.keys().isdisjoint(ADAMW_KEYWORDS.keys()):
+        return
     for name, (check, requirement, hint) in ADAMW_KEYWORDS.items():
         if name in options and not check(options[name]):
             raise ConfigurationError(f"{name}={options[name]!r} must be {requirement}.", hint=hint)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from luma_core.naming import match_names
 from luma_core.rules.base import UpdateFormula, Wide
 from luma_core.state import ParameterState, StateSource
 from luma_core.stats.report import ErrorStats, MomentDiff, ParameterDiff, StateDiff, TotalDiff
@@ -32,6 +33,9 @@ def diff(
 ) -> StateDiff:
     """Compare two optimizer states, parameter by parameter in bounded memory.
 
+    Names match under the wrappers that ``load_state_dict`` sees through as well
+    (``torch.compile``, DDP, FSDP); what is reported has its name in ``a``.
+
     Args:
         a: an optimizer or an opened checkpoint; errors are relative to its values.
         b: another one.
@@ -40,15 +44,20 @@ def diff(
 
     Raises:
         CheckpointError: a source is a checkpoint that cannot be read.
+        StateMismatchError: names differ in nothing but wrappers' parts.
     """
-    names_a, names_b = choose(a.parameter_names(), pattern), choose(b.parameter_names(), pattern)
-    known_a, known_b = set(names_a), set(names_b)
-    common = [name for name in names_a if name in known_b]
+    names_a, names_b = a.parameter_names(), b.parameter_names()
+    pairs = match_names(names_a, names_b)
+    matched_b = set(pairs.values())
+    chosen = choose(names_a, pattern)
+    common = [name for name in chosen if name in pairs]
+    only_in_a = tuple(name for name in chosen if name not in pairs)
+    only_in_b = tuple(name for name in choose(names_b, pattern) if name not in matched_b)
     groups_a, groups_b = a.group_options(), b.group_options()
     total = _Pair()
     parameters = []
     for done, name in enumerate(common, start=1):
-        state_a, state_b = a.parameter_state(name), b.parameter_state(name)
+        state_a, state_b = a.parameter_state(name), b.parameter_state(pairs[name])
         formulas = (
             update_formula(a.algorithm, state_a, groups_a),
             update_formula(b.algorithm, state_b, groups_b),
@@ -58,7 +67,7 @@ def diff(
             progress(done, len(common))
     identical = sum(entry.identical for entry in parameters)
     return StateDiff(
-        identical=known_a == known_b and identical == len(parameters),
+        identical=not only_in_a and not only_in_b and identical == len(parameters),
         total=TotalDiff(
             parameters=len(parameters),
             identical_parameters=identical,
@@ -66,8 +75,8 @@ def diff(
             moments=total.moment_results(),
         ),
         parameters=tuple(parameters),
-        only_in_a=tuple(name for name in names_a if name not in known_b),
-        only_in_b=tuple(name for name in names_b if name not in known_a),
+        only_in_a=only_in_a,
+        only_in_b=only_in_b,
     )
 
 

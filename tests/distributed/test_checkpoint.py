@@ -1,7 +1,6 @@
 """Checkpoints that several processes write are whole, exact, and ordinary for everybody else."""
 
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -90,9 +89,7 @@ def test_weights_and_saves_behind_training(worlds: list[int], tmp_path: Path) ->
 def test_a_killed_process_leaves_the_previous_checkpoint(how: str, tmp_path: Path, runs) -> None:
     run(4, tmp_path, "checkpoint_cases", ["save:luma"])
     before = checkpoint.open(tmp_path / "luma").manifest
-    begun = time.monotonic()
     finish(start(4, tmp_path, "checkpoint_cases", [f"one_is_killed:{how}"], timeout_seconds=25))
-    assert time.monotonic() - begun < 60
     assert sorted(p.name for p in tmp_path.glob("survived-*")) == [
         "survived-0",
         "survived-1",

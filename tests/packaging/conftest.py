@@ -52,6 +52,18 @@ def build_wheel(
 
 
 @pytest.fixture(scope="session")
-def wheel(build_wheel: Callable[[dict[str, str]], Path]) -> Path:
-    """Built as pip builds it here: with the native library where there is a compiler."""
-    return build_wheel({})
+def wheel(
+    build_wheel: Callable[[dict[str, str]], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Built as pip builds it here, with the native library where there is a compiler.
+
+    All is compiled and linked as always but without optimization, which takes minutes and which
+    no test here looks at.
+    """
+    compiler = shutil.which("c++")
+    if compiler is None:
+        return build_wheel({})
+    quick = tmp_path_factory.mktemp("compiler") / "c++"
+    quick.write_text(f'#!/bin/sh\nexec "{compiler}" "$@" -O0\n')
+    quick.chmod(0o755)
+    return build_wheel({"CXX": str(quick)})

@@ -17,8 +17,23 @@ pytestmark = pytest.mark.timeout(300)
 LIBRARY = "luma_kernels/cpu/_native.so"
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+
+
+@NEEDS_COMPILER
 def test_with_a_compiler_it_is_packed_for_every_python(wheel: Path, tmp_path: Path) -> None:
+    check_native_wheel(wheel, tmp_path)
+
+
+@NEEDS_COMPILER
+@pytest.mark.heavy
+def test_the_compiler_optimizes_it_as_pip_has_it_built(
+    build_wheel: Callable[[dict[str, str]], Path], tmp_path: Path
+) -> None:
+    check_native_wheel(build_wheel({}), tmp_path)
+
+
+def check_native_wheel(wheel: Path, tmp_path: Path) -> None:
     assert wheel.name.split("-")[2:4] == ["py3", "none"]
     assert not wheel.name.endswith("-any.whl")
     with zipfile.ZipFile(wheel) as archive:

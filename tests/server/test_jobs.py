@@ -360,7 +360,8 @@ def test_old_jobs_are_forgotten(root, settings, serving, quick_worker) -> None:
     with serving(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
         job = http.post("/v1/checkpoints/gpt/9/convert", json=TO_NEW).json()
         wait_for(http, job, "done")
-        time.sleep(1.1)
-        app.state.application.jobs.sweep()
-    folder: Path = root / ".luma" / "jobs" / job["id"]
-    assert not folder.exists()
+        folder: Path = root / ".luma" / "jobs" / job["id"]
+        assert folder.exists()
+        while folder.exists():  # the limit of a test ends this
+            app.state.application.jobs.sweep()
+            time.sleep(0.05)

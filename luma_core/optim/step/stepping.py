@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from luma_core import changes
-from luma_core.optim.options import check_gradient
+from luma_core.optim.options import check_adamw_keywords, check_gradient
 from luma_core.optim.step.batch import Batch
 from luma_core.optim.step.clipping import GradientClip
 from luma_core.optim.step.collecting import LocalTensors, collect
@@ -61,6 +61,9 @@ class Stepper:
         """
         grad_scale, found_inf = _whole(grad_scale), _whole(found_inf)
         groups = self._optimizer.param_groups
+        for group in groups:
+            # Groups never keep these, so they are here only where they were set by hand.
+            check_adamw_keywords(group)
         if any(group["nonfinite"] == "raise" for group in groups):
             raise_if_nonfinite(list(self._must_be_finite()))
         self._prepare()

@@ -127,7 +127,7 @@ def test_a_parameter_that_never_had_a_gradient_takes_its_shape_from_the_model(tm
     optimizer.load_state_dict(again)
 
 
-@pytest.mark.parametrize("wrap", ["{}", "_orig_mod.{}", "module.{}"])
+@pytest.mark.parametrize("wrap", ["{}", "_orig_mod.{}", "module.{}", "module.module.{}"])
 def test_names_in_the_state_find_shapes_in_the_model(tmp_path, wrap):
     model = nn.ModuleDict({"used": nn.Linear(4, 4), "unused": nn.Linear(4, 2)})
     optimizer = torch.optim.AdamW((wrap.format(n), p) for n, p in model.named_parameters())

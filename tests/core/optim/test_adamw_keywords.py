@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 from luma_core import LUMA, checkpoint
-from luma_core.errors import ConfigurationError, StateMismatchError, UnsupportedParameterError
+from luma_core.errors import (
+    ConfigurationError,
+    LumaError,
+    StateMismatchError,
+    UnsupportedParameterError,
+)
+from luma_core.optim import step_in_backward
 from luma_core.optim.adamw_state import AdamWStateOptimizer
 from tests.optimizers import CLASSES
 
@@ -162,3 +168,34 @@ def test_rates_on_a_device_may_be_of_any_dtype(build: Build, dtype: torch.dtype)
         optimizer.step()
         found.append(param.detach())
     torch.testing.assert_close(*found)
+
+
+@every_optimizer
+@pytest.mark.parametrize("backend", ["auto", "pytorch"])
+@pytest.mark.parametrize(("name", "value", "message"), REFUSED)
+def test_what_is_set_by_hand_later_is_checked_at_the_next_step(
+    build: Build, backend: str, name: str, value: object, message: str
+) -> None:
+    before, optimizer = trained(build, backend=backend)
+    before = before.clone()
+    param = optimizer.param_groups[0]["params"][0]
+    optimizer.param_groups[0][name] = value
+    with pytest.raises(ConfigurationError, match=message):
+        optimizer.step()
+    assert torch.equal(param, before)
+    other = build([("w", parameter())])
+    with pytest.raises(LumaError, match=message):
+        other.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0][name] = HARMLESS[name]
+    optimizer.step()
+    assert not torch.equal(param, before)
+
+
+@pytest.mark.parametrize(("name", "value", "message"), REFUSED)
+def test_a_step_in_backward_checks_them_too(name: str, value: object, message: str) -> None:
+    model = nn.Linear(4, 4)
+    optimizer = LUMA(model.named_parameters())
+    step_in_backward(model, optimizer)
+    optimizer.param_groups[0][name] = value
+    with pytest.raises(ConfigurationError, match=message):
+        model(torch.ones(2, 4)).sum().backward()

@@ -12,6 +12,7 @@ import torch
 
 from luma_core import stats
 from luma_core.codecs import FP32, Luma16M, Luma16V
+from luma_core.errors import StateMismatchError
 from luma_core.stats import ErrorStats
 
 
@@ -106,6 +107,29 @@ def test_names_in_one_only_and_pattern(source, state, moments) -> None:
     seen: list[tuple[int, int]] = []
     stats.diff(left, left, progress=lambda *at: seen.append(at))
     assert seen == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_fsdp_wrapped_module."])
+def test_names_match_under_wrappers(prefix, source, state, moments) -> None:
+    names = ("layer.weight", "layer.bias")
+    made = [state(name, *moments(4), FP32(), FP32()) for name in names]
+    plain = source(made)
+    wrapped = source([replace(entry, name=prefix + entry.name) for entry in made])
+    for a, b in ((plain, wrapped), (wrapped, plain)):
+        result = stats.diff(a, b)
+        assert result.identical
+        assert [entry.name for entry in result.parameters] == a.parameter_names()
+        assert result.only_in_a == result.only_in_b == ()
+    chosen = stats.diff(plain, wrapped, pattern="*.bias")
+    assert [entry.name for entry in chosen.parameters] == ["layer.bias"]
+    assert chosen.identical
+
+
+def test_names_that_only_wrappers_tell_apart_are_refused(source, state, moments) -> None:
+    made = [state(name, *moments(4), FP32(), FP32()) for name in ("w", "_orig_mod.w")]
+    other = replace(made[0], name="_fsdp_wrapped_module.w")
+    with pytest.raises(StateMismatchError, match="wrappers"):
+        stats.diff(source(made), source([other]))
 
 
 def test_what_cannot_be_compared_says_why(source, state, moments) -> None:

@@ -12,8 +12,9 @@ import httpx
 import pytest
 
 from luma_core import checkpoint
+from luma_core.checkpoint.storage.remote import FsspecStore
 from luma_core.checkpoint.storage.store import Store
-from luma_server import Settings, create_app, statistics_cache
+from luma_server import Settings, create_app
 from luma_server.catalog import summary_cache as kept
 from luma_server.catalog.claims import CLAIM_NAME, claimed
 from luma_server.catalog.place import Root
@@ -112,15 +113,19 @@ def test_nothing_goes_while_checkpoints_cannot_be_listed(root, service, monkeypa
 
 
 def test_claims_of_servers_that_are_gone_go(monkeypatch) -> None:
-    monkeypatch.setattr(statistics_cache, "STALE_SECONDS", 0.3)
-    monkeypatch.setattr("luma_server.catalog.claims.STALE_SECONDS", 0.3)
     service = Service(Settings(root="memory://tidied-claims", allow_anonymous=True))
     root = service.catalog.root
     dead = [root.private("measuring", "a" * 64), root.private("claims", "gpt", "9")]
     for store in dead:
         put(store, CLAIM_NAME)
+    modified, gone = FsspecStore.modified, {store.url for store in dead}
+
+    def long_ago(store: FsspecStore, name: str) -> float | None:
+        written = modified(store, name)
+        return OLD if written is not None and store.url in gone else written
+
+    monkeypatch.setattr(FsspecStore, "modified", long_ago)
     with claimed(root, "gpt", "10"), service._statistics.computing("b" * 64):
-        time.sleep(0.5)
         service.sweep()
         service.catalog.sweep()
         assert [store.names() for store in dead] == [[], []]

@@ -31,6 +31,18 @@ def gate():
     gate.opened.set()
 
 
+@pytest.fixture
+def opens_once_waited_for(gate, monkeypatch):
+    """Opens the gate at the moment when a save begins to wait for another."""
+    wait = checkpoint.staging.async_executor._wait
+
+    def opening(handle):
+        gate.opened.set()
+        wait(handle)
+
+    monkeypatch.setattr(checkpoint.staging.async_executor, "_wait", opening)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_over():
     yield
@@ -69,6 +81,7 @@ def test_waiting_for_a_result_can_end(tmp_path, new_run, gate):
     assert handle.result(60).summary.step == 3
 
 
+@pytest.mark.usefixtures("opens_once_waited_for")
 def test_saves_end_in_their_order(tmp_path, new_run, gate):
     run = new_run()
 
@@ -78,7 +91,7 @@ def test_saves_end_in_their_order(tmp_path, new_run, gate):
     first = save(wait=False, progress=gate)
     run.step(3)
     second = save(wait=False)
-    threading.Timer(0.3, gate.opened.set).start()
+    assert not first.done()
     run.step(4)
     last = save()
     assert first.done()
@@ -87,12 +100,12 @@ def test_saves_end_in_their_order(tmp_path, new_run, gate):
     assert checkpoint.open(tmp_path).manifest.summary.step == 5
 
 
+@pytest.mark.usefixtures("opens_once_waited_for")
 def test_no_more_than_two_copies_are_held(tmp_path, new_run, gate):
     run = new_run()
     first = checkpoint.save(tmp_path / "1", optimizer=run.optimizer, wait=False, progress=gate)
     checkpoint.save(tmp_path / "2", optimizer=run.optimizer, wait=False)
     assert not first.done()
-    threading.Timer(0.3, gate.opened.set).start()
     checkpoint.save(tmp_path / "3", optimizer=run.optimizer, wait=False)
     assert first.done()
 

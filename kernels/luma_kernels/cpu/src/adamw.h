@@ -50,7 +50,10 @@ struct AdamWNumbers {
   template <bool Bounded>
   inline float param(float old, float first, float root) const {
     float update = first / (root * inverse_root_correction2 + eps);
-    if (Bounded) update = update < -limit ? -limit : update > limit ? limit : update;
+    if (Bounded) {
+      update = update < -limit ? -limit : update;
+      update = update > limit ? limit : update;
+    }
     return old * decay - update * rate;
   }
 };

@@ -14,6 +14,8 @@ constexpr float kLargest = 0x1.ff8p127f;     // luma16_m.LARGEST
 constexpr float kLargestRoot = 0x1.ff8p63f;  // luma16_v.LARGEST_ROOT
 constexpr float kSmallestRoot = 0x1p-74f;    // luma16_v.SMALLEST_ROOT
 constexpr int32_t kSmallestCode = 512;       // luma16_v.SMALLEST_CODE
+// Above this exponent beside `mantissa_bits`, the code of kSmallestRoot is below kSmallestCode.
+constexpr int32_t kSmallestReach = 126 - 74 - 9;
 constexpr float kLargestFp8 = 0x1.ep127f;    // fp8_e4m3._LARGEST
 constexpr int kBlock = 128;                  // the usual block size gets loops of fixed length
 
@@ -131,7 +133,9 @@ struct Grid {
         per_unit(as_float(exponent < 253 ? (253 - exponent) << 23 : 0)),
         cut(23 - moment.mantissa_bits),
         top((moment.octaves + 1) << moment.mantissa_bits),
-        lowest(larger(encode<true>(kSmallestRoot, 0), kSmallestCode)),
+        lowest(exponent > moment.mantissa_bits + kSmallestReach
+                   ? kSmallestCode
+                   : larger(encode<true>(kSmallestRoot, 0), kSmallestCode)),
         fits(exponent + moment.octaves - 126 < (moment.kind == kLogRoot ? 64 : 128)) {}
 
   // y and max(y / 2, 1), both assembled from their bits.

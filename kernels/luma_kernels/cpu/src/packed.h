@@ -247,16 +247,14 @@ void encode_root(const Moment& moment, uint16_t stored, const float* __restrict 
   const float per_scale = scale > 0.0f ? 1.0f / scale : 0.0f;
   const float per_step = moment.per_step;
   const float floor = moment.floor;
-  const int32_t top = (1 << moment.bits) - 1;
-  const float last = static_cast<float>(top);
+  const float last = static_cast<float>((1 << moment.bits) - 1);
   for (int64_t i = 0; i < n; ++i) {
     const float place = (roots[i] * per_scale - floor) * per_step;
     const float noise = Draws ? static_cast<float>(static_cast<int32_t>(bits[i] >> 16)) * 0x1p-16f
                               : 0.5f;
     // NaN, of elements of a block that is not finite, is not above zero.
     const float above = place > 0.0f ? place : 0.0f;
-    const int32_t code = static_cast<int32_t>((above < last ? above : last) + noise);
-    codes[i] = static_cast<uint8_t>(code > top ? top : code);
+    codes[i] = static_cast<uint8_t>(static_cast<int32_t>((above < last ? above : last) + noise));
   }
 }
 

@@ -173,8 +173,9 @@ void log_finish(const AdamWNumbers rule, const LogTarget target, int64_t length)
     const float root = new_root[i];
     if (Param) param[i] = rule.param<false>(param[i], m, root);
     first[i] = grid1.encode_signed<Clamp>(m, static_cast<int32_t>((bits & 0xffff) >> shift1));
-    second[i] = grid2.encode_root<Clamp>(root, static_cast<int32_t>(bits >> shift2));
+    second[i] = grid2.round_root<Clamp>(root, static_cast<int32_t>(bits >> shift2));
   }
+  grid2.raise_roots(new_root, n, second);
 }
 
 template <int N, bool Bounded>

@@ -24,9 +24,11 @@ void encode_loop(const Grid grid, const float* __restrict x, const int32_t* __re
                 int64_t n, int16_t* __restrict to) {
   const int32_t half = 1 << (grid.cut - 1);
   const int32_t shift = 16 - grid.cut;
+  const int32_t lowest = grid.lowest_root();
   for (int64_t i = 0; i < n; ++i) {
     const int32_t below = Draws ? draws[i] >> shift : half;
-    to[i] = Root ? grid.encode_root<Clamp>(__builtin_sqrtf(x[i]), below)
+    const float root = __builtin_sqrtf(x[i]);
+    to[i] = Root ? grid.raise_root(grid.round_root<Clamp>(root, below), root, lowest)
                  : grid.encode_signed<Clamp>(x[i], below);
   }
 }

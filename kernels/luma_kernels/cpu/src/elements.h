@@ -14,8 +14,6 @@ constexpr float kLargest = 0x1.ff8p127f;     // luma16_m.LARGEST
 constexpr float kLargestRoot = 0x1.ff8p63f;  // luma16_v.LARGEST_ROOT
 constexpr float kSmallestRoot = 0x1p-74f;    // luma16_v.SMALLEST_ROOT
 constexpr int32_t kSmallestCode = 512;       // luma16_v.SMALLEST_CODE
-// Above this exponent beside `mantissa_bits`, the code of kSmallestRoot is below kSmallestCode.
-constexpr int32_t kSmallestReach = 126 - 74 - 9;
 constexpr float kLargestFp8 = 0x1.ep127f;    // fp8_e4m3._LARGEST
 constexpr int kBlock = 128;                  // the usual block size gets loops of fixed length
 
@@ -123,8 +121,6 @@ struct Grid {
   float per_unit;
   int32_t cut;
   int32_t top;
-  // The lowest code of a root above 0: Luma16V.lowest_code.
-  int32_t lowest;
   // Whether codes can neither pass the top nor come from values that are not finite.
   bool fits;
 
@@ -133,9 +129,6 @@ struct Grid {
         per_unit(as_float(exponent < 253 ? (253 - exponent) << 23 : 0)),
         cut(23 - moment.mantissa_bits),
         top((moment.octaves + 1) << moment.mantissa_bits),
-        lowest(exponent > moment.mantissa_bits + kSmallestReach
-                   ? kSmallestCode
-                   : larger(encode<true>(kSmallestRoot, 0), kSmallestCode)),
         fits(exponent + moment.octaves - 126 < (moment.kind == kLogRoot ? 64 : 128)) {}
 
   // y and max(y / 2, 1), both assembled from their bits.
@@ -167,12 +160,35 @@ struct Grid {
     return static_cast<int16_t>(x < 0.0f ? code - 32768 : code);
   }
 
+  // The code of a root by rounding alone, which may be below `lowest_root`.
   template <bool Clamp>
-  inline int16_t encode_root(float root, int32_t below) const {
+  inline int16_t round_root(float root, int32_t below) const {
     const float x = Clamp && root > kLargestRoot ? kLargestRoot : root;
+    return static_cast<int16_t>(encode<Clamp>(x, below));
+  }
+
+  // The lowest code of a root above 0: Luma16V.lowest_code.
+  inline int32_t lowest_root() const {
+    return larger(encode<true>(kSmallestRoot, 0), kSmallestCode);
+  }
+
+  // Raises the codes of roots above 0 to the lowest. Few runs have any to raise, and to find the
+  // smallest code takes less than to raise each.
+  inline void raise_roots(const float* __restrict roots, int64_t n, int16_t* __restrict to) const {
+    const int32_t lowest = lowest_root();
+    uint16_t smallest = 0xffff;
+    for (int64_t i = 0; i < n; ++i) {
+      const uint16_t code = static_cast<uint16_t>(to[i]);
+      smallest = code < smallest ? code : smallest;
+    }
+    if (smallest >= lowest) return;
+    for (int64_t i = 0; i < n; ++i) to[i] = raise_root(to[i], roots[i], lowest);
+  }
+
+  static inline int16_t raise_root(int16_t rounded, float root, int32_t lowest) {
+    const int32_t code = static_cast<uint16_t>(rounded);
     // As a number, the bits of a root above 0 are larger than any code; those of 0 are 0.
-    const int32_t floor = smaller(as_bits(root), lowest);
-    return static_cast<int16_t>(larger(encode<Clamp>(x, below), floor));
+    return static_cast<int16_t>(larger(code, smaller(as_bits(root), lowest)));
   }
 };
 

@@ -2,7 +2,7 @@
 
 from luma_core.optim.offload.choice import chosen_offload
 from luma_core.optim.offload.load_arena import AwaitedTensor, LoadArena
-from luma_core.optim.offload.offloader import OffloadedBatch, Offloader
+from luma_core.optim.offload.offloader import OffloadedPlan, Offloader
 from luma_core.optim.offload.options import DEFAULT_BUFFER_BYTES, OffloadOptions, offload_options
 from luma_core.optim.offload.snapshot import Snapshot
 
@@ -11,7 +11,7 @@ __all__ = [
     "AwaitedTensor",
     "LoadArena",
     "OffloadOptions",
-    "OffloadedBatch",
+    "OffloadedPlan",
     "Offloader",
     "Snapshot",
     "chosen_offload",

@@ -177,8 +177,8 @@ def choose_mode(load: Load, machine: Machine, *, directory: bool) -> tuple[str |
     """Return the mode for a CUDA device, ``None`` for state beside the parameters, and why.
 
     Args:
-        load: what there is to step.
-        machine: what there is to do it with.
+        load: the parameters to be stepped, and their state.
+        machine: the memory, link and CPU that it has.
         directory: whether there is a directory for files.
 
     Raises:
@@ -241,7 +241,7 @@ def chosen_offload(optimizer: Steppable, options: OffloadOptions) -> OffloadOpti
 
 
 def machine_of(device: torch.device) -> Machine:
-    """Return what there is to step parameters of a CUDA device with."""
+    """Return the memory, link and CPU that can step parameters of a CUDA device."""
     free, _ = torch.cuda.mem_get_info(device)
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
     return Machine(

@@ -49,7 +49,7 @@ class _Group:
         changes.before_change(self._homes)
 
     def take_gradients(self) -> None:
-        """Let the pieces have the gradients of now."""
+        """Give the pieces their present gradients."""
         take_gradients(self.cuts)
 
     def drop_gradients(self) -> None:

@@ -38,7 +38,7 @@ class LocalTensors:
         self.copied = False
 
     def of(self, param: Tensor) -> Tensor:
-        """Return the parameter itself, or what stands for its part, with the gradient of now."""
+        """Return the parameter itself, or a tensor that stands for its part, with its gradient."""
         if not is_sharded(param):
             return param
         local, alias = local_tensor(param), self._aliases.get(param)

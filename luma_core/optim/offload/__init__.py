@@ -1,6 +1,6 @@
 """Optimizer state that lives in the host's memory or in files, and comes to the step in pieces."""
 
-from luma_core.optim.offload.choice import chosen_offload
+from luma_core.optim.offload.choice import choose_offload
 from luma_core.optim.offload.load_arena import AwaitedTensor, LoadArena
 from luma_core.optim.offload.offloader import OffloadedPlan, Offloader
 from luma_core.optim.offload.options import DEFAULT_BUFFER_BYTES, OffloadOptions, offload_options
@@ -14,6 +14,6 @@ __all__ = [
     "OffloadedPlan",
     "Offloader",
     "Snapshot",
-    "chosen_offload",
+    "choose_offload",
     "offload_options",
 ]

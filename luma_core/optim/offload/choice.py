@@ -215,7 +215,7 @@ def choose_mode(load: Load, machine: Machine, *, directory: bool) -> tuple[str |
     return ("host" if streamed <= on_cpu else "cpu-step"), compared
 
 
-def chosen_offload(optimizer: Steppable, options: OffloadOptions) -> OffloadOptions | None:
+def choose_offload(optimizer: Steppable, options: OffloadOptions) -> OffloadOptions | None:
     """Return what to do for ``offload="auto"``, and log why."""
     params = [param for _, param, _ in optimizer.parameters_by_name()]
     on_gpu = [param for param in params if local_tensor(param).is_cuda and has_values(param)]

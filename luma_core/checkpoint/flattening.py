@@ -1,4 +1,4 @@
-"""Turning a checkpoint that builds on others into a full one."""
+"""Turns a checkpoint of a delta chain into a full one."""
 
 from __future__ import annotations
 

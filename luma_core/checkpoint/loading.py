@@ -89,8 +89,9 @@ def load(
         CorruptCheckpointError: a file is missing, cut or altered.
         UnsupportedVersionError: a newer version wrote it.
         StateMismatchError: it does not fit the optimizer or the model; says where.
-        StorageError: the store failed, a disk has no room for offloaded state beside that of now, a
-            process failed or disappeared, or the ranks did not find the same checkpoint.
+        StorageError: the store failed, a disk has no room for offloaded state beside the
+            present one, a process failed or disappeared, or the ranks did not find the same
+            checkpoint.
     """
     if process_group is None:
         return load_alone(

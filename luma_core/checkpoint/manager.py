@@ -1,4 +1,4 @@
-"""The checkpoints of one run: numbered steps, which are kept, and what is cleared away."""
+"""The checkpoints of one run: saves numbered steps, loads them, and removes old ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run as one process sees it: its steps, their delta chains, and what may go."""
+"""The folder of a run as one process sees it: steps, delta chains, and which may be removed."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class RunFolder:
         return store.size(MANIFEST_NAME) is not None
 
     def clear(self) -> None:
-        """Remove what need not be kept after a save; a failure is a warning in the log."""
+        """Remove steps that retention does not keep; log a warning where that fails."""
         try:
             self.prune()
             if not self._collected:
@@ -169,7 +169,7 @@ class RunFolder:
         return sorted(removed)
 
     def _bases_of(self, steps: list[int]) -> dict[int, int] | None:
-        """Return which step each one builds on; ``None`` where this manager makes no chains."""
+        """Return each step's delta base; ``None`` where this manager saves no deltas."""
         if self._max_chain == 1:
             return None
         numbers = {_folder_name(step): step for step in steps}

@@ -82,7 +82,7 @@ def remove_finished(store: Store, *, damaged: bool) -> bool:
 
 
 def remove_files(store: Store, listed: set[str]) -> None:
-    """Remove a step's files, its mark last: what an interrupted removal leaves is known as ours."""
+    """Remove a step's files, its mark last, so that an interrupted removal can be finished."""
     for name in store.names():
         ours = shard_generation(name) is not None and written_by_us(store, name)
         if ours or name in listed or name == INDEX_NAME:

@@ -38,7 +38,7 @@ _SAFE = (1e-15, 1e15)
 _log = logging.getLogger(__name__)
 
 
-class Part(NamedTuple):
+class ErrorSums(NamedTuple):
     """What is added up of one moment, or the update: of a piece of a parameter, or all of it."""
 
     errors: float = 0.0
@@ -50,14 +50,14 @@ class Part(NamedTuple):
     changed: int = 0
 
 
-ErrorParts = dict[tuple[str, str], Part]
+ErrorSumsByMoment = dict[tuple[str, str], ErrorSums]
 """By parameter, and moment or update."""
 
 
 class CodingErrors:
     """Adds up what coding changed; a parameter that is coded twice counts once.
 
-    A parameter is compared in the background while it is written, and never two at a time.
+    A parameter is compared on a thread of its own while it is written, and never two at a time.
 
     Args:
         algorithm: whose state it is.
@@ -65,7 +65,7 @@ class CodingErrors:
 
     def __init__(self, algorithm: str = "adamw") -> None:
         self._rule = rule_of(algorithm)
-        self._parts: ErrorParts = {}
+        self._parts: ErrorSumsByMoment = {}
         self._thread = ThreadPoolExecutor(1, "luma-coding-errors")
         self._running: Future[None] | None = None
 
@@ -94,7 +94,7 @@ class CodingErrors:
         moments: Mapping[str, Tensor],
         formula: UpdateFormula | None,
     ) -> None:
-        pieces: dict[str, list[Part]] = {kind: [] for kind in (*moments, UPDATE)}
+        pieces: dict[str, list[ErrorSums]] = {kind: [] for kind in (*moments, UPDATE)}
         got, want = (
             {name: x.reshape(-1).split(_PIECE_ELEMENTS) for name, x in values.items()}
             for values in ({name: state.decode(name) for name in moments}, moments)
@@ -110,12 +110,12 @@ class CodingErrors:
         for kind, parts in pieces.items():
             self._parts[state.name, kind] = _sum(parts)
 
-    def parts(self) -> ErrorParts:
+    def parts(self) -> ErrorSumsByMoment:
         """Return the sums of each parameter measured so far."""
         self._wait()
         return dict(self._parts)
 
-    def add(self, parts: ErrorParts) -> None:
+    def add(self, parts: ErrorSumsByMoment) -> None:
         """Count what another process measured."""
         self._parts |= parts
 
@@ -150,7 +150,7 @@ def _update(formula: UpdateFormula, moments: Mapping[str, Tensor]) -> Tensor:
     return torch.from_numpy(formula.apply(*(value.numpy() for value in values))).float()
 
 
-def _compared(got: Tensor, want: Tensor) -> Part:
+def _compared(got: Tensor, want: Tensor) -> ErrorSums:
     """Compare a piece of decoded values with what they were."""
     largest = _magnitude(want)
     error = got - want
@@ -166,7 +166,7 @@ def _compared(got: Tensor, want: Tensor) -> Part:
         moved = np.greater(error.abs_().numpy(), bound)
         changed = int(np.count_nonzero(moved))
         zeroed = int(np.count_nonzero(moved & np.equal(got.numpy(), 0))) if changed else 0
-    return Part(errors, squares, largest_error, largest, want.numel(), zeroed, changed)
+    return ErrorSums(errors, squares, largest_error, largest, want.numel(), zeroed, changed)
 
 
 def _all_near(got: Tensor, want: Tensor) -> bool:
@@ -188,11 +188,11 @@ def _magnitude(x: Tensor) -> float:
     return max(-float(low), float(high))
 
 
-def _sum(parts: Sequence[Part]) -> Part:
+def _sum(parts: Sequence[ErrorSums]) -> ErrorSums:
     if not parts:
-        return Part()
+        return ErrorSums()
     columns = list(zip(*parts, strict=True))
-    return Part(
+    return ErrorSums(
         math.fsum(columns[0]),
         math.fsum(columns[1]),
         max(columns[2]),

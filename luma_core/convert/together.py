@@ -44,8 +44,8 @@ def convert_together(
     """Convert AdamW state to a LUMA checkpoint; all processes call it together.
 
     Files have the bytes that `convert` gives them in one process. Each process reads and codes what
-    belongs into its shards; both places must be ones that all processes reach. Process 0 makes
-    the checkpoint appear. If one fails, all raise what it raised.
+    belongs into its shards; all processes must reach both places. The coordinator rank
+    commits the checkpoint. If one fails, all raise what it raised.
 
     Args:
         src: as `convert` takes it.

@@ -20,7 +20,7 @@ from luma_core.optim.offload import (
     Offloader,
     OffloadOptions,
     Snapshot,
-    chosen_offload,
+    choose_offload,
 )
 from luma_core.optim.options import (
     ADAMW_KEYWORDS,
@@ -37,7 +37,7 @@ from luma_core.optim.parameter_states import ParameterStates
 from luma_core.optim.presets import DEFAULT_BLOCK_SIZE, moment_kinds, preset_codecs
 from luma_core.optim.state_io import loading
 from luma_core.optim.state_io.adoption import register
-from luma_core.optim.state_io.entries import carried_entry
+from luma_core.optim.state_io.entries import carry_entry
 from luma_core.optim.state_io.plan import plan_loading
 from luma_core.optim.state_io.sources import OwnParameter
 from luma_core.optim.state_io.states_source import StatesSource
@@ -101,7 +101,7 @@ class CompressedOptimizer(ParameterStates):
         super().__init__(params, _kept(defaults))
         register(self)
         if offload is not None and offload.mode == "auto":
-            self._set_offload(chosen_offload(self, offload))
+            self._set_offload(choose_offload(self, offload))
 
     def _set_offload(self, options: OffloadOptions | None) -> None:
         self._offload = options
@@ -256,7 +256,7 @@ class CompressedOptimizer(ParameterStates):
         self._settle()
         state_dict = super().state_dict()
         entries = state_dict["state"].items()
-        return {**state_dict, "state": {key: carried_entry(entry) for key, entry in entries}}
+        return {**state_dict, "state": {key: carry_entry(entry) for key, entry in entries}}
 
     def state_snapshot(self) -> Snapshot | None:
         """Return what finds stored tensors as they are now, whatever steps follow.

@@ -169,7 +169,7 @@ def normalize_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(betas, tuple | list) or (hasattr(betas, "ndim") and betas.ndim):
         found["betas"] = tuple(_python_number(beta) for beta in betas)
     if "seed" in found:
-        found["seed"] = _chosen_seed(found["seed"])
+        found["seed"] = _choose_seed(found["seed"])
     return found
 
 
@@ -178,7 +178,7 @@ def _python_number(value: Any) -> Any:
     return value.item() if one else value
 
 
-def _chosen_seed(seed: Any) -> Any:
+def _choose_seed(seed: Any) -> Any:
     """Return the seed that is meant: ``"torch"`` draws one from torch's global generator."""
     if seed is None:
         return DEFAULT_SEED

@@ -22,7 +22,7 @@ else:
     np = import_later("numpy", globals())
 
 WORTH = 0.95
-"""A difference that takes more than this of what the chunk takes is not worth reading a base."""
+"""Differences are stored if they take at most this share of the bytes of the whole."""
 
 ReadBase = Callable[[int, Bytes], None]
 """Reads elements of a tensor of the base, from one on, into 1-D bytes of as many as are wanted."""

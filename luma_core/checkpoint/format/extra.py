@@ -178,7 +178,7 @@ def _refused(where: _Where, value: Any, hint: str) -> ConfigurationError:
 
 
 def _hint(value: Any) -> str:
-    """Return what to save instead of a value."""
+    """Return the plain value that is saved in place of a value."""
     if isinstance(value, enum.Enum):
         return "Save its .value or .name."
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -159,7 +159,7 @@ class CheckpointFolder:
         self.generation = self._next_generation(names)
 
     def _next_generation(self, names: set[str]) -> int:
-        """Return a generation whose shard names nobody else uses, or will use."""
+        """Return a new generation, so that no other save uses the same shard names."""
         taken = names - self._leftovers if self._alone else names
         last = max((shard_generation(name) or 0 for name in taken), default=0)
         if self._previous is not None:
@@ -181,7 +181,7 @@ class CheckpointFolder:
             return False
 
     def clean(self) -> None:
-        """Remove what interrupted saves left, where that cannot be the work of another saver."""
+        """Remove files of interrupted saves, but none that a running save may have written."""
         if self._alone:
             self.store.discard_leftovers()
             self._delete(self._leftovers)

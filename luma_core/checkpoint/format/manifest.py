@@ -37,7 +37,7 @@ NEWEST_VERSION = SHARDED_DELTA_VERSION
 """The newest version that is read."""
 
 MAX_CHAIN = 32
-"""A longer chain is neither written nor read: each of its checkpoints is opened to read one."""
+"""Checkpoints in the longest delta chain. Reading one opens every checkpoint of its chain."""
 
 MAX_MANIFEST_BYTES = 256 << 20
 """Larger manifests are neither written nor read; 100,000 parameters take about a quarter."""
@@ -235,7 +235,7 @@ class Manifest:
 
     @property
     def chain(self) -> int:
-        """The checkpoints that it takes to read this one: 1 where it is full."""
+        """Checkpoints in its delta chain, itself included: 1 where it is full."""
         return 1 if self.base is None else self.base.chain + 1
 
     def to_dict(self) -> dict[str, Any]:

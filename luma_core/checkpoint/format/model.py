@@ -90,5 +90,5 @@ def check_names(what: str, expected: Sequence[str], found: Sequence[str]) -> Non
         raise StateMismatchError(
             f"{what} differ: missing from the checkpoint {some_names(missing)}, "
             f"unexpected in it {some_names(unexpected)}.",
-            hint="Load into the same model as was saved, or what there is with strict=False.",
+            hint="Load into the model that was saved, or load what fits with strict=False.",
         )

@@ -1,4 +1,4 @@
-"""Reading ``luma.json``: nothing of it is used before all of it is checked."""
+"""Reads ``luma.json``, and checks all of it before any of it is used."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from luma_core.state import GroupOptions, ParameterState, StateSource, field_key
 
 
 class SavableState(StateSource, Protocol):
-    """A state source that says what it is: an optimizer, an opened checkpoint, a conversion."""
+    """State that can be saved: an optimizer's, an opened checkpoint's or a conversion's."""
 
     @property
     def named(self) -> bool:
@@ -106,7 +106,7 @@ def plan_save(
 
 
 def parameter_entry(state: ParameterState) -> ParameterEntry:
-    """Return what a manifest says of a parameter's state."""
+    """Return the manifest entry of a parameter's state."""
     return ParameterEntry(
         name=state.name,
         shape=tuple(state.shape),

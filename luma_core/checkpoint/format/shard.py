@@ -91,7 +91,7 @@ class PlannedTensor:
 def plan_shards(
     tensors: Iterable[PlannedTensor], max_shard_bytes: int
 ) -> list[list[PlannedTensor]]:
-    """Distribute tensors over shards in their order; one larger than the bound has its own."""
+    """Distribute tensors over shards in order; a tensor above the bound gets its own shard."""
     shards: list[list[PlannedTensor]] = []
     room = -1
     for tensor in tensors:

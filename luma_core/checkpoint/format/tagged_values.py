@@ -44,7 +44,7 @@ class Pairs(list[tuple[Any, Any]]):
 
 
 class NotKeptError(Exception):
-    """A value of a kind that is kept cannot be; the text says what to do instead."""
+    """A value cannot be kept, although others of its type can; the text says what to do."""
 
 
 @dataclass(frozen=True)

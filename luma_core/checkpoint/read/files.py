@@ -25,7 +25,7 @@ _READ_AHEAD = 2
 
 
 def counted(total_bytes: int, progress: Progress | None) -> Callable[[int], None]:
-    """Return what adds up the bytes it is told of, by any thread, and tells ``progress``."""
+    """Return a function that adds up bytes, from any thread, and reports them to ``progress``."""
     done_bytes = 0
     lock = threading.Lock()
 

@@ -75,7 +75,7 @@ class LoadableState(StateSource, Protocol):
         ...
 
     def incoming_state(self, states: Sequence[MatchedState]) -> LoadArena | None:
-        """Return a new block for states as they will be kept, where the optimizer has such."""
+        """Return memory for states that are to be loaded; ``None`` where loading needs none."""
         ...
 
     def load_parameter_states(
@@ -178,12 +178,12 @@ class FieldRoom(Room, Protocol):
     """The place of a field where the optimizer keeps it."""
 
     def view(self) -> Tensor:
-        """Return what is there."""
+        """Return the field, as a view of its place."""
         ...
 
 
 class _RoomFrom:
-    """A room from one of its bytes on."""
+    """Part of a room: all of it but its first bytes."""
 
     def __init__(self, room: Room, first: int) -> None:
         self._room = room
@@ -336,7 +336,7 @@ def _here(
     states: list[ParameterState],
     elsewhere: Collection[str],
 ) -> list[ParameterState]:
-    """Return the states but those of parameters that only other processes have."""
+    """Return the states of parameters that this process has."""
     own = optimizer.parameter_names()
     if not checkpoint.named or (own and not optimizer.named):
         return states

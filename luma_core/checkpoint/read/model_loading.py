@@ -136,7 +136,7 @@ class ModelLoad:
         return any(key.startswith(own.prefix) for own in self._special)
 
     def _checked_targets(self) -> dict[str, Tensor | _Slot]:
-        """Return what receives each stored tensor that is copied."""
+        """Return the tensor into which each stored tensor is copied."""
         plain = [key for key in self._found if not self._is_special(key)]
         if self._strict:
             check_names("model tensors", [k for k in self._own if not self._is_special(k)], plain)
@@ -231,7 +231,7 @@ class ModelLoad:
         return self._report(new)
 
     def _report(self, new: list[str]) -> LoadReport:
-        """Return what found no counterpart, given the keys that modules with own ways lacked."""
+        """Return the keys without counterpart, given those that modules with own loaders lacked."""
         taken = {*self._targets, *(self._states.keys() & self._found)}
         taken |= {key for key in self._found.keys() & self._own if self._is_special(key)}
         used = {self._entries[key].name for key in taken & self._entries.keys()}

@@ -27,7 +27,7 @@ Job = Callable[[], object]
 
 
 class GuardedTensor(Protocol):
-    """A tensor whose bytes of now are to be saved.
+    """A tensor whose present bytes are to be saved, whatever changes it later.
 
     Attributes:
         first: address of its first byte.
@@ -130,7 +130,7 @@ class CopyOnWriteGuard:
         self._unsafe += 1
 
     def begin(self, order: Sequence[GuardedTensor]) -> None:
-        """Look out for changes, and copy in the background, in that order."""
+        """Begin to watch for changes, then to copy asynchronously, in that order."""
         if not self._guarded:
             return
         thread = threading.Thread(target=self._copy_in_background, args=(order,), name="luma-copy")

@@ -1,4 +1,4 @@
-"""The staging pool: memory for copies of what is saved, which is used again."""
+"""The staging pool: memory for copies of what is saved, reused by later saves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Kind = tuple[torch.dtype, tuple[int, ...], bool]
 
 
 def kind_of(tensor: Tensor) -> Kind:
-    """Return what a copy of a tensor must be like; of a CUDA device, it is pinned."""
+    """Return the kind of memory that a copy of a tensor needs; pinned for tensors on CUDA."""
     return tensor.dtype, tuple(tensor.shape), tensor.is_cuda
 
 
@@ -45,7 +45,7 @@ class StagingPool:
         self._expected[kind] += 1
 
     def trim(self) -> None:
-        """Let go of what was kept and none of the expected copies will use."""
+        """Free kept memory that none of the expected copies will use."""
         with self._lock:
             for kind, free in self._free.items():
                 del free[self._expected[kind] :]

@@ -68,7 +68,7 @@ class Staging:
         weakref.finalize(self, _abandon, self._guard).atexit = False
 
     def staged(self, plan: Plan) -> Plan:
-        """Return ``plan`` with tensors that do not show what training changes next."""
+        """Return ``plan`` with tensors that later training steps do not change."""
         with _Copier() as copier:
             shards = {
                 kind: [
@@ -172,7 +172,7 @@ def provide(owner: object, plan: Plan) -> None:
 def beside_current(
     streams: dict[torch.device, torch.cuda.Stream], device: torch.device
 ) -> torch.cuda.Stream:
-    """Return the one stream of a device that waits for what its current one does before now."""
+    """Return a device's stream for copies; it begins after the work that is queued by then."""
     if device not in streams:
         streams[device] = torch.cuda.Stream(device)
         streams[device].wait_stream(torch.cuda.current_stream(device))

@@ -22,7 +22,7 @@ class Way(Enum):
     """How a tensor is kept from being changed before it was read."""
 
     BACKGROUND = auto()
-    """It is copied in the background, beginning with the last bytes, which are written last."""
+    """It is copied asynchronously, beginning with the last bytes, which are written last."""
 
     WAIT = auto()
     """It is never copied: a step waits until it was read."""
@@ -178,7 +178,7 @@ class HostTensor:
 
 
 class DeviceTensor:
-    """A tensor of a CUDA device, which is copied to pinned memory in the background.
+    """A tensor of a CUDA device, which is copied to pinned memory asynchronously.
 
     Args:
         guard: of the save.
@@ -221,7 +221,7 @@ class DeviceTensor:
         yield from raw_chunks(self._copy, chunk_bytes)
 
     def jobs(self, first: int, stop: int) -> Iterator[Job]:
-        """Yield nothing: all of it is copied in the background."""
+        """Yield nothing: all bytes are copied asynchronously."""
         yield from ()
 
     def wait(self, first: int, stop: int) -> None:

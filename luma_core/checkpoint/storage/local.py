@@ -230,7 +230,7 @@ class LocalStore(Store):
 
 
 def _is_shared() -> bool:
-    """Whether other processes may be about to read the same: one of them then does for all."""
+    """Whether other processes may read the same files, so that one of them reads for all."""
     distributed = sys.modules.get("torch.distributed")
     return (
         distributed is not None

@@ -67,7 +67,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def retried(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call, and again after a growing wait where what failed is transient."""
+    """Call, and retry transient failures after growing waits."""
     for attempt in range(1, ATTEMPTS):
         try:
             return call(*args, **kwargs)

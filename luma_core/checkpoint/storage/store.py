@@ -103,7 +103,7 @@ class ObjectWriter(ABC):
 
 
 class ObjectReader(ABC):
-    """Reads one object, most of it and about in order. Several threads may use it at once."""
+    """Reads most of one object, roughly in order. Several threads may use it at once."""
 
     @abstractmethod
     def read(self, start: int, stop: int, memory: Bytes) -> memoryview:
@@ -142,7 +142,7 @@ class Store(ABC):
     @property
     @abstractmethod
     def strategy(self) -> CommitStrategy:
-        """How commits are made here, and what that promises."""
+        """How commits are made here, and which guarantees that gives."""
 
     @abstractmethod
     def write(self, name: str, *, expected: Version | None = None) -> ObjectWriter:
@@ -286,7 +286,7 @@ Place = str | os.PathLike[str] | Store
 
 
 def changed_meanwhile(place: str) -> ConcurrentSaveError:
-    """Return the error of a commit that would replace what it did not expect."""
+    """Return the error of a commit that finds another version than it expected."""
     return ConcurrentSaveError(
         f"{place}: somebody else saved here in the meantime.",
         hint="Their checkpoint stands. Save again to replace it, or save to another folder.",

@@ -1,4 +1,4 @@
-"""How the ranks of a process group save and load together; one process alone is a rank as well."""
+"""Coordination of the ranks of a process group; one process alone is a group of one rank."""
 
 from __future__ import annotations
 

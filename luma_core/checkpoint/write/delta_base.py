@@ -1,4 +1,4 @@
-"""The delta base of a save: which checkpoint may be one, and what is read of it."""
+"""Finds the delta base of a save: which checkpoint may serve, and its tensors."""
 
 from __future__ import annotations
 

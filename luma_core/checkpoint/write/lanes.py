@@ -34,7 +34,7 @@ class Shard(NamedTuple):
 
 
 class _StoppedError(Exception):
-    """Ends the work on other shards after one failed."""
+    """Stops writing the other shards after one has failed."""
 
 
 class ShardLanes:

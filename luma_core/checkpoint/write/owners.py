@@ -1,4 +1,4 @@
-"""Who writes what of a save: processes tell what they have, and all of them decide alike."""
+"""Decides which process writes which tensor: all gather what each has, and decide alike."""
 
 from __future__ import annotations
 

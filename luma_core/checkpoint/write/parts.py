@@ -62,7 +62,7 @@ def sharded_optimizer(optimizer: object, what: str) -> CompressedOptimizer:
 
 
 class _Fields(dict[str, Tensor]):
-    """Fields that nobody else holds, so that they need not be copied."""
+    """Fields that no other object refers to, so that they need not be copied."""
 
     fresh = True
 
@@ -166,12 +166,12 @@ class _Way(Enum):
     ONE = "one"
     """All processes have the whole field; one of them writes it."""
     GATHERED = "gathered"
-    """Put together in all processes; one of them writes it."""
+    """Gathered in all processes; one of them writes it."""
 
 
 @lru_cache(maxsize=4096)
 def _ways(part: Part | None, codec: Codec) -> dict[str, _Way]:
-    """Return the way of each field of a moment that is not the whole one's already."""
+    """Return how each field of a moment is written; empty where a process has all of it."""
     if part is None or _box(part.shape, part) == whole_box(part.shape):
         return {}
     places = part.fields(codec)
@@ -182,7 +182,7 @@ def _ways(part: Part | None, codec: Codec) -> dict[str, _Way]:
 
 
 def _box(shape: Sequence[int], part: Part | None) -> Box:
-    """Return what a process has of a tensor; a tensor without elements it has whole."""
+    """Return the box of a tensor that a process has; all of a tensor without elements."""
     return whole_box(shape) if part is None or not math.prod(shape) else part.box
 
 

@@ -9,7 +9,7 @@ from isal.isal_zlib import crc32
 from torch import Tensor
 
 WHOLE_BYTES = 64 << 10
-"""Tensors of so much are read whole; of larger ones, as much in runs that are spread over them."""
+"""Bytes that are compared of a tensor: all of a smaller one, and runs spread over a larger one."""
 
 _RUN_BYTES = 4 << 10
 

@@ -228,7 +228,7 @@ def _named_shards(
 
 
 def _by_kind(written: Sequence[Sequence[WrittenShard]]) -> list[WrittenShard]:
-    """Return what all ranks wrote as one rank would have: kind by kind."""
+    """Return all ranks' shards in the order in which one rank would have written them."""
     found = [shard for some in written for shard in some]
     kinds = list(dict.fromkeys(file.kind for file, _ in found))
     return [shard for kind in kinds for shard in found if shard[0].kind == kind]

@@ -258,7 +258,7 @@ def prepare_run(
     begin: Callable[[], None] = do_nothing,
     choice: BaseChoice | None = None,
 ) -> Callable[[], Manifest]:
-    """Plan a save and, unless it waits, stage it; return what writes and commits it.
+    """Plan a save, stage it if it is asynchronous, and return what writes and commits it.
 
     Args:
         store: the folder.

@@ -1,4 +1,4 @@
-"""What one process writes of a save: all tell what they have, check it, and share out the work."""
+"""Plans what one process writes: all gather summaries, check them and share out the tensors."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ _CLASSES = [
 
 
 @dataclass(frozen=True)
-class _Pieces:
+class _RankParts:
     """One parameter: its pieces by moment, in the order of the ranks."""
 
     shape: Shape
@@ -139,7 +139,7 @@ def _loaded(file: File) -> Mapping[str, Any]:
 
 
 def _state_dict(folder: Folder, ranks: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a state dict by name of `_Pieces`.
+    """Return a state dict by name of `_RankParts`.
 
     Raises:
         ConversionError: a part is missing, or parts do not fit each other.
@@ -157,7 +157,7 @@ def _state_dict(folder: Folder, ranks: list[Mapping[str, Any]]) -> dict[str, Any
             cut = _cut_stage_3 if stage3 else _cut_stages_1_2
             for name, pieces in cut(index, names, ranks, kept).items():
                 step = kept[0]["state"][index]["step"]
-                state[name] = {"step": step, "pieces": _Pieces(names[name], pieces)}
+                state[name] = {"step": step, "pieces": _RankParts(names[name], pieces)}
         groups = [dict(group) for group in kept[0]["param_groups"]]
         for group, names in zip(groups, shapes, strict=True):
             group["params"] = list(names)
@@ -240,7 +240,7 @@ def _cut_stage_3(
 
 
 def _decode(place: str, entry: Any) -> Entry | None:
-    pieces: _Pieces = entry["pieces"]
+    pieces: _RankParts = entry["pieces"]
     head = torch.empty((), device="cpu").expand(pieces.shape)
     return moments_entry(
         place,

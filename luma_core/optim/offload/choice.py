@@ -177,8 +177,8 @@ def choose_mode(load: Load, machine: Machine, *, directory: bool) -> tuple[str |
     """Return the mode for a CUDA device, ``None`` for state beside the parameters, and why.
 
     Args:
-        load: what there is to step.
-        machine: what there is to do it with.
+        load: the parameters to be stepped, and their state.
+        machine: the memory, link and CPU that it has.
         directory: whether there is a directory for files.
 
     Raises:
@@ -215,7 +215,7 @@ def choose_mode(load: Load, machine: Machine, *, directory: bool) -> tuple[str |
     return ("host" if streamed <= on_cpu else "cpu-step"), compared
 
 
-def chosen_offload(optimizer: Steppable, options: OffloadOptions) -> OffloadOptions | None:
+def choose_offload(optimizer: Steppable, options: OffloadOptions) -> OffloadOptions | None:
     """Return what to do for ``offload="auto"``, and log why."""
     params = [param for _, param, _ in optimizer.parameters_by_name()]
     on_gpu = [param for param in params if local_tensor(param).is_cuda and has_values(param)]
@@ -241,7 +241,7 @@ def chosen_offload(optimizer: Steppable, options: OffloadOptions) -> OffloadOpti
 
 
 def machine_of(device: torch.device) -> Machine:
-    """Return what there is to step parameters of a CUDA device with."""
+    """Return the memory, link and CPU that can step parameters of a CUDA device."""
     free, _ = torch.cuda.mem_get_info(device)
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
     return Machine(

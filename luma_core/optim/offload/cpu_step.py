@@ -11,10 +11,10 @@ from torch import Tensor
 from luma_core import changes
 from luma_core.optim.offload.arena import ALIGNMENT_BYTES, HostArena
 from luma_core.optim.offload.pieces import Piece, cut
-from luma_core.optim.step.batch import Batch
 from luma_core.optim.step.clipping import GradientClip, gradient_square_digits
 from luma_core.optim.step.contracts import Steppable
-from luma_core.optim.step.work import Work
+from luma_core.optim.step.resident_plan import ResidentPlan
+from luma_core.optim.step.stepped_parameter import SteppedParameter
 from luma_core.rules.norms import total
 
 _SLOTS = 4
@@ -28,14 +28,14 @@ class _Group:
         slot: number of the host's memory that they use.
         pieces: of parameters.
         params: their memory on the host; with it the gradients, as ``grad``.
-        batch: steps them.
+        plan: steps them.
         state: their state, which the step changes.
     """
 
     slot: int
     pieces: list[Piece]
     params: list[Tensor]
-    batch: Batch
+    plan: ResidentPlan
     state: list[Tensor]
 
 
@@ -70,15 +70,15 @@ class HostSlots:
         self.generation += 1
 
 
-class CpuStepBatch:
-    """Parameters of a CUDA device that are stepped on the CPU; does what `Batch` does.
+class CpuStepPlan:
+    """Parameters of a CUDA device that are stepped on the CPU; does what `ResidentPlan` does.
 
     Gradients of the next pieces come and parameters of the last ones return while the CPU steps.
 
     Args:
         optimizer: gives rule, backend and groups.
         device: of the parameters.
-        slots: memory of the host, shared by all batches of the device.
+        slots: memory of the host, shared by all plans of the device.
     """
 
     def __init__(self, optimizer: Steppable, device: torch.device, slots: HostSlots) -> None:
@@ -86,7 +86,7 @@ class CpuStepBatch:
         self._device = device
         self._slots = slots
         self._generation = -1
-        self._work: Sequence[Work] = ()
+        self._parameters: Sequence[SteppedParameter] = ()
         self._groups: list[_Group] = []
         self._link = _Link(device)
 
@@ -95,12 +95,12 @@ class CpuStepBatch:
         """Whether every parameter goes to a fused step: none does."""
         return False
 
-    def build(self, work: Sequence[Work]) -> None:
+    def build(self, parameters: Sequence[SteppedParameter]) -> None:
         """Take other parameters."""
-        self._work, slot_bytes = work, self._slots.slot_bytes
+        self._parameters, slot_bytes = parameters, self._slots.slot_bytes
         pieces = [
             piece
-            for item in work
+            for item in parameters
             for piece in cut(item, self._optimizer.rule, self._most_state_bytes(item))
         ]
         parts: list[list[Piece]] = []
@@ -115,17 +115,17 @@ class CpuStepBatch:
         self._generation = self._slots.generation
         self._groups = [self._group(index % _SLOTS, part) for index, part in enumerate(parts)]
 
-    def _most_state_bytes(self, work: Work) -> int:
-        numel = max(work.param.numel(), 1)
-        state = sum(value.nbytes for key, value in work.state.items() if "." in key)
-        return self._slots.slot_bytes * state // (numel * 2 * work.param.element_size())
+    def _most_state_bytes(self, stepped: SteppedParameter) -> int:
+        numel = max(stepped.param.numel(), 1)
+        state = sum(value.nbytes for key, value in stepped.state.items() if "." in key)
+        return self._slots.slot_bytes * state // (numel * 2 * stepped.param.element_size())
 
     def _group(self, slot: int, pieces: list[Piece]) -> _Group:
         memory, first = self._slots.memory[slot], 0
-        params, work = [], []
+        params, stepped = [], []
         advanced: set[int] = set()
         for piece in pieces:
-            item, dtype = piece.work, piece.work.param.dtype
+            item, dtype = piece.stepped, piece.stepped.param.dtype
             places = []
             for _ in range(2):
                 size = torch.Size(piece.shape).numel() * dtype.itemsize
@@ -139,11 +139,11 @@ class CpuStepBatch:
                 state["step"] = state["step"].clone()
             advanced.add(id(item.state))
             params.append(param)
-            work.append(item._replace(param=param, state=state, start=piece.first))
-        batch = Batch(self._optimizer)
-        batch.build(work)
-        stored = [part.of(p.work.state[part.key]) for p in pieces for part in p.stored]
-        return _Group(slot, pieces, params, batch, stored)
+            stepped.append(item._replace(param=param, state=state, start=piece.first))
+        plan = ResidentPlan(self._optimizer)
+        plan.build(stepped)
+        stored = [part.of(p.stepped.state[part.key]) for p in pieces for part in p.stored]
+        return _Group(slot, pieces, params, plan, stored)
 
     def follow_gradients(self) -> bool:
         """Do nothing: gradients are read where they are."""
@@ -151,20 +151,22 @@ class CpuStepBatch:
 
     def square_sums(self) -> list[Tensor]:
         """Return the sum of squares of the gradients, float64 0-d, on the device."""
-        works = {id(p.work.param): p.work for group in self._groups for p in group.pieces}
+        parameters = {
+            id(p.stepped.param): p.stepped for group in self._groups for p in group.pieces
+        }
         digits = [
-            gradient_square_digits(work.param.grad)
-            for work in works.values()
-            if work.param.grad is not None
+            gradient_square_digits(stepped.param.grad)
+            for stepped in parameters.values()
+            if stepped.param.grad is not None
         ]
         return [total(torch.stack(digits).sum(dim=0))] if digits else []
 
     def launch(
         self, *, grad_scale: Tensor | None, found_inf: Tensor | None, clip: GradientClip | None
     ) -> None:
-        """Take the step: see `Batch.launch`. Gradients are unscaled before."""
+        """Take the step: see `ResidentPlan.launch`. Gradients are unscaled before."""
         if self._generation != self._slots.generation:
-            self.build(self._work)
+            self.build(self._parameters)
         link, busy = self._link, self._slots.busy
         link.open()
         come: list[torch.cuda.Event | None] = []
@@ -174,7 +176,7 @@ class CpuStepBatch:
                 come.append(link.bring(following, busy[following.slot]))
             link.wait(come[index])
             changes.before_change(group.state)
-            group.batch.launch(grad_scale=None, found_inf=None, clip=clip)
+            group.plan.launch(grad_scale=None, found_inf=None, clip=clip)
             busy[group.slot] = link.send(_returning(group))
         link.close()
 
@@ -234,18 +236,18 @@ def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
 def _coming(group: _Group) -> list[tuple[Tensor, Tensor]]:
     pairs = []
     for piece, param in zip(group.pieces, group.params, strict=True):
-        grad = piece.work.param.grad
+        grad = piece.stepped.param.grad
         assert grad is not None
         assert param.grad is not None
-        pairs += [(param, piece.of(piece.work.param.detach())), (param.grad, piece.of(grad))]
+        pairs += [(param, piece.of(piece.stepped.param.detach())), (param.grad, piece.of(grad))]
     return pairs
 
 
 def _returning(group: _Group) -> list[tuple[Tensor, Tensor]]:
     pairs = zip(group.pieces, group.params, strict=True)
-    return [(piece.of(piece.work.param.detach()), param) for piece, param in pairs]
+    return [(piece.of(piece.stepped.param.detach()), param) for piece, param in pairs]
 
 
 def _nbytes(piece: Piece) -> int:
-    size = torch.Size(piece.shape).numel() * piece.work.param.element_size()
+    size = torch.Size(piece.shape).numel() * piece.stepped.param.element_size()
     return 2 * (size + ALIGNMENT_BYTES)

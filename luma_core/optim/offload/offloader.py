@@ -12,7 +12,7 @@ from torch import Tensor
 from luma_core.codecs import Codec, Fields
 from luma_core.errors import ConfigurationError
 from luma_core.optim.offload.arena import Arena, HostArena, blank, place
-from luma_core.optim.offload.cpu_step import CpuStepBatch, HostSlots
+from luma_core.optim.offload.cpu_step import CpuStepPlan, HostSlots
 from luma_core.optim.offload.file_movers import FileCudaMover, FileMover
 from luma_core.optim.offload.files import FileArena, Folder
 from luma_core.optim.offload.load_arena import AwaitedTensor, LoadArena
@@ -20,11 +20,11 @@ from luma_core.optim.offload.movers import CudaMover, HostMover
 from luma_core.optim.offload.options import OffloadOptions
 from luma_core.optim.offload.pipeline import Mover, Pipeline
 from luma_core.optim.offload.snapshot import Snapshot
-from luma_core.optim.offload.streamed import StreamedBatch
-from luma_core.optim.step.batch import Batch
+from luma_core.optim.offload.streamed import StreamedPlan
 from luma_core.optim.step.clipping import GradientClip
 from luma_core.optim.step.contracts import Steppable
-from luma_core.optim.step.work import Work
+from luma_core.optim.step.resident_plan import ResidentPlan
+from luma_core.optim.step.stepped_parameter import SteppedParameter
 from luma_core.sharding import local_tensor
 from luma_core.values import has_values
 
@@ -73,9 +73,9 @@ class Offloader:
             return codec.init(shape, "cpu")
         return {name: blank(spec.shape, spec.dtype) for name, spec in codec.layout(shape).items()}
 
-    def batch(self, optimizer: Steppable) -> OffloadedBatch:
+    def step_plan(self, optimizer: Steppable) -> OffloadedPlan:
         """Return what steps parameters of ``optimizer``, all or one of this one's."""
-        return OffloadedBatch(optimizer, self)
+        return OffloadedPlan(optimizer, self)
 
     def adopt(self) -> bool:
         """Place state that is not there yet, such as what was loaded; return whether any was."""
@@ -210,8 +210,8 @@ def _with_state(optimizer: Steppable) -> Iterator[Tensor]:
     )
 
 
-class OffloadedBatch:
-    """Steps parameters whose state is offloaded, and others beside them; does what `Batch` does.
+class OffloadedPlan:
+    """A plan of parameters whose state is offloaded, and of others beside them.
 
     Args:
         optimizer: gives rule, backend and groups.
@@ -221,8 +221,8 @@ class OffloadedBatch:
     def __init__(self, optimizer: Steppable, offloader: Offloader) -> None:
         self._optimizer = optimizer
         self._offloader = offloader
-        self._batches: dict[torch.device | None, Batch | StreamedBatch | CpuStepBatch] = {}
-        self._used: list[Batch | StreamedBatch | CpuStepBatch] = []
+        self._plans: dict[torch.device | None, ResidentPlan | StreamedPlan | CpuStepPlan] = {}
+        self._used: list[ResidentPlan | StreamedPlan | CpuStepPlan] = []
         self._all_have_values = True
 
     @property
@@ -233,51 +233,51 @@ class OffloadedBatch:
     @property
     def all_fused(self) -> bool:
         """Whether every parameter goes to a fused step."""
-        return bool(self._used) and all(batch.all_fused for batch in self._used)
+        return bool(self._used) and all(plan.all_fused for plan in self._used)
 
-    def build(self, work: Sequence[Work]) -> None:
+    def build(self, parameters: Sequence[SteppedParameter]) -> None:
         """Take other parameters."""
         _refuse_capture()
-        parts: dict[torch.device | None, list[Work]] = {}
-        for item in work:
+        parts: dict[torch.device | None, list[SteppedParameter]] = {}
+        for item in parameters:
             _check_alone(item, self._optimizer)
             far = item.has_values and self._offloader.takes(item.param)
             parts.setdefault(item.param.device if far else None, []).append(item)
         self._used = []
-        self._all_have_values = all(item.has_values for item in work)
+        self._all_have_values = all(item.has_values for item in parameters)
         for device, items in parts.items():
-            if device not in self._batches:
-                self._batches[device] = self._new(device)
-            self._batches[device].build(items)
-            self._used.append(self._batches[device])
+            if device not in self._plans:
+                self._plans[device] = self._new(device)
+            self._plans[device].build(items)
+            self._used.append(self._plans[device])
 
-    def _new(self, device: torch.device | None) -> Batch | StreamedBatch | CpuStepBatch:
+    def _new(self, device: torch.device | None) -> ResidentPlan | StreamedPlan | CpuStepPlan:
         if device is None:
-            return Batch(self._optimizer)
+            return ResidentPlan(self._optimizer)
         if self._offloader.mode == "cpu-step":
-            return CpuStepBatch(self._optimizer, device, self._offloader.host_slots(device))
-        return StreamedBatch(self._optimizer, self._offloader.pipeline(device))
+            return CpuStepPlan(self._optimizer, device, self._offloader.host_slots(device))
+        return StreamedPlan(self._optimizer, self._offloader.pipeline(device))
 
     def clear(self) -> None:
         """Forget the parameters, so that memory of state that was replaced is free."""
-        self._batches.clear()
+        self._plans.clear()
         self._used = []
 
     def follow_gradients(self) -> bool:
         """Enter the gradients' new addresses; return ``False`` where that takes a new `build`."""
-        return all(batch.follow_gradients() for batch in self._used)
+        return all(plan.follow_gradients() for plan in self._used)
 
     def square_sums(self) -> list[Tensor]:
         """Return sums of squares of the gradients, float64 0-d, which add up to that of all."""
-        return [found for batch in self._used for found in batch.square_sums()]
+        return [found for plan in self._used for found in plan.square_sums()]
 
     def launch(
         self, *, grad_scale: Tensor | None, found_inf: Tensor | None, clip: GradientClip | None
     ) -> None:
-        """Take the step: see `Batch.launch`."""
+        """Take the step: see `ResidentPlan.launch`."""
         _refuse_capture()
-        for batch in self._used:
-            batch.launch(grad_scale=grad_scale, found_inf=found_inf, clip=clip)
+        for plan in self._used:
+            plan.launch(grad_scale=grad_scale, found_inf=found_inf, clip=clip)
 
 
 def _refuse_capture() -> None:
@@ -288,7 +288,7 @@ def _refuse_capture() -> None:
         )
 
 
-def _check_alone(item: Work, optimizer: Steppable) -> None:
+def _check_alone(item: SteppedParameter, optimizer: Steppable) -> None:
     if not item.independent(optimizer.rule):
         raise ConfigurationError(
             f"the step of {item.name!r} needs parts that other processes have, which offload= "

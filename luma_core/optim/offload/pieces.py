@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from luma_core.codecs import BlockGrid, Codec, CoStateM
-from luma_core.optim.step.work import Work
+from luma_core.optim.step.stepped_parameter import SteppedParameter
 from luma_core.rules import Rule
 from luma_core.state import field_key
 
@@ -44,13 +44,13 @@ class Piece:
     """A run of rows of a parameter, or of elements of one row, which is stepped by itself.
 
     Attributes:
-        work: the parameter.
+        stepped: the parameter.
         first: index of the piece's first element in it, flattened.
         shape: of the piece.
         stored: its part of each stored tensor.
     """
 
-    work: Work
+    stepped: SteppedParameter
     first: int
     shape: tuple[int, ...]
     stored: tuple[Stored, ...]
@@ -73,76 +73,76 @@ class Piece:
     @property
     def whole(self) -> bool:
         """Whether this is all of the parameter."""
-        return math.prod(self.shape) == self.work.param.numel()
+        return math.prod(self.shape) == self.stepped.param.numel()
 
     @property
     def state_bytes(self) -> int:
         """Bytes of its stored tensors."""
-        state = self.work.state
+        state = self.stepped.state
         return sum(math.prod(part.shape) * state[part.key].element_size() for part in self.stored)
 
 
-def cut(work: Work, rule: Rule, most_bytes: int) -> list[Piece]:
+def cut(stepped: SteppedParameter, rule: Rule, most_bytes: int) -> list[Piece]:
     """Cut a parameter into pieces whose state takes about ``most_bytes`` at most.
 
     What cannot be cut is one piece, however large: steps that need all of a parameter (one scale
     per tensor, segments, norms), and tensors that are not contiguous. Other pieces have 16 rows, or
     16 blocks, at least.
     """
-    shape = tuple(work.param.shape)
-    whole = _piece(work, 0, shape)
-    if whole.state_bytes <= most_bytes or not _can_be_cut(work, rule):
+    shape = tuple(stepped.param.shape)
+    whole = _piece(stepped, 0, shape)
+    if whole.state_bytes <= most_bytes or not _can_be_cut(stepped, rule):
         return [whole]
     grid = BlockGrid.of(shape, 1)
     most_elements = most_bytes * grid.numel // whole.state_bytes
     rows = most_elements // grid.cols // _ALIGNED_ROWS * _ALIGNED_ROWS
-    if rows or (grid.rows > 1 and not _rows_can_be_cut(work)):
+    if rows or (grid.rows > 1 and not _rows_can_be_cut(stepped)):
         step = max(rows, _ALIGNED_ROWS)
         return [
-            _piece(work, row * grid.cols, (min(step, grid.rows - row), *shape[1:]))
+            _piece(stepped, row * grid.cols, (min(step, grid.rows - row), *shape[1:]))
             for row in range(0, grid.rows, step)
         ]
-    if not _rows_can_be_cut(work):
+    if not _rows_can_be_cut(stepped):
         return [whole]
-    unit = _ALIGNED_ROWS * math.lcm(*(codec.block_size or 1 for codec in work.codecs.values()))
+    unit = _ALIGNED_ROWS * math.lcm(*(codec.block_size or 1 for codec in stepped.codecs.values()))
     width = max(most_elements // unit * unit, unit)
     return [
-        _piece(work, row * grid.cols + col, (min(width, grid.cols - col),))
+        _piece(stepped, row * grid.cols + col, (min(width, grid.cols - col),))
         for row in range(grid.rows)
         for col in range(0, grid.cols, width)
     ]
 
 
-def _can_be_cut(work: Work, rule: Rule) -> bool:
-    grad = work.param.grad
+def _can_be_cut(stepped: SteppedParameter, rule: Rule) -> bool:
+    grad = stepped.param.grad
     # A copy of a gradient would be left behind where the next gradient has the same address.
-    contiguous = work.param.is_contiguous() and (grad is None or grad.is_contiguous())
-    small = work.param.numel() + work.first_index <= _INDICES
-    plain = contiguous and small and work.row_stride is None
-    return work.blocked and not rule.reduces and plain
+    contiguous = stepped.param.is_contiguous() and (grad is None or grad.is_contiguous())
+    small = stepped.param.numel() + stepped.first_index <= _INDICES
+    plain = contiguous and small and stepped.row_stride is None
+    return stepped.blocked and not rule.reduces and plain
 
 
-def _rows_can_be_cut(work: Work) -> bool:
+def _rows_can_be_cut(stepped: SteppedParameter) -> bool:
     # The tiers of CoState are those of groups of blocks.
-    return not any(isinstance(codec, CoStateM) for codec in work.codecs.values())
+    return not any(isinstance(codec, CoStateM) for codec in stepped.codecs.values())
 
 
-def _piece(work: Work, first: int, shape: tuple[int, ...]) -> Piece:
+def _piece(stepped: SteppedParameter, first: int, shape: tuple[int, ...]) -> Piece:
     stored = []
-    for moment, codec in work.codecs.items():
-        layout = codec.layout(shape if codec.tiled else work.whole_shape)
+    for moment, codec in stepped.codecs.items():
+        layout = codec.layout(shape if codec.tiled else stepped.whole_shape)
         for name, spec in layout.items():
             at = first
             if spec.entries_per_block is not None:
-                at = _blocks_before(work, codec, first) * spec.entries_per_block
+                at = _blocks_before(stepped, codec, first) * spec.entries_per_block
             stored.append(Stored(field_key(moment, name), at, spec.shape))
-    return Piece(work, first, shape, tuple(stored))
+    return Piece(stepped, first, shape, tuple(stored))
 
 
-def _blocks_before(work: Work, codec: Codec, first: int) -> int:
+def _blocks_before(stepped: SteppedParameter, codec: Codec, first: int) -> int:
     if not first:
         return 0
-    grid = codec.grid(work.param.shape)
+    grid = codec.grid(stepped.param.shape)
     row, col = divmod(first, grid.cols)
     assert grid.block_size is not None
     return row * grid.blocks_per_row + col // grid.block_size

@@ -15,10 +15,10 @@ from luma_core.direct import PAGE_BYTES
 from luma_core.optim.offload.arena import ALIGNMENT_BYTES, DIRECT_BYTES
 from luma_core.optim.offload.pieces import Piece, Stored, cut
 from luma_core.optim.offload.pipeline import Chunk, Move, Pipeline
-from luma_core.optim.step.batch import Batch
 from luma_core.optim.step.clipping import GradientClip
 from luma_core.optim.step.contracts import Steppable
-from luma_core.optim.step.work import Work
+from luma_core.optim.step.resident_plan import ResidentPlan
+from luma_core.optim.step.stepped_parameter import SteppedParameter
 
 _ALIGNED = 16
 
@@ -33,9 +33,11 @@ class Cut(NamedTuple):
 class _Group:
     """Pieces that are stepped together."""
 
-    def __init__(self, chunk: Chunk, batch: Batch, cuts: list[Cut], homes: list[Tensor]) -> None:
+    def __init__(
+        self, chunk: Chunk, plan: ResidentPlan, cuts: list[Cut], homes: list[Tensor]
+    ) -> None:
         self.chunk = chunk
-        self.batch = batch
+        self.plan = plan
         self.cuts = cuts
         self._homes = homes
 
@@ -43,11 +45,11 @@ class _Group:
         self, *, grad_scale: Tensor | None, found_inf: Tensor | None, clip: GradientClip | None
     ) -> None:
         """Step state that is in the slot; what is where it lives may be replaced from then on."""
-        self.batch.launch(grad_scale=grad_scale, found_inf=found_inf, clip=clip)
+        self.plan.launch(grad_scale=grad_scale, found_inf=found_inf, clip=clip)
         changes.before_change(self._homes)
 
     def take_gradients(self) -> None:
-        """Let the pieces have the gradients of now."""
+        """Give the pieces their present gradients."""
         take_gradients(self.cuts)
 
     def drop_gradients(self) -> None:
@@ -59,13 +61,13 @@ class _Group:
 def take_gradients(cuts: Iterable[Cut]) -> None:
     """Give each piece its part of its parameter's gradient."""
     for piece, param in cuts:
-        grad = piece.work.param.grad
+        grad = piece.stepped.param.grad
         assert grad is not None
         param.grad = piece.of(grad)
 
 
-class StreamedBatch:
-    """Parameters whose state lives elsewhere; does what `Batch` does.
+class StreamedPlan:
+    """Parameters whose state lives elsewhere; does what `ResidentPlan` does.
 
     Args:
         optimizer: gives rule, backend and groups.
@@ -76,22 +78,22 @@ class StreamedBatch:
         self._optimizer = optimizer
         self._pipeline = pipeline
         self._generation = -1
-        self._work: Sequence[Work] = ()
+        self._parameters: Sequence[SteppedParameter] = ()
         self._groups: list[_Group] = []
 
     @property
     def all_fused(self) -> bool:
         """Whether every parameter goes to a fused step."""
-        return bool(self._groups) and all(group.batch.all_fused for group in self._groups)
+        return bool(self._groups) and all(group.plan.all_fused for group in self._groups)
 
-    def build(self, work: Sequence[Work]) -> None:
+    def build(self, parameters: Sequence[SteppedParameter]) -> None:
         """Take other parameters."""
         pipeline, rule = self._pipeline, self._optimizer.rule
         # New chunks know nothing of what old ones have on its way back.
         pipeline.settle()
-        self._work = work
+        self._parameters = parameters
         room = pipeline.slot_bytes - pipeline.slot_bytes // 16
-        pieces = [piece for item in work for piece in cut(item, rule, room)]
+        pieces = [piece for item in parameters for piece in cut(item, rule, room)]
         parts = list(_groups_of(pieces, pipeline.slot_bytes))
         plans = [_planned(part) for part in parts]
         pipeline.reserve(max((size for _, _, size in plans), default=0))
@@ -105,10 +107,10 @@ class StreamedBatch:
         self, pieces: list[Piece], moves: list[Move], places: list[dict[str, int]]
     ) -> _Group:
         chunk = self._pipeline.chunk(moves)
-        cuts, work = [], []
+        cuts, stepped = [], []
         advanced: set[int] = set()
         for piece, place in zip(pieces, places, strict=True):
-            item = piece.work
+            item = piece.stepped
             param = piece.of(item.param.detach())
             state = dict(item.state)
             for part in piece.stored:
@@ -118,18 +120,18 @@ class StreamedBatch:
                 state["step"] = item.state["step"].clone()
             advanced.add(id(item.state))
             cuts.append(Cut(piece, param))
-            work.append(item._replace(param=param, state=state, start=piece.first))
+            stepped.append(item._replace(param=param, state=state, start=piece.first))
         homes = [move.home for move in moves]
-        group = _Group(chunk, Batch(self._optimizer), cuts, homes)
+        group = _Group(chunk, ResidentPlan(self._optimizer), cuts, homes)
         group.take_gradients()
-        group.batch.build(work)
+        group.plan.build(stepped)
         return group
 
     def follow_gradients(self) -> bool:
         """Enter the gradients' new addresses; return ``False`` where that takes a new `build`."""
         for group in self._groups:
             group.take_gradients()
-            if not group.batch.follow_gradients():
+            if not group.plan.follow_gradients():
                 return False
         return True
 
@@ -137,16 +139,16 @@ class StreamedBatch:
         """Return sums of squares of the gradients, float64 0-d, which add up to that of all."""
         for group in self._groups:
             group.take_gradients()
-        return [found for group in self._groups for found in group.batch.square_sums()]
+        return [found for group in self._groups for found in group.plan.square_sums()]
 
     def launch(
         self, *, grad_scale: Tensor | None, found_inf: Tensor | None, clip: GradientClip | None
     ) -> None:
-        """Take the step: see `Batch.launch`."""
+        """Take the step: see `ResidentPlan.launch`."""
         if self._generation != self._pipeline.generation:
-            self.build(self._work)
+            self.build(self._parameters)
         for group in self._groups:
-            if not group.batch.all_fused:
+            if not group.plan.all_fused:
                 group.take_gradients()
             step = partial(group.step, grad_scale=grad_scale, found_inf=found_inf, clip=clip)
             self._pipeline.run(group.chunk, step)
@@ -175,7 +177,7 @@ def _planned(pieces: Sequence[Piece]) -> tuple[list[Move], list[dict[str, int]],
     Parts that lie side by side are one move.
     """
     parts = [
-        (key, _bytes_of(part.of(piece.work.state[key])), index)
+        (key, _bytes_of(part.of(piece.stepped.state[key])), index)
         for index, piece in enumerate(pieces)
         for key, part in ((part.key, part) for part in piece.stored)
     ]
@@ -213,8 +215,8 @@ def _bytes_of(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
-def _in_slot(memory: Tensor, first: int, part: Stored, work: Work) -> Tensor:
-    like = work.state[part.key]
+def _in_slot(memory: Tensor, first: int, part: Stored, stepped: SteppedParameter) -> Tensor:
+    like = stepped.state[part.key]
     nbytes = like.element_size()
     for size in part.shape:
         nbytes *= size

@@ -31,7 +31,7 @@ SCALARS = {"step": torch.int64, "noise_key": torch.int64, "nonfinite": torch.int
 """What a parameter's state has beside stored moments, and its dtype."""
 
 
-def carried_entry(entry: Any) -> Any:
+def carry_entry(entry: Any) -> Any:
     """Return a parameter's state with each tensor as every collective carries it."""
     if not isinstance(entry, dict):
         return entry
@@ -134,7 +134,7 @@ class StateDevices(NamedTuple):
         return local.detach().to(self.of(key), copy=not share)
 
 
-def built_entry(
+def build_entry(
     name: str,
     param: Tensor,
     options: Mapping[str, Any],
@@ -209,7 +209,7 @@ def entry_fits(
 def stored_fields(expected: Mapping[str, FieldPlace], entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of some expected fields that an entry of a ``state_dict`` has, in their dtypes.
 
-    There codes of 16 bits are bytes, as `carried_entry` made them.
+    There codes of 16 bits are bytes, as `carry_entry` made them.
     """
     found = {key: entry[key] for key in expected if key in entry}
     return {
@@ -228,7 +228,7 @@ def check_entry(name: str, param: Tensor, options: Mapping[str, Any], saved: Any
         _check_tensor(name, key, saved[key], place, part_of(param))
 
 
-def copied_entry(
+def copy_entry(
     name: str, param: Tensor, options: Mapping[str, Any], saved: Any, devices: StateDevices
 ) -> dict[str, Tensor]:
     """Copy one parameter's entry of a ``state_dict``, known to fit, to where it is kept."""

@@ -56,7 +56,7 @@ def _check_group(index: int, saved: Mapping[str, Any], rule: Rule) -> None:
         ) from error
 
 
-def same_rule_and_codecs(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -> bool:
+def has_same_rule_and_codecs(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -> bool:
     """Return whether state of AdamW's rule is in the codecs of an optimizer that has this rule."""
     own = [group["codecs"] for group in optimizer.param_groups]
     return optimizer.algorithm in SAME_RULE and all(group["codecs"] in own for group in groups)
@@ -76,7 +76,7 @@ def find_algorithm(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -
         return "lamb"
     if "parameter_codecs" in keys:
         return "adam_mini"
-    if same_rule_and_codecs(groups, optimizer):
+    if has_same_rule_and_codecs(groups, optimizer):
         return optimizer.algorithm
     kinds = [{moment: c["name"] for moment, c in group["codecs"].items()} for group in groups]
     return "luma" if all(kind == _LUMA_CODECS for kind in kinds) else "turbo_adam"

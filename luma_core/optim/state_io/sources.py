@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from luma_core.codecs import Codec
-from luma_core.optim.state_io.entries import StateDevices, built_entry, check_state
+from luma_core.optim.state_io.entries import StateDevices, build_entry, check_state
 from luma_core.state import ParameterState
 
 OwnParameter = tuple[str, Tensor, dict[str, Any]]
@@ -80,4 +80,4 @@ class Source(ABC):
         name, param, _ = own
         state = self.state(index, own)
         check_state(name, param, state)
-        return built_entry(name, param, options, state, devices)
+        return build_entry(name, param, options, state, devices)

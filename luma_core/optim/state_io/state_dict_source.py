@@ -14,7 +14,7 @@ from luma_core.optim.state_io.entries import (
     StateDevices,
     check_entry,
     check_entry_kind,
-    copied_entry,
+    copy_entry,
     entry_fits,
     expected_fields,
     stored_fields,
@@ -79,7 +79,7 @@ class StateDictSource(Source):
         check_entry(name, param, saved, self._entries[index])
         if self.codecs(index, own) != parameter_codecs(options, name, param.shape):
             return super().entry(index, own, options, devices)
-        return copied_entry(name, param, options, self._entries[index], devices)
+        return copy_entry(name, param, options, self._entries[index], devices)
 
     def state(self, index: int, own: OwnParameter) -> ParameterState:
         name, param, _ = own

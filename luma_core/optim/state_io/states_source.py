@@ -12,7 +12,7 @@ from luma_core.optim.state_io.saved_options import (
     SAME_RULE,
     check_saved_groups,
     find_algorithm,
-    same_rule_and_codecs,
+    has_same_rule_and_codecs,
 )
 from luma_core.optim.state_io.sources import OwnParameter, Source
 from luma_core.state import ParameterState
@@ -58,7 +58,7 @@ class StatesSource(Source):
             named = not all(map(_GENERATED.fullmatch, names))
         if algorithm is None:
             algorithm = find_algorithm(groups, optimizer)
-        elif algorithm in SAME_RULE and same_rule_and_codecs(groups, optimizer):
+        elif algorithm in SAME_RULE and has_same_rule_and_codecs(groups, optimizer):
             algorithm = optimizer.algorithm
         super().__init__(algorithm, groups, names, [s.group for s in states], named=named)
         self.where = where

@@ -16,7 +16,7 @@ from luma_core.errors import (
 )
 from luma_core.optim.options import check_gradient
 from luma_core.optim.step.contracts import Steppable
-from luma_core.optim.step.work import Work
+from luma_core.optim.step.stepped_parameter import SteppedParameter
 from luma_core.sharding import Part, is_sharded, local_tensor, part_of, used_fields
 from luma_core.state import field_key
 from luma_core.values import has_values
@@ -38,7 +38,7 @@ class LocalTensors:
         self.copied = False
 
     def of(self, param: Tensor) -> Tensor:
-        """Return the parameter itself, or what stands for its part, with the gradient of now."""
+        """Return the parameter itself, or a tensor that stands for its part, with its gradient."""
         if not is_sharded(param):
             return param
         local, alias = local_tensor(param), self._aliases.get(param)
@@ -77,7 +77,7 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def collect(optimizer: Steppable, tensors: LocalTensors) -> list[Work]:
+def collect(optimizer: Steppable, tensors: LocalTensors) -> list[SteppedParameter]:
     """Return all parameters that have gradients, checked, with state.
 
     Raises:
@@ -94,7 +94,7 @@ def collect(optimizer: Steppable, tensors: LocalTensors) -> list[Work]:
         check_gradient(name, param, param.grad)
         check_device(optimizer.backend, name, _step_device(optimizer, param))
     indices = {id(group): index for index, group in enumerate(optimizer.param_groups)}
-    work = []
+    stepped = []
     for name, param, group in found:
         codecs = optimizer.codecs(param, group)
         check_codecs_of_backend(optimizer.backend, optimizer.rule, name, codecs)
@@ -104,10 +104,10 @@ def collect(optimizer: Steppable, tensors: LocalTensors) -> list[Work]:
         _check_shapes(name, param, state, codecs, part)
         index = indices[id(group)]
         here = local_state(state, codecs, part)
-        item = Work(name, tensors.of(param), group, index, here, codecs, part)
+        item = SteppedParameter(name, tensors.of(param), group, index, here, codecs, part)
         _check_native(optimizer, item)
-        work.append(item)
-    return work
+        stepped.append(item)
+    return stepped
 
 
 def _step_device(optimizer: Steppable, param: Tensor) -> torch.device:
@@ -129,13 +129,13 @@ def _check_cut(name: str, codecs: Mapping[str, Codec], part: Part | None) -> Non
         )
 
 
-def _check_native(optimizer: Steppable, work: Work) -> None:
-    if optimizer.backend != "native" or work.part is None:
+def _check_native(optimizer: Steppable, stepped: SteppedParameter) -> None:
+    if optimizer.backend != "native" or stepped.part is None:
         return
-    if work.part.row_stride is not None or not work.independent(optimizer.rule):
+    if stepped.part.row_stride is not None or not stepped.independent(optimizer.rule):
         raise BackendUnavailableError(
-            f"backend='native' cannot step {work.name!r}: it does not serve the way in which it "
-            f"is sharded ({', '.join(map(repr, work.part.placements))}).",
+            f"backend='native' cannot step {stepped.name!r}: it does not serve the way in which it "
+            f"is sharded ({', '.join(map(repr, stepped.part.placements))}).",
             hint="Use backend='auto', which takes PyTorch's slower path for it.",
         )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from luma_core.codecs import Codec
 from luma_core.optim.step.clipping import GradientClip
-from luma_core.optim.step.work import Work
+from luma_core.optim.step.stepped_parameter import SteppedParameter
 from luma_core.rules import Rule
 
 
@@ -54,8 +54,8 @@ class Steppable(Protocol):
         ...
 
 
-class StepBatch(Protocol):
-    """Parameters that take a step together: `Batch`, or one that brings their state first."""
+class StepPlan(Protocol):
+    """Steps parameters together; `ResidentPlan` where their state is on their device."""
 
     @property
     def keeps(self) -> bool:
@@ -67,7 +67,7 @@ class StepBatch(Protocol):
         """Whether every parameter goes to a fused step."""
         ...
 
-    def build(self, work: Sequence[Work]) -> None:
+    def build(self, parameters: Sequence[SteppedParameter]) -> None:
         """Take other parameters, and decide where each goes."""
         ...
 
@@ -106,6 +106,6 @@ class StateElsewhere(Protocol):
         """Place state that is not there yet, such as what was loaded; return whether any was."""
         ...
 
-    def batch(self, optimizer: Steppable) -> StepBatch:
+    def step_plan(self, optimizer: Steppable) -> StepPlan:
         """Return what steps parameters of ``optimizer``, all or one of this one's."""
         ...

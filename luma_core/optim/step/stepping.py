@@ -8,11 +8,11 @@ from torch import Tensor
 
 from luma_core import changes
 from luma_core.optim.options import check_adamw_keywords, check_gradient
-from luma_core.optim.step.batch import Batch
 from luma_core.optim.step.clipping import GradientClip
 from luma_core.optim.step.collecting import LocalTensors, collect
-from luma_core.optim.step.contracts import StepBatch, Steppable
+from luma_core.optim.step.contracts import Steppable, StepPlan
 from luma_core.optim.step.nonfinite import raise_if_nonfinite
+from luma_core.optim.step.resident_plan import ResidentPlan
 from luma_core.optim.step.watch import Change, Watch
 from luma_core.sharding import Part, is_sharded, part_of
 from luma_core.values import has_values
@@ -26,17 +26,16 @@ def _whole(scalar: Tensor | None) -> Tensor | None:
 class Stepper:
     """Steps one optimizer, and remembers what need not be decided again at every step.
 
-    Where a `Batch`, or one whose state is offloaded, keeps tables of the tensors, they stay valid
-    while `Watch` sees no change.
+    A step plan may keep tables of the tensors. They stay valid while `Watch` sees no change.
     """
 
     def __init__(self, optimizer: Steppable) -> None:
         self._optimizer = optimizer
         self._offloader = optimizer.offloader
         if self._offloader is None:
-            self._batch: StepBatch = Batch(optimizer)
+            self._plan: StepPlan = ResidentPlan(optimizer)
         else:
-            self._batch = self._offloader.batch(optimizer)
+            self._plan = self._offloader.step_plan(optimizer)
         self._tensors = LocalTensors()
         self._watch: Watch | None = None
 
@@ -44,13 +43,13 @@ class Stepper:
         """Forget everything, since state or parameters were replaced."""
         self._watch = None
         self._tensors.clear()
-        self._batch.clear()
+        self._plan.clear()
 
     @property
     def all_fused(self) -> bool:
         """Whether every parameter with a gradient goes to a fused step."""
         self._prepare()
-        return self._batch.all_fused
+        return self._plan.all_fused
 
     def step(self, *, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Take the step; nothing changes if any gradient is refused.
@@ -69,10 +68,10 @@ class Stepper:
         self._prepare()
         clip = None
         if any(group.get("max_grad_norm") is not None for group in groups):
-            clip = GradientClip(self._batch.square_sums())
+            clip = GradientClip(self._plan.square_sums())
         if changes.anybody_reads():
             changes.before_change(self._changing())
-        self._batch.launch(grad_scale=grad_scale, found_inf=found_inf, clip=clip)
+        self._plan.launch(grad_scale=grad_scale, found_inf=found_inf, clip=clip)
         self._tensors.release()
 
     def _must_be_finite(self) -> Iterator[tuple[str, Tensor, Part | None]]:
@@ -96,11 +95,11 @@ class Stepper:
         self._tensors.follow()
         if self._tables_hold():
             return
-        work = collect(optimizer, self._tensors)
+        parameters = collect(optimizer, self._tensors)
         if self._offloader is not None and self._offloader.adopt():
-            work = collect(optimizer, self._tensors)
-        self._batch.build(work)
-        if self._batch.keeps:
+            parameters = collect(optimizer, self._tensors)
+        self._plan.build(parameters)
+        if self._plan.keeps:
             self._watch = Watch(optimizer.param_groups, optimizer.state)
 
     def _tables_hold(self) -> bool:
@@ -111,7 +110,7 @@ class Stepper:
         change = watch.change(self._optimizer.param_groups, self._optimizer.state)
         if change is Change.NOTHING and self._tensors.copied:
             change = Change.GRADIENTS
-        if change is Change.GRADIENTS and self._batch.follow_gradients():
+        if change is Change.GRADIENTS and self._plan.follow_gradients():
             change = Change.NOTHING
         if change is not Change.NOTHING:
             return False

@@ -268,7 +268,7 @@ def test_learning_rate_schedules_do_not_pile_up_memory() -> None:
         optimizer.param_groups[0]["lr"] = 1e-3 / (step + 1)
         optimizer.step()
     kept = [
-        fused._plan._staging for fused in optimizer._stepper._batch._fused.values() if fused._plan
+        fused._plan._staging for fused in optimizer._stepper._plan._fused.values() if fused._plan
     ]
     assert [len(tensors) for tensors in kept] == [0]
 
@@ -289,7 +289,7 @@ def test_gradients_elsewhere_at_every_step() -> None:
             kept.append(p.grad)
         fused.step()
         eager.step()
-        plans.update(id(item._plan) for item in fused._stepper._batch._fused.values())
+        plans.update(id(item._plan) for item in fused._stepper._plan._fused.values())
     for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
     assert len(plans) == 1

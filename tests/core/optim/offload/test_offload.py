@@ -12,7 +12,7 @@ from luma_core import LUMA, TurboAdam
 from luma_core.optim import CompressedOptimizer, step_in_backward
 from luma_core.optim.offload import Offloader
 from luma_core.optim.offload.pipeline import Pipeline
-from luma_core.optim.offload.streamed import StreamedBatch
+from luma_core.optim.offload.streamed import StreamedPlan
 
 from .offloaded import (
     BUFFER_BYTES,
@@ -52,11 +52,11 @@ def pipelines(optimizer: CompressedOptimizer) -> list[Pipeline]:
 def pieces(optimizer: CompressedOptimizer) -> dict[str, int]:
     """Return the number of pieces of each parameter in a streamed step."""
     found: dict[str, int] = {}
-    for batch in optimizer._stepper._batch._used:  # type: ignore[union-attr]
-        assert isinstance(batch, StreamedBatch)
-        for group in batch._groups:
+    for plan in optimizer._stepper._plan._used:  # type: ignore[union-attr]
+        assert isinstance(plan, StreamedPlan)
+        for group in plan._groups:
             for piece, _ in group.cuts:
-                found[piece.work.name] = found.get(piece.work.name, 0) + 1
+                found[piece.stepped.name] = found.get(piece.stepped.name, 0) + 1
     return found
 
 
@@ -99,9 +99,9 @@ def test_parameters_are_cut_by_rows_and_within_rows(tmp_path: Path) -> None:
     assert all(count == 1 for count in (cuts[1], cuts[2], cuts[6], cuts[7]))
     shapes = {
         piece.shape
-        for group in optimizer._stepper._batch._used[0]._groups  # type: ignore[union-attr]
+        for group in optimizer._stepper._plan._used[0]._groups  # type: ignore[union-attr]
         for piece, _ in group.cuts
-        if piece.work.name == named[0][0]
+        if piece.stepped.name == named[0][0]
     }
     assert all(len(shape) == 2 and shape[1] == 160 for shape in shapes)
 

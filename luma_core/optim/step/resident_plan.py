@@ -16,7 +16,7 @@ from luma_core.backends.triton import TRITON
 from luma_core.errors import BackendUnavailableError
 from luma_core.optim.step.clipping import GradientClip, gradient_square_digits
 from luma_core.optim.step.contracts import Steppable
-from luma_core.optim.step.work import Work
+from luma_core.optim.step.stepped_parameter import SteppedParameter
 from luma_core.rules.base import Reduction
 from luma_core.rules.collective import reduce_parts, run_together
 from luma_core.rules.norms import total
@@ -29,8 +29,8 @@ def _log_once(message: str) -> None:
     _LOGGER.warning(message)
 
 
-class Batch:
-    """Parameters that take a step together, with their state where the step can reach it.
+class ResidentPlan:
+    """Steps parameters together whose state is on their device, by fused kernels where it can.
 
     Args:
         optimizer: gives rule, backend and groups.
@@ -41,9 +41,9 @@ class Batch:
         self._by_device: dict[torch.device, JointStep] = {}
         self._fused: dict[torch.device, JointStep] = {}
         self._plan: Plan | None = None
-        self._planned: list[Work] = []
-        self._single: list[Work] = []
-        self._without_values: list[Work] = []
+        self._planned: list[SteppedParameter] = []
+        self._single: list[SteppedParameter] = []
+        self._without_values: list[SteppedParameter] = []
         self.keeps = False
         """Whether what `build` found holds for the next step, if no tensor changes."""
 
@@ -58,37 +58,39 @@ class Batch:
         self._fused, self._single, self._without_values = {}, [], []
         self._plan, self._planned = None, []
 
-    def build(self, work: Sequence[Work]) -> None:
+    def build(self, parameters: Sequence[SteppedParameter]) -> None:
         """Take other parameters, and decide where each goes."""
-        self._without_values = [item for item in work if not item.has_values]
-        work = [item for item in work if item.has_values]
-        self._single = self._build_plan(work)
-        self._build_fused(work)
+        self._without_values = [item for item in parameters if not item.has_values]
+        parameters = [item for item in parameters if item.has_values]
+        self._single = self._build_plan(parameters)
+        self._build_fused(parameters)
         self.keeps = bool(self._planned or self._fused) and not self._without_values
 
-    def _build_plan(self, work: Sequence[Work]) -> list[Work]:
+    def _build_plan(self, parameters: Sequence[SteppedParameter]) -> list[SteppedParameter]:
         """Plan the steps on the CPU that the native library takes; return all others."""
         optimizer = self._optimizer
         self._plan, self._planned = NATIVE.plan(optimizer.backend, optimizer.rule), []
         if self._plan is None:
-            return list(work)
-        able = [item for item in work if item.param.is_cpu and item.independent(optimizer.rule)]
+            return list(parameters)
+        able = [
+            item for item in parameters if item.param.is_cpu and item.independent(optimizer.rule)
+        ]
         taken = self._plan.build([item.planned_step(optimizer.rule) for item in able])
         self._planned = [item for item, ok in zip(able, taken, strict=True) if ok]
         planned = set(map(id, self._planned))
-        return [item for item in work if id(item) not in planned]
+        return [item for item in parameters if id(item) not in planned]
 
-    def _build_fused(self, work: Sequence[Work]) -> None:
+    def _build_fused(self, parameters: Sequence[SteppedParameter]) -> None:
         """Build the tables of fused steps, which take what they can of CUDA devices."""
         optimizer = self._optimizer
         fused_class = TRITON.joint_step(optimizer.backend, optimizer.rule)
         self._fused = {}
         if fused_class is None:
             return
-        devices = {item.param.device for item in work if item.param.is_cuda}
+        devices = {item.param.device for item in parameters if item.param.is_cuda}
         self._single = [item for item in self._single if not item.param.is_cuda]
         for device in sorted(devices, key=str):
-            here = [item for item in work if item.param.device == device]
+            here = [item for item in parameters if item.param.device == device]
             if device not in self._by_device:
                 self._by_device[device] = fused_class(device, optimizer.rule)
             fused = self._by_device[device]
@@ -119,9 +121,9 @@ class Batch:
         """Return sums of squares of the gradients, float64 0-d, which add up to that of all."""
         sums = [fused.square_sum() for fused in self._fused.values()]
         parts = [
-            (Reduction(gradient_square_digits(work.param.grad), "sum"), work.part)
-            for work in self._alone
-            if work.param.grad is not None
+            (Reduction(gradient_square_digits(stepped.param.grad), "sum"), stepped.part)
+            for stepped in self._alone
+            if stepped.param.grad is not None
         ]
         device = parts[0][0].values.device if parts else None
         digits = [part.to(device) for part in reduce_parts(parts)]
@@ -144,10 +146,10 @@ class Batch:
             norm = None if clip is None else clip.norm
             fused.launch(groups, grad_scale=grad_scale, found_inf=found_inf, grad_norm=norm)
         self._step_single(self._single if self._step_planned(clip) else self._alone, clip)
-        for work in self._without_values:
-            work.state["step"] += 1
+        for stepped in self._without_values:
+            stepped.state["step"] += 1
 
-    def _refuse_or_log(self, left: list[Work]) -> None:
+    def _refuse_or_log(self, left: list[SteppedParameter]) -> None:
         """Fail where the kernels were asked for by name and cannot take a parameter."""
         for item in left:
             reason = (
@@ -165,7 +167,7 @@ class Batch:
             _log_once(f"LUMA steps some parameters in PyTorch, slowly: {item.name!r}: {reason}.")
 
     @property
-    def _alone(self) -> list[Work]:
+    def _alone(self) -> list[SteppedParameter]:
         """What no fused step takes."""
         return [*self._planned, *self._single]
 
@@ -180,21 +182,21 @@ class Batch:
         ]
         return self._plan.launch(groups, factors)
 
-    def _step_single(self, single: Sequence[Work], clip: GradientClip | None) -> None:
+    def _step_single(self, single: Sequence[SteppedParameter], clip: GradientClip | None) -> None:
         """Step parameters one by one, but for what they need of other processes."""
         optimizer, together = self._optimizer, []
-        for work in single:
-            work.state["step"] += 1
-            step = int(work.state["step"])
+        for stepped in single:
+            stepped.state["step"] += 1
+            step = int(stepped.state["step"])
             factor = None
             if clip is not None:
-                factor = clip.factor(work.group["max_grad_norm"], work.param.device)
-            item = work.parameter_step(optimizer.rule, step, factor)
-            if work.independent(optimizer.rule):
+                factor = clip.factor(stepped.group["max_grad_norm"], stepped.param.device)
+            item = stepped.parameter_step(optimizer.rule, step, factor)
+            if stepped.independent(optimizer.rule):
                 bad = step_parameter(optimizer.backend, optimizer.rule, item)
-                work.state["nonfinite"].add_(bad)
+                stepped.state["nonfinite"].add_(bad)
             else:
-                together.append((work, optimizer.rule.stages(item)))
-        results = run_together([(stages, work.part) for work, stages in together])
-        for (work, _), bad in zip(together, results, strict=True):
-            work.state["nonfinite"].add_(bad)
+                together.append((stepped, optimizer.rule.stages(item)))
+        results = run_together([(stages, stepped.part) for stepped, stages in together])
+        for (stepped, _), bad in zip(together, results, strict=True):
+            stepped.state["nonfinite"].add_(bad)

@@ -17,7 +17,7 @@ from luma_core.state import field_key
 from luma_core.values import has_values
 
 
-class Work(NamedTuple):
+class SteppedParameter(NamedTuple):
     """One parameter that takes the step.
 
     Attributes:

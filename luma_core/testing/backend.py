@@ -156,7 +156,7 @@ class BackendConformance:
         if not codec.tiled:
             return
         samples = [magnitudes(shape, spread=4.0) for shape in (*SHAPES, (3, 9000))]
-        samples += [torch.zeros(4, 96), -torch.zeros(4, 96)]
+        samples += [torch.zeros(4, 96, device="cpu"), -torch.zeros(4, 96, device="cpu")]
         samples = [x if codec.signed else x.square() for x in samples]
         for x in (*samples, positive_numbers()):
             for draws in (None, noise(tuple(x.shape))):

@@ -123,13 +123,17 @@ class CodecConformance:
         if self.keeps_zeros:
             x = self.values(codec, (8, 300), spread=10.0)
             x[:, ::2] = 0.0
-            decoded = self.coded(codec, x, torch.full((8, 300), 65535, dtype=torch.int32))
+            decoded = self.coded(
+                codec, x, torch.full((8, 300), 65535, dtype=torch.int32, device="cpu")
+            )
             assert not decoded[:, ::2].any()
 
     def test_second_moments_above_zero_stay_above_zero(self, codec: Codec) -> None:
         x = positive_numbers()
         for draw in (None, 0, 65535) if codec.positive else ():
-            draws = None if draw is None else torch.full(x.shape, draw, dtype=torch.int32)
+            draws = (
+                None if draw is None else torch.full(x.shape, draw, dtype=torch.int32, device="cpu")
+            )
             assert bool((self.coded(codec, x, draws) > 0).all()), draw
 
     @pytest.mark.parametrize("value", [1.0, torch.nan, torch.inf])
@@ -146,7 +150,7 @@ class CodecConformance:
         block = after[1, : codec.block_size] if shares else after[1, 5]
         assert bool(torch.isfinite(block).any()) == (value == 1.0)
         if codec.block_size is not None:
-            others = torch.ones(4, 400, dtype=torch.bool)
+            others = torch.ones(4, 400, dtype=torch.bool, device="cpu")
             others[1, : codec.block_size] = False
             assert torch.isfinite(after[others]).all()
             if self.independent_blocks:
@@ -154,7 +158,7 @@ class CodecConformance:
 
     def test_rounding_is_unbiased_or_takes_no_noise(self, codec: Codec) -> None:
         generator = torch.Generator().manual_seed(0)
-        draws = torch.randperm(65536, generator=generator).int().view(512, 128)
+        draws = torch.randperm(65536, generator=generator, device="cpu").int().view(512, 128)
         if not codec.rounds:
             x = self.values(codec, (512, 128))
             assert torch.equal(self.coded(codec, x, draws), self.coded(codec, x))

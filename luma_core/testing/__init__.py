@@ -2,5 +2,8 @@
 
 Each module needs pytest, which nothing else of this package does:
 
+- `luma_core.testing.backend`: backends, which take steps and code moments.
+- `luma_core.testing.codec`: codecs, which store moments.
+- `luma_core.testing.rule`: update rules.
 - `luma_core.testing.store`: stores, which keep the files of checkpoints.
 """

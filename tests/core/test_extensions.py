@@ -191,6 +191,27 @@ def test_an_installed_package_brings_a_codec_and_a_format(
         assert told in used.stderr
 
 
+SUITE = """
+from luma_core.testing.codec import CodecConformance
+from tiny_luma import Half
+
+
+class TestHalf(CodecConformance):
+    codecs = (Half(), Half(block_size=None))
+    relative_error = 2**-10
+    sizes = (1e-4, 1e-3, 1.0, 1e4)
+    sample_error = (2**-10, 2**-24)
+    largest = 6e4
+"""
+
+
+def test_its_codec_passes_the_suite_of_every_codec(installed: Path) -> None:
+    suite = installed.parent / "test_half.py"
+    suite.write_text(SUITE)
+    done = run(installed, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(suite))
+    assert " passed" in done.stdout
+
+
 COMMANDS = """
 import contextlib, io, json, sys
 from luma_client.cli.app import run

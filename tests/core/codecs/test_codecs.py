@@ -1,4 +1,4 @@
-"""Every codec: layouts, odd values, odd shapes, exact re-encoding, slicing, configuration."""
+"""What is not a promise of every codec: tiles, which codec is taken, configuration, fp8."""
 
 import pytest
 import torch
@@ -6,130 +6,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from luma_core.codecs import (
-    BF16,
     FP8E4M3,
-    FP32,
     BlockGrid,
     Codec,
     Luma16M,
     Luma16V,
     codec_from_dict,
-    codec_names,
     moment_codecs,
 )
 from luma_core.errors import ConfigurationError, UnknownCodecError
-from tests.core.codecs.samples import SHAPES, draws, sample
+from luma_core.testing.values import magnitudes, noise
 
-CODECS: list[Codec] = [
-    FP32(),
-    BF16(),
-    FP8E4M3(),
-    FP8E4M3(block_size=None),
-    FP8E4M3(block_size=40),
-    Luma16M(),
-    Luma16M(block_size=None),
-    Luma16M(block_size=40),
-    Luma16V(),
-    Luma16V(block_size=None),
-    Luma16V(block_size=40),
-]
-OTHERS = {"segment_mean", "table_m", "costate_m", "root_v", "log_v"}
 """Codecs with tests of their own: test_segments.py, test_packed.py."""
 
-TOLERANCES = {"bf16": (2**-7, 1e-12), "fp8_e4m3": (2**-3, 1e-6)}
 """Relative and absolute bounds on the error of values of about 1e-3, where they are not small."""
 
 
-def ids(codec: Codec) -> str:
-    return f"{codec.name}-{codec.block_size}"
-
-
-@pytest.mark.parametrize("codec", CODECS, ids=ids)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_shape_round_trips(codec: Codec, shape: tuple[int, ...]) -> None:
-    x = sample(codec, shape)
-    fields = codec.encode_tensor(x, draws(x.shape))
-    for name, spec in codec.layout(shape).items():
-        assert fields[name].dtype == spec.dtype
-        assert tuple(fields[name].shape) == spec.shape
-    decoded = codec.decode_tensor(fields, shape)
-    assert decoded.shape == x.shape
-    rtol, atol = TOLERANCES.get(codec.name, (2e-3, 1e-12))
-    torch.testing.assert_close(decoded, x, rtol=rtol, atol=atol)
-
-
-@pytest.mark.parametrize("codec", CODECS, ids=ids)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_zero_fields_decode_to_zero_and_zeros_encode_to_zero(
-    codec: Codec, shape: tuple[int, ...]
-) -> None:
-    assert torch.equal(codec.decode_tensor(codec.init(shape, "cpu"), shape), torch.zeros(shape))
-    fields = codec.encode_tensor(torch.zeros(shape), draws(shape))
-    assert torch.equal(codec.decode_tensor(fields, shape), torch.zeros(shape))
-
-
-@pytest.mark.parametrize("codec", [c for c in CODECS if c.top_code], ids=ids)
+@pytest.mark.parametrize("codec", [FP8E4M3(), Luma16M(), Luma16V()], ids=lambda c: c.name)
 def test_minus_zeros_fit_like_zeros(codec: Codec) -> None:
     zeros = torch.zeros(2, 3, 40)
     assert torch.equal(codec.fit(-zeros)["exponent"], codec.fit(zeros)["exponent"])
-
-
-@pytest.mark.parametrize("codec", CODECS, ids=ids)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_encoding_what_was_decoded_restores_every_value(
-    codec: Codec, shape: tuple[int, ...]
-) -> None:
-    x = sample(codec, shape, spread=3.0)
-    fields = codec.encode_tensor(x, draws(x.shape))
-    decoded = codec.decode_tensor(fields, shape)
-    again = codec.decode_tensor(codec.encode_tensor(decoded), shape)
-    assert torch.equal(again, decoded)
-
-
-@pytest.mark.parametrize("codec", [c for c in CODECS if c.top_code], ids=ids)
-@pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-30, 1e-3, 1.0, 1e30, 3.4e38])
-def test_constant_tensors_of_any_size_are_kept(codec: Codec, size: float) -> None:
-    x = torch.full((4, 200), size)
-    decoded = codec.decode_tensor(codec.encode_tensor(x, draws(x.shape)), x.shape)
-    assert torch.isfinite(decoded).all()
-    rtol = TOLERANCES.get(codec.name, (2**-9, 0.0))[0]
-    torch.testing.assert_close(decoded, x, rtol=rtol, atol=2.0**-126)
-
-
-@pytest.mark.parametrize("codec", [c for c in CODECS if c.top_code and c.block_size], ids=ids)
-def test_a_huge_element_costs_only_its_own_block(codec: Codec) -> None:
-    x = sample(codec, (4, 400))
-    x[1, 5] = 1e30
-    decoded = codec.decode_tensor(codec.encode_tensor(x), x.shape)
-    others = torch.ones(4, 400, dtype=torch.bool)
-    others[1, : codec.block_size] = False
-    rtol, atol = TOLERANCES.get(codec.name, (1e-3, 1e-12))
-    torch.testing.assert_close(decoded[others], x[others], rtol=rtol, atol=atol)
-
-
-@pytest.mark.parametrize(
-    "codec", [Luma16M(), Luma16V(), Luma16M(block_size=40), FP8E4M3()], ids=ids
-)
-@pytest.mark.parametrize("shape", [(12, 130), (12, 4, 33)], ids=str)
-def test_slicing_rows_of_the_fields_is_slicing_the_tensor(
-    codec: Codec, shape: tuple[int, ...]
-) -> None:
-    x = sample(codec, shape)
-    noise = draws(x.shape)
-    whole = codec.encode_tensor(x, noise)
-    for rows in (slice(0, 5), slice(5, 12), slice(3, 3)):
-        part = codec.encode_tensor(x[rows], noise[rows])
-        for name, tensor in whole.items():
-            assert torch.equal(part[name], tensor[rows])
-
-
-@pytest.mark.parametrize("codec", [Luma16M(), Luma16V(), FP32(), BF16()], ids=ids)
-def test_non_contiguous_tensors_code_like_contiguous_ones(codec: Codec) -> None:
-    x = sample(codec, (64, 3, 5, 7)).to(memory_format=torch.channels_last)
-    assert not x.is_contiguous()
-    noise = draws(x.shape)
-    a, b = codec.encode_tensor(x, noise), codec.encode_tensor(x.contiguous(), noise)
-    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_tiles_cover_every_element_once_whatever_their_size() -> None:
@@ -222,12 +118,6 @@ def test_what_stays_in_float32_is_one_rule() -> None:
     assert moment_codecs(configs, (), 0)["exp_avg"].name == "luma16_m"
 
 
-def test_configuration_round_trips_through_json_values() -> None:
-    assert {codec.name for codec in CODECS} | OTHERS == set(codec_names())
-    for codec in CODECS:
-        assert codec_from_dict(codec.to_dict()) == codec
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -248,8 +138,8 @@ def test_bad_configuration_is_a_clear_error(config: dict[str, object], message: 
 
 
 def test_fp8_codes_are_e4m3_numbers_scaled_by_a_power_of_two() -> None:
-    x = sample(FP8E4M3(), (5, 300), spread=3.0)
-    fields = FP8E4M3().encode_tensor(x, draws(x.shape))
+    x = magnitudes((5, 300), spread=3.0)
+    fields = FP8E4M3().encode_tensor(x, noise((5, 300)))
     exponent = fields["exponent"].double().repeat_interleave(128, dim=1)[:, :300]
     values = fields["codes"].view(torch.float8_e4m3fn).double() * torch.exp2(exponent - 120)
     assert torch.equal(FP8E4M3().decode_tensor(fields, (5, 300)).double(), values)

@@ -10,24 +10,6 @@ from luma_core.errors import ConfigurationError
 DRAWS = torch.arange(65536, dtype=torch.int32)[torch.randperm(65536)].view(512, 128)
 
 
-def averaged(codec: RootV, share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The decoded roots of a share of the largest root, over all draws of noise."""
-    roots = torch.full((512, 128), share)
-    roots[:, 0] = 1.0
-    decoded = codec.decode_tensor(codec.encode_tensor(roots.square(), DRAWS), (512, 128)).sqrt()
-    return decoded[:, 1:].double(), decoded[:, 0]
-
-
-@pytest.mark.parametrize("codec", [RootV(), RootV(bits=4), RootV(bits=3, floor=2.0**-10)], ids=str)
-@pytest.mark.parametrize("share", [0.26, 0.41, 0.61, 0.875, 0.99])
-def test_roots_above_the_floor_are_unbiased(codec: RootV, share: float) -> None:
-    roots, top = averaged(codec, share)
-    standard_error = float(roots.std()) / roots.numel() ** 0.5
-    assert abs(float(roots.mean()) - share) <= 4 * standard_error + 1e-6
-    assert float(roots.std()) > 0
-    assert bool((top == 1.0).all())
-
-
 @pytest.mark.parametrize("bits", BITS)
 def test_nothing_decodes_below_the_floor_or_above_the_largest(bits: int) -> None:
     codec = RootV(bits=bits, floor=0.25)

@@ -62,13 +62,6 @@ def test_a_threshold_belongs_to_the_level_below_whatever_the_scale() -> None:
         assert codes.tolist() == [3, 2, 3, 1, 2, 0, 1, 0]
 
 
-def test_coding_needs_no_noise() -> None:
-    x = moments()
-    noise = torch.randint(0, 65536, x.shape, dtype=torch.int32)
-    plain, noisy = TableM().encode_tensor(x), TableM().encode_tensor(x, noise)
-    assert all(torch.equal(plain[name], noisy[name]) for name in plain)
-
-
 def test_scales_beyond_bfloat16_are_bounded_and_not_infinite() -> None:
     largest = torch.finfo(torch.float32).max
     decoded = TableM().decode_tensor(TableM().encode_tensor(torch.full((128,), -largest)), (128,))

@@ -13,6 +13,7 @@ from torch import Tensor
 from luma_core import rounding
 from luma_core.codecs import BF16, FP32, Codec, LogV, Luma16M, Luma16V, RootV, TableM
 from luma_core.rules import AdamWRule, LAMBHyper, LAMBRule, ParameterStep, Rule, StoredMoment
+from luma_core.rules.lion import LionRule
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
 
@@ -53,6 +54,22 @@ class SeparateLAMBRule(LAMBRule):
     def update(self, param: Tensor, moments: Any, hyper: LAMBHyper) -> Tensor:
         without = replace(hyper, weight_decay=0.0)
         return super().update(param, moments, without) + param * hyper.weight_decay
+
+
+class SeparateLionRule(LionRule):
+    """Lion with each operation rounded on its own."""
+
+    def update(self, grad: Tensor, moments: Any, hyper: Any) -> tuple[dict[str, Tensor], Tensor]:
+        grad = -grad if hyper.maximize else grad
+        exp_avg = moments["exp_avg"]
+        update = lerp(exp_avg, grad, 1.0 - hyper.beta1).sign_()
+        return {"exp_avg": lerp(exp_avg, grad, 1.0 - hyper.beta2)}, update
+
+
+def lerp(old: Tensor, new: Tensor, weight: float) -> Tensor:
+    """Return what ``torch.lerp`` does, without fused operations."""
+    difference = new - old
+    return old + difference * weight if weight < 0.5 else new + difference * (weight - 1.0)
 
 
 def luma_codecs(block_size: int | None, octaves: int | None = None) -> dict[str, Codec]:
@@ -186,3 +203,20 @@ def instruction_set(request: pytest.FixtureRequest) -> str:
 def exact_roots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Round the square root in a parameter's update correctly; PyTorch may be one bit off."""
     monkeypatch.setattr(Tensor, "sqrt", lambda x: torch.sqrt(x.double()).to(x.dtype))
+
+
+@pytest.fixture
+def separate_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round each operation on its own; PyTorch fuses some where the CPU can."""
+    add = Tensor.add_
+
+    def add_(x: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
+        return add(x, other if alpha == 1 else other * alpha)
+
+    def lerp(x: Tensor, other: Tensor, weight: float) -> Tensor:
+        hyper = type("Hyper", (), {"maximize": False, "beta1": 1.0 - weight, "beta2": 0.5})
+        moments = {"exp_avg": x, "exp_avg_sq": x}
+        return SeparateRule.averages(other, moments, hyper)["exp_avg"]
+
+    monkeypatch.setattr(Tensor, "add_", add_)
+    monkeypatch.setattr(Tensor, "lerp", lerp)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from luma_core import AdamMini
 from luma_core.backends import registry
@@ -27,8 +27,8 @@ from luma_core.rules import AdamMiniRule, ParameterStep
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
 
-from .conftest import SeparateRule, assert_same_bits, clone, make_step
 from .conftest import assert_like_eager as assert_like_adamw
+from .conftest import assert_same_bits, clone, make_step
 
 pytestmark = pytest.mark.usefixtures("exact_roots", "separate_operations")
 
@@ -60,23 +60,6 @@ CUTS: dict[str, tuple[tuple[int, ...], Partition]] = {
     "transposed experts": ((2, 10, 40), Partition(2, 10, 40, 1, ((40, 1),))),
     "transposed convolution": ((4, 6, 3, 3), Partition(1, 4, 6, 9, ((6, 1),))),
 }
-
-
-@pytest.fixture
-def separate_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Round each operation on its own; PyTorch fuses some where the CPU can."""
-    add = Tensor.add_
-
-    def add_(x: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
-        return add(x, other if alpha == 1 else other * alpha)
-
-    def lerp(x: Tensor, other: Tensor, weight: float) -> Tensor:
-        hyper = type("Hyper", (), {"maximize": False, "beta1": 1.0 - weight, "beta2": 0.5})
-        moments = {"exp_avg": x, "exp_avg_sq": x}
-        return SeparateRule.averages(other, moments, hyper)["exp_avg"]
-
-    monkeypatch.setattr(Tensor, "add_", add_)
-    monkeypatch.setattr(Tensor, "lerp", lerp)
 
 
 def mini_step(cut: str, first: str, *, block_size: int = 128, **options: Any) -> ParameterStep:

@@ -233,7 +233,7 @@ class Work(NamedTuple):
     def planned_step(self, rule: Rule) -> tuple[ParameterStep, Mapping[str, Tensor], int, bool]:
         """Return what `Plan.build` takes of a parameter."""
         step = int(self.state["step"]) + 1
-        item = self.parameter_step(rule.hyper(self.group, step, coarse=self.coarse), step, None)
+        item = self.parameter_step(rule, step, None)
         return item, self.state, self.group_index, self.coarse
 
     @property

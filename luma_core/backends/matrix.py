@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 from luma_core.backends.native import NATIVE
 from luma_core.backends.triton import TRITON
+from luma_core.catalog import ALGORITHMS, import_home
 from luma_core.codecs import (
     BF16,
     FP8E4M3,
@@ -21,7 +23,7 @@ from luma_core.codecs import (
     SegmentMean,
     TableM,
 )
-from luma_core.rules import AdamMiniRule, AdamWRule, LAMBRule, Rule
+from luma_core.rules import AdamMiniRule, Rule
 
 _SIGNED = (FP32(), BF16(), Luma16M(), FP8E4M3(), TableM(), CoStateM())
 _SQUARES = (FP32(), BF16(), Luma16V(), RootV(), LogV())
@@ -67,13 +69,14 @@ def kernel_rows() -> list[KernelRow]:
 
 
 def _instances() -> Iterator[tuple[Rule, dict[str, Codec]]]:
-    for rule in (AdamWRule(), LAMBRule()):
-        for first in _SIGNED:
-            for second in _SQUARES:
-                yield rule, {"exp_avg": first, "exp_avg_sq": second}
     by_row = SegmentMean(partition=Partition.rows(_SHAPE))
-    for first in _SIGNED:
-        yield AdamMiniRule(), {"exp_avg": first, "exp_avg_sq": by_row}
+    rules = (import_home(entry.rule)() for entry in ALGORITHMS)
+    for rule in {type(rule): rule for rule in rules}.values():
+        known = [_SIGNED if spec.kind == "signed" else _SQUARES for spec in rule.moments]
+        if isinstance(rule, AdamMiniRule):
+            known[1] = (by_row,)
+        for codecs in product(*known):
+            yield rule, dict(zip(rule.moment_names, codecs, strict=True))
 
 
 def kernel_table() -> list[list[str]]:
@@ -82,10 +85,14 @@ def kernel_table() -> list[list[str]]:
     The first line is the header. Backends without a kernel are left out; PyTorch steps all.
     """
     rows = kernel_rows()
-    seconds = list(dict.fromkeys(row.codecs[1] for row in rows))
+    seconds = list(dict.fromkeys(_second(row) for row in rows))
     lines = {(row.rule, row.codecs[0]): dict.fromkeys(seconds, "") for row in rows}
     for row in rows:
         found = ", ".join(row.backends) or "-"
-        lines[row.rule, row.codecs[0]][row.codecs[1]] = found
+        lines[row.rule, row.codecs[0]][_second(row)] = found
     header = ["rule", "first moment", *seconds]
     return [header, *([*key, *cells.values()] for key, cells in lines.items())]
+
+
+def _second(row: KernelRow) -> str:
+    return row.codecs[1] if len(row.codecs) > 1 else "none"

@@ -16,7 +16,7 @@ from luma_core.rules.lion import LionRule
 
 @show_common_options
 class Lion(CompressedOptimizer):
-    """Lion (Chen et al., 2023) with its one moment in any codec; by default 2.02 bytes a parameter.
+    """Lion (Chen et al., 2023) with its one moment in any codec; by default 2.01 bytes a parameter.
 
     Every element moves by ``lr``, in the direction of the sign of a mean of moment and gradient, so
     learning rates are 3 to 10 times smaller than AdamW's, and weight decay as much larger.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from luma_core.rules import AdamMiniRule, AdamWHyper, AdamWRule, LAMBHyper, LAMBRule, Rule
+from luma_core.rules.lion import LionHyper, LionRule
 
 ADAMW, LAMB, MINI, LION = range(4)
 """``RuleNumber`` of ``native.h``."""
@@ -64,10 +65,16 @@ def _lamb_scalars(hyper: LAMBHyper) -> tuple[float, ...]:
     )
 
 
+def _lion_scalars(hyper: LionHyper) -> tuple[float, ...]:
+    """Return the numbers of ``lion.h``."""
+    return *_lerp(hyper.beta2), *_lerp(hyper.beta1), float(hyper.decay), float(hyper.rate)
+
+
 RULES: dict[type[Rule], NativeRule] = {
     AdamWRule: NativeRule(ADAMW, AdamWHyper, _adamw_scalars),
     AdamMiniRule: NativeRule(ADAMW, AdamWHyper, _adamw_scalars),
     LAMBRule: NativeRule(LAMB, LAMBHyper, _lamb_scalars),
+    LionRule: NativeRule(LION, LionHyper, _lion_scalars),
 }
 
 BY_HYPER: dict[type, NativeRule] = {rule.hyper: rule for rule in RULES.values()}

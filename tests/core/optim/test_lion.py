@@ -13,6 +13,7 @@ import luma_core
 from luma_core import LUMA, Lion, checkpoint, convert
 from luma_core.errors import ConfigurationError, ConversionError, LumaError
 
+ROOMS = ("luma_core", "kernels/luma_kernels", "client/luma_client", "server/luma_server")
 SHAPES = ((40, 130), (7,))
 
 
@@ -93,19 +94,26 @@ def test_state_of_two_moments_is_refused() -> None:
         build(found).load_state_dict(adamw.state_dict())
 
 
-def test_nothing_but_its_own_files_and_exports_names_it() -> None:
-    package = Path(luma_core.__file__).parent
+def test_nothing_but_its_own_files_tables_and_exports_names_it() -> None:
+    root = Path(luma_core.__file__).parents[1]
+    sources = [path for room in ROOMS for path in (root / room).rglob("*") if path.is_file()]
     naming = {
-        str(path.relative_to(package))
-        for path in package.rglob("*.py")
-        if re.search(r"(?<![a-z])lion", path.read_text(), re.IGNORECASE)
+        str(path.relative_to(root))
+        for path in sources
+        if path.suffix in (".py", ".h", ".cpp")
+        and re.search(r"(?<![a-z])k?lion", path.read_text(), re.IGNORECASE)
     }
-    assert naming == {
-        "__init__.py",
-        "catalog.py",
-        "optim/__init__.py",
-        "optim/lion.py",
-        "rules/lion.py",
+    exports = {"luma_core/__init__.py", "luma_core/optim/__init__.py"}
+    assert naming - exports == {
+        "luma_core/catalog.py",
+        "luma_core/optim/lion.py",
+        "luma_core/rules/lion.py",
+        "kernels/luma_kernels/cpu/rules.py",
+        "kernels/luma_kernels/cpu/src/instances.h",
+        "kernels/luma_kernels/cpu/src/lion.h",
+        # The rule's number, and the one include.
+        "kernels/luma_kernels/cpu/src/native.h",
+        "kernels/luma_kernels/cpu/src/stepping.h",
     }
 
 

@@ -1,7 +1,7 @@
 """Compiles a rule's kernels for three GPUs and prints what the compiler used, as JSON.
 
-``compile_kernels.py FOLDER RULE CASES``: every case is compiled for sm_90, and the first ``CASES``
-of them for the others too.
+``compile_kernels.py FOLDER RULE CASES NAMES``: the named cases, or ``all``, are compiled for sm_90,
+and the first ``CASES`` of all for the others too.
 """
 
 import json
@@ -205,10 +205,11 @@ if sys.argv[2] == "adam_mini":
         ),
     }
 few = list(cases)[: int(sys.argv[3])]
+most = list(cases) if sys.argv[4] == "all" else sys.argv[4].split(",")
 report = {}
 for target_name, target in TARGETS.items():
     nvidia = target.backend == "cuda"
-    names = cases if target_name == "sm_90" else few
+    names = most if target_name == "sm_90" else few
     jobs = [(name, cases[name], job) for name in names for job in kernels(cases[name], nvidia)]
     for name, case, (part, function, constants, signature, registers) in jobs:
         limits = {"maxnreg": registers} if nvidia and not case.ragged else {}

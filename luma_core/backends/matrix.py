@@ -72,7 +72,9 @@ def _instances() -> Iterator[tuple[Rule, dict[str, Codec]]]:
     by_row = SegmentMean(partition=Partition.rows(_SHAPE))
     rules = (import_home(entry.rule)() for entry in ALGORITHMS)
     for rule in {type(rule): rule for rule in rules}.values():
-        known = [_SIGNED if spec.kind == "signed" else _SQUARES for spec in rule.moments]
+        known: list[tuple[Codec, ...]] = [
+            _SIGNED if spec.kind == "signed" else _SQUARES for spec in rule.moments
+        ]
         if isinstance(rule, AdamMiniRule):
             known[1] = (by_row,)
         for codecs in product(*known):

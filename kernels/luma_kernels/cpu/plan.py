@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from ctypes import c_double
+from dataclasses import replace
 from itertools import starmap
 from typing import Any, NamedTuple
 
@@ -28,8 +29,8 @@ class PlannedStep(NamedTuple):
     """A parameter whose steps are planned.
 
     Attributes:
-        item: its next step, which stands for all that follow: only its numbers, its noise and the
-            gradient's factor differ.
+        item: its next step, which stands for all that follow: only its numbers, its noise, the
+            gradient and its factor differ.
         state: its state, with ``step``, ``noise_key`` and ``nonfinite``.
         group: index of its group.
         coarse: whether a moment is stored by a coarse codec.
@@ -72,7 +73,9 @@ class NativePlan:
                 step = None if described.room else described.step
             taken.append(step is not None)
             if step is not None:
-                self._planned.append(one)
+                # Gradients are free between steps: only their parameters hold them.
+                kept = replace(item, grad=item.grad.new_empty(0))
+                self._planned.append(one._replace(item=kept))
                 steps.append(step)
         self._steps = (Step * len(steps))(*steps)
         return taken

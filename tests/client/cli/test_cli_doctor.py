@@ -114,7 +114,7 @@ def test_without_the_native_library(
 
 def test_what_codec_takes_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     _, found = doctor(capsys)
-    page = (Path(__file__).parents[2] / "docs/optimizers.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/optimizers.md").read_text()
     for preset, codecs in found["codecs"]["presets"].items():
         optimizer = AdamW([nn.Parameter(torch.zeros(2, 2))], codec=preset)
         names = [config["name"] for config in optimizer.param_groups[0]["codecs"].values()]

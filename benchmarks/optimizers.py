@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.shapes import parameter_names
-from luma_core import LAMB, LUMA, AdamMini, TurboAdam
+from luma_core import LAMB, LUMA, AdamMini, Lion, TurboAdam
 
 OPTIONS: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 
@@ -56,6 +56,8 @@ OPTIMIZERS: dict[str, tuple[str, Build]] = {
     "AdamMini": ("luma-state", _own_adam_mini),
     "LAMB": ("luma-state", lambda p: LAMB(p, seed=0, **OPTIONS)),
     "LAMB max_grad_norm": ("luma-state", lambda p: LAMB(p, seed=0, max_grad_norm=1.0, **OPTIONS)),
+    "Lion": ("luma-state", lambda p: Lion(p, seed=0)),
+    "Lion 8bit": ("luma-state", lambda p: Lion(p, seed=0, codec="8bit")),
     "bitsandbytes AdamW8bit": ("bitsandbytes", _peer("bitsandbytes.optim", "AdamW8bit")),
     "torchao AdamW8bit": ("torchao", _peer("torchao.optim", "AdamW8bit")),
     "torchao AdamW4bit": ("torchao", _peer("torchao.optim", "AdamW4bit")),

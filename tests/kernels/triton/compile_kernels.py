@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import torch
 import triton
@@ -29,7 +30,7 @@ from luma_core.codecs import (
 )
 from luma_core.sharding import Part
 from luma_kernels.triton.fused import clip, norms
-from luma_kernels.triton.rules import elementwise
+from luma_kernels.triton.rules import elementwise, lion
 from luma_kernels.triton.runtime import plan
 from luma_kernels.triton.schedules import adam_mini_launch as adam_mini
 from luma_kernels.triton.schedules import (
@@ -108,8 +109,17 @@ def usage(kernel, folder):
 
 
 def adamw_kernels(case, fast):
-    constants = one_pass_launch.step_constants(case, scaler=True, fast=fast)
     formula = {"MOMENTS": elementwise.adamw_moments, "UPDATE": elementwise.adamw_update}
+    yield from elementwise_kernels(formula, case, fast)
+
+
+def lion_kernels(case, fast):
+    formula = {"MOMENTS": lion.lion_moments, "UPDATE": lion.lion_update}
+    yield from elementwise_kernels(formula, case, fast)
+
+
+def elementwise_kernels(formula, case, fast):
+    constants = one_pass_launch.step_constants(case, scaler=True, fast=fast)
     constants.update(formula)
     yield "", one_pass.step_kernel, constants, TABLES, case.tuning.registers
     if case.whole:
@@ -161,6 +171,7 @@ folder = pathlib.Path(sys.argv[1])
 kernels = {
     "adamw": adamw_kernels,
     "turbo": adamw_kernels,
+    "lion": lion_kernels,
     "lamb": lamb_kernels,
     "adam_mini": adam_mini_kernels,
 }[sys.argv[2]]
@@ -187,6 +198,9 @@ if sys.argv[2] == "turbo":
         "second moment": packed(torch.float32, FP32(), RootV(bits=2)),
         "ragged": packed(torch.float32, *five, ragged=True),
     }
+if sys.argv[2] == "lion":
+    cases = {name: replace(case, second=None) for name, case in cases.items()}
+    cases["few bits"] = packed(torch.bfloat16, TableM(bits=3), None)
 if sys.argv[2] == "adam_mini":
     by_row = Partition.rows((64, 2048))
     fused = Partition(1, 1, 2304, 768, ((12, 64), (12, 64), (768, 1)))

@@ -26,6 +26,8 @@ SCRIPT = Path(__file__).with_name("compile_kernels.py")
         ("turbo", 1, "float32,8 bits,ragged", 5),
         ("lamb", 1, "bfloat16,ragged,flat", 14),
         ("adam_mini", 1, "float32,long,fp8,ragged,ragged columns,cut", 12),
+        ("lion", 1, "float32,bfloat16,whole", 6),
+        pytest.param("lion", 8, "all", 30, marks=pytest.mark.heavy),
         pytest.param("adamw", 7, "all", 27, marks=pytest.mark.heavy),
         pytest.param("turbo", 7, "all", 21, marks=pytest.mark.heavy),
         pytest.param("lamb", 8, "all", 57, marks=pytest.mark.heavy),
@@ -60,7 +62,8 @@ def test_kernels_compile_without_spills_and_with_wide_accesses(
         if name.endswith(("/ratio", "/norm", "/means", "/parts", "/sums")):
             continue
         if "ragged" not in name and "finish" not in name:
-            few = rule == "turbo" or "fp8" in name  # short codes: only the rest can be wide
+            # Of short codes, and of a rule with one moment, less is wide.
+            few = rule in ("turbo", "lion") or "fp8" in name
             last = name.endswith("/last")
             assert numbers["loads"] >= (2 if few else 3 if last else 4), (name, numbers)
             stores = 1 if few or last else 2 if rule == "lamb" else 3

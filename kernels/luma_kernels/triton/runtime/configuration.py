@@ -37,8 +37,13 @@ def second_moment(codec: Codec) -> Configuration | None:
     return (codec.name,) if isinstance(codec, FP32) else None
 
 
-def is_equal_pair(first: Codec, second: Codec) -> bool:
-    """Return whether both codecs are 16-bit grids of as many octaves, or both float32."""
+def fits_whole(first: Codec, second: Codec | None) -> bool:
+    """Return whether kernels take one scale for a whole tensor.
+
+    They do where both codecs, or the only one, are 16-bit grids of as many octaves, or float32.
+    """
+    if second is None:
+        return isinstance(first, FP32 | Luma16M)
     if isinstance(first, LogGridCodec) and isinstance(second, LogGridCodec):
         return first.octaves == second.octaves
     return isinstance(first, FP32) and isinstance(second, FP32)

@@ -14,7 +14,7 @@ from torch import Tensor
 from luma_core.codecs import BlockGrid, Codec
 from luma_core.codecs.loggrid import LogGridCodec
 from luma_core.codecs.packed import PackedCodec
-from luma_kernels.triton.runtime.configuration import first_moment, is_equal_pair, second_moment
+from luma_kernels.triton.runtime.configuration import first_moment, fits_whole, second_moment
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -74,7 +74,7 @@ class Bucket:
     Attributes:
         param_dtype: dtype of the parameters.
         grad_dtype: dtype of the gradients.
-        first: codec of the first moment; `second` that of the second.
+        first: codec of the first moment; `second` that of the second, ``None`` of rules with one.
         ragged: whether rows end within a block, so that blocks are addressed row by row.
         aligned: whether all pointers are multiples of ``ALIGNMENT_BYTES``.
         skip: whether blocks with non-finite moments are left untouched.
@@ -85,7 +85,7 @@ class Bucket:
     param_dtype: torch.dtype
     grad_dtype: torch.dtype
     first: Codec
-    second: Codec
+    second: Codec | None
     ragged: bool
     aligned: bool
     skip: bool
@@ -163,12 +163,13 @@ def bucket_of(
 
     ``part`` is what it is of a parameter that is cut; with one scale for all, kernels take none.
     """
-    first, second = codecs["exp_avg"], codecs["exp_avg_sq"]
+    first, second = codecs["exp_avg"], codecs.get("exp_avg_sq")
     block = first.block_size
-    supported = block == second.block_size
-    supported = supported and first_moment(first) is not None and second_moment(second) is not None
+    supported = first_moment(first) is not None
+    if second is not None:
+        supported = supported and block == second.block_size and second_moment(second) is not None
     if block is None:
-        supported = supported and is_equal_pair(first, second) and part is None
+        supported = supported and fits_whole(first, second) and part is None
     if block is not None:
         in_range = _SMALLEST_BLOCK <= block <= _LARGEST_BLOCK
         supported = supported and in_range and block & (block - 1) == 0
@@ -349,6 +350,21 @@ def option_row(options: Mapping[str, Any]) -> list[float]:
         beta1,
         beta2,
         float(options["eps"]),
+        float(options["weight_decay"]),
+        -1.0 if options["maximize"] else 1.0,
+        0.0,
+    ]
+
+
+def one_moment_option_row(options: Mapping[str, Any]) -> list[float]:
+    """Return a group's row of the options table of a rule with one moment and no correction.
+
+    The logarithms of both betas say that nothing is corrected: powers of e to them are 0.
+    """
+    return [
+        *option_row({**options, "betas": (0.0, 0.0), "eps": 0.0})[:3],
+        *map(float, options["betas"]),
+        0.0,
         float(options["weight_decay"]),
         -1.0 if options["maximize"] else 1.0,
         0.0,

@@ -135,11 +135,26 @@ def whole_passes(bucket: Bucket, constants: Mapping[str, Any]) -> tuple[Pass, Pa
 
 
 def adamw_passes(bucket: Bucket, scaler: bool, fast: bool) -> list[Pass]:
-    """Return one pass, or three where one scale is for a whole tensor."""
+    """Return the passes of AdamW: see `elementwise_passes`."""
+    return elementwise_passes(adamw_moments, adamw_update, bucket, scaler, fast)
+
+
+def elementwise_passes(
+    moments: Any, update: Any, bucket: Bucket, scaler: bool, fast: bool
+) -> list[Pass]:
+    """Return one pass, or three where one scale is for a whole tensor.
+
+    Args:
+        moments: the rule's device function of new moments.
+        update: that of the update.
+        bucket: the tensors' bucket.
+        scaler: whether there is a gradient scaler.
+        fast: whether the GPU has approximate units.
+    """
     constants = {
         **step_constants(bucket, scaler=scaler, fast=fast),
-        "MOMENTS": adamw_moments,
-        "UPDATE": adamw_update,
+        "MOMENTS": moments,
+        "UPDATE": update,
     }
     limits = {"maxnreg": bucket.tuning.registers} if fast else {}
     step = Pass(KernelLaunch(step_kernel, constants, num_warps=bucket.tuning.warps, **limits))

@@ -119,7 +119,7 @@ def lion_kernels(case, fast):
 
 
 def elementwise_kernels(formula, case, fast):
-    constants = one_pass_launch.step_constants(case, scaler=True, fast=fast)
+    constants = one_pass_launch.step_constants(case, scaler=case.skip, fast=fast)
     constants.update(formula)
     yield "", one_pass.step_kernel, constants, TABLES, case.tuning.registers
     if case.whole:
@@ -184,6 +184,7 @@ cases = {
     "plain": bucket(torch.float32, plain=True),
     "plain whole": bucket(torch.float32, block=None, plain=True),
 }
+cases["propagate"] = replace(cases["float32"], skip=False)
 if sys.argv[2] == "lamb":
     cases = {name: lamb_bucket_like(case) for name, case in cases.items()}
     cases["flat"] = lamb_bucket_like(cases["float32"], flat=True)

@@ -22,15 +22,15 @@ SCRIPT = Path(__file__).with_name("compile_kernels.py")
 @pytest.mark.parametrize(
     ("rule", "cases", "names", "count"),
     [
-        ("adamw", 1, "float32,bfloat16,ragged,whole", 7),
+        ("adamw", 1, "float32,bfloat16,ragged,whole,propagate", 8),
         ("turbo", 1, "float32,8 bits,ragged", 5),
         ("lamb", 1, "bfloat16,ragged,flat", 14),
         ("adam_mini", 1, "float32,long,fp8,ragged,ragged columns,cut", 12),
-        ("lion", 1, "float32,bfloat16,whole", 6),
-        pytest.param("lion", 8, "all", 30, marks=pytest.mark.heavy),
-        pytest.param("adamw", 7, "all", 27, marks=pytest.mark.heavy),
+        ("lion", 1, "float32,bfloat16,whole,propagate", 7),
+        pytest.param("lion", 9, "all", 33, marks=pytest.mark.heavy),
+        pytest.param("adamw", 8, "all", 30, marks=pytest.mark.heavy),
         pytest.param("turbo", 7, "all", 21, marks=pytest.mark.heavy),
-        pytest.param("lamb", 8, "all", 57, marks=pytest.mark.heavy),
+        pytest.param("lamb", 9, "all", 66, marks=pytest.mark.heavy),
         pytest.param("adam_mini", 10, "all", 57, marks=pytest.mark.heavy),
     ],
 )

@@ -239,13 +239,15 @@ def writes_of(keep, block, leader, mask, MASKED: tl.constexpr, SKIP: tl.constexp
     """Return where a tile is written."""
     write_block = leader
     write_lane = block >= 0
-    write = mask
+    # Where nothing is masked it is not read, and a tuple holds no None.
+    write = keep[:, :, None]
     if SKIP:
         write_block = write_block & keep
         write_lane = keep | (block < 0)
-        write = keep[:, :, None]
         if MASKED:
             write = write & mask
+    elif MASKED:
+        write = mask
     return Writes(write_block, write_lane, write)
 
 

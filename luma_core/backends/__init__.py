@@ -4,6 +4,17 @@
 are first needed.
 """
 
-from luma_core.backends.coding import decode, encode
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from luma_core.lazy import export_lazily
+
+if TYPE_CHECKING:
+    from luma_core.backends.coding import decode, encode
+else:
+    __getattr__, __dir__ = export_lazily(
+        __name__, {"luma_core.backends.coding": ["decode", "encode"]}
+    )
 
 __all__ = ["decode", "encode"]

@@ -347,7 +347,7 @@ def test_the_worker_ends_with_the_server(root, tmp_path) -> None:
     command = [sys.executable, "-c", code]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
-        process.stdin.write(b"{}\n")
+        process.stdin.write(b'{"src": "a", "dst": "b", "to": "adamw"}\n')
         process.stdin.close()
         assert process.wait(30) == 3
     finally:

@@ -23,11 +23,11 @@ HELP = (
 )
 EPILOG = (
     "Example: luma doctor --json\n\nJSON keys: ok, versions, cpu, cuda, native, offload, codecs, "
-    "extensions, backends (for each device, optimizer, rule, codecs and block_size: the backend "
-    "and the reason; offload: what offload='auto' chooses by; codecs: what codec= of an optimizer "
-    "takes, presets and codecs by the kind of moment; extensions: codecs and formats of other "
-    "packages, each a group, name, package and problem) and kernels (for each rule and codecs: why "
-    "native and triton have no kernel, empty where they have one)"
+    "extensions, backends and kernels (backends: for each device, optimizer, rule, codecs and "
+    "block_size the backend and the reason; offload: what offload='auto' chooses by; codecs: what "
+    "codec= of an optimizer takes, presets and codecs by the kind of moment; extensions: codecs "
+    "and formats of other packages, each a group, name, package and problem; kernels: for each "
+    "rule and codecs why native and triton have no kernel, empty where they have one)"
 )
 
 PACKAGES = (

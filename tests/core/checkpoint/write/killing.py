@@ -18,12 +18,14 @@ def run_driver(
     driver: Path, url: object, mode: str, kills: int, environment: dict[str, str] | None = None
 ) -> Any:
     """Run a driver as a process of its own and return what it printed as JSON."""
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    here = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", driver, url, mode, str(kills), "0"],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        env={**os.environ, **here, **(environment or {})},
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -1,6 +1,8 @@
 """Shared by all tests."""
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -36,3 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup() -> None:
     """Let no test's random numbers depend on the tests before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_log_handlers() -> Iterator[None]:
+    """A server in this process replaces the root logger's handlers, those of pytest among them."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import socket
@@ -27,16 +26,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from luma_client.cli import main
 main()
 """
-
-
-@pytest.fixture(autouse=True)
-def own_log_handlers() -> Iterator[None]:
-    """A server in this process replaces the root logger's handlers, those of pytest among them."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @contextmanager

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
-from typing import Any
+from dataclasses import MISSING, fields, replace
+from typing import Any, TypeVar
+
+from luma_core.errors import ConfigurationError
+
+Options = TypeVar("Options")
 
 
 def check_keywords(function: str, options: type, keywords: Mapping[str, Any]) -> None:
@@ -22,6 +26,32 @@ def check_keywords(function: str, options: type, keywords: Mapping[str, Any]) ->
     unknown = next((name for name in keywords if name not in known), None)
     if unknown is not None:
         raise TypeError(f"{function}() got an unexpected keyword argument {unknown!r}")
+
+
+def merge_keywords(
+    function: str, kind: type[Options], options: Options | None, keywords: Mapping[str, Any]
+) -> Options:
+    """Return what a function was given as ``options``, with what it was given by keyword.
+
+    Args:
+        function: its name, for errors.
+        kind: the dataclass of options.
+        options: an instance of it; ``None`` for its defaults.
+        keywords: fields of it, which replace those of ``options``.
+
+    Raises:
+        ConfigurationError: ``options`` is something else, or a value cannot work.
+        TypeError: a keyword is no field, as Python says it of functions.
+    """
+    check_keywords(function, kind, keywords)
+    if options is not None and not isinstance(options, kind):
+        raise ConfigurationError(
+            f"options={options!r} must be {kind.__name__}, or None.",
+            hint=f"Give {kind.__name__}(...), or the options themselves by keyword.",
+        )
+    given: Any = kind() if options is None else options
+    merged: Options = replace(given, **keywords)
+    return merged
 
 
 def show_keywords(function: Callable[..., Any], options: type) -> None:

@@ -26,7 +26,7 @@ from luma_core.checkpoint.storage.open import open_store
 from luma_core.checkpoint.storage.store import Place, Store
 from luma_core.checkpoint.write.coordination import Ranks
 from luma_core.checkpoint.write.delta_base import BaseChoice
-from luma_core.checkpoint.write.options import SaveKeywords, SaveOptions, save_options
+from luma_core.checkpoint.write.options import SaveKeywords, SaveOptions
 from luma_core.checkpoint.write.saver import prepare_run
 from luma_core.codecs.base import is_number_in
 from luma_core.errors import (
@@ -35,6 +35,7 @@ from luma_core.errors import (
     CorruptCheckpointError,
     StorageError,
 )
+from luma_core.keywords import merge_keywords
 
 _OFFER = "manager.latest(verified=True) finds the last step that is whole."
 
@@ -251,7 +252,7 @@ class CheckpointManager:
                 left.
             LumaError: whatever else `luma_core.checkpoint.save` raises.
         """
-        chosen = save_options(options, keywords)
+        chosen = merge_keywords("save", SaveOptions, options, keywords)
         store = self.store(step)
         self._ranks.run_on_coordinator(partial(self._refuse_earlier, step))
         find = partial(self._folder.find_base, step)
@@ -293,7 +294,7 @@ class CheckpointManager:
         Raises:
             LumaError: what `save` raises before it writes.
         """
-        chosen = save_options(options, keywords)
+        chosen = merge_keywords("async_save", SaveOptions, options, keywords)
         return self.save(
             step, optimizer=optimizer, model=model, extra=extra, wait=False, options=chosen
         )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from luma_core import catalog
-from luma_core.errors import ConfigurationError, ConversionError
-from luma_core.keywords import check_keywords
+from luma_core.errors import ConversionError
 from luma_core.rules.registry import rule_of
 from luma_core.state import GroupOptions
 
@@ -147,24 +146,6 @@ class ConvertOptions:
     compression: str = "zstd"
     seed: int = 0
 
-    @classmethod
-    def given_to(
-        cls, function: str, options: ConvertOptions | None, keywords: Mapping[str, Any]
-    ) -> ConvertOptions:
-        """Return what a function was given as ``options``, with what it was given by keyword.
-
-        Raises:
-            ConfigurationError: ``options`` are none.
-            TypeError: one of the keywords is no option, as Python says it of functions.
-        """
-        check_keywords(function, cls, keywords)
-        if options is not None and not isinstance(options, cls):
-            raise ConfigurationError(
-                f"options={options!r} must be ConvertOptions, or None.",
-                hint="Give ConvertOptions(codec=...), or the options themselves by keyword.",
-            )
-        return replace(options or cls(), **keywords)
-
 
 class ConvertKeywords(TypedDict, total=False):
     """The fields of `ConvertOptions`, for type checkers: a test compares both."""
@@ -252,7 +233,7 @@ def require_adamw(source: Source, format: str) -> None:
     rule = rule_of(algorithm_of(source))
     if rule is not None and rule.moment_names != MOMENTS:
         raise ConversionError(
-            f"a {format} file holds AdamW's {' and '.join(MOMENTS)}; the source is the state of "
+            f"the format {format!r} holds AdamW's {' and '.join(MOMENTS)}; the source is state of "
             f"{algorithm_of(source)!r}, which has {' and '.join(rule.moment_names)}.",
             hint="Convert it to a LUMA checkpoint, in any codec: to='luma'.",
         )

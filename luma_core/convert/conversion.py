@@ -28,7 +28,7 @@ from luma_core.convert.registry import (
     target_names,
 )
 from luma_core.errors import CheckpointNotFoundError, ConfigurationError
-from luma_core.keywords import show_keywords, with_keywords
+from luma_core.keywords import merge_keywords, show_keywords, with_keywords
 
 
 def _no_format(argument: str, name: str, names: tuple[str, ...]) -> ConfigurationError:
@@ -131,7 +131,7 @@ def convert(
         CorruptCheckpointError: the state is damaged.
         StorageError: the store failed; what was at ``dst`` is whole.
     """
-    options = ConvertOptions.given_to("convert", options, keywords)
+    options = merge_keywords("convert", ConvertOptions, options, keywords)
     found = find_format(to)
     sink = found.sink if found is not None else None
     if sink is None:

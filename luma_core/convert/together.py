@@ -27,7 +27,7 @@ from luma_core.convert.conversion import ConversionReport, open_source
 from luma_core.convert.formats import luma
 from luma_core.convert.registry import target_names
 from luma_core.errors import ConfigurationError
-from luma_core.keywords import show_keywords, with_keywords
+from luma_core.keywords import merge_keywords, show_keywords, with_keywords
 
 
 def convert_together(
@@ -68,7 +68,7 @@ def convert_together(
             f"to={to!r} {known}; several processes write {luma.FORMAT!r} only.",
             hint="Run it without torchrun.",
         )
-    given = ConvertOptions.given_to("convert_together", options, keywords)
+    given = merge_keywords("convert_together", ConvertOptions, options, keywords)
     saving = SaveOptions(
         compression=cast(Compression, given.compression),
         overwrite=given.overwrite,

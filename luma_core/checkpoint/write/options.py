@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from luma_core.checkpoint.format.compression import COMPRESSIONS, Compression
@@ -77,18 +77,3 @@ class SaveKeywords(TypedDict, total=False):
     progress: Progress | None
     base: Place | None
     replicas: Replicas
-
-
-def save_options(options: SaveOptions | None, keywords: SaveKeywords) -> SaveOptions:
-    """Return options with what keywords say in their place.
-
-    Raises:
-        ConfigurationError: ``options`` is something else, or a value cannot work.
-        TypeError: a keyword is none of `SaveOptions`.
-    """
-    if options is not None and not isinstance(options, SaveOptions):
-        raise ConfigurationError(
-            f"options={options!r} must be a SaveOptions.",
-            hint="Give luma_core.checkpoint.SaveOptions(...), or the options as keywords.",
-        )
-    return replace(options or SaveOptions(), **keywords)

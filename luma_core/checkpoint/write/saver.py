@@ -19,9 +19,10 @@ from luma_core.checkpoint.storage.open import open_store
 from luma_core.checkpoint.storage.store import Place, Store
 from luma_core.checkpoint.write.coordination import Ranks, group_for_saves, group_or_default
 from luma_core.checkpoint.write.delta_base import BaseChoice, choose_base
-from luma_core.checkpoint.write.options import SaveKeywords, SaveOptions, save_options
+from luma_core.checkpoint.write.options import SaveKeywords, SaveOptions
 from luma_core.checkpoint.write.save_run import SaveRun, do_nothing
 from luma_core.checkpoint.write.shares import plan_share
+from luma_core.keywords import merge_keywords
 
 
 @overload
@@ -132,7 +133,7 @@ def save(
         extra=extra,
         wait=wait,
         process_group=process_group,
-        options=save_options(options, keywords),
+        options=merge_keywords("save", SaveOptions, options, keywords),
     )
     return run() if wait else async_executor.submit(run, store.url)
 
@@ -169,7 +170,7 @@ def async_save(
     Raises:
         LumaError: what `save` raises before it writes.
     """
-    chosen = save_options(options, keywords)
+    chosen = merge_keywords("async_save", SaveOptions, options, keywords)
     return save(
         url,
         optimizer=optimizer,

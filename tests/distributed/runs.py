@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from luma_core import LAMB, LUMA, AdamMini, TurboAdam
+from luma_core import LAMB, LUMA, AdamMini, Lion, TurboAdam
 from luma_core.optim.base import CompressedOptimizer
 
 SHAPES = {
@@ -49,6 +49,8 @@ OPTIMIZERS: dict[str, Make] = {
     "mini_fp8": lambda p: AdamMini(p, n_heads=4, m_dtype="fp8", **EAGER),
     "mini_whole": lambda p: AdamMini(p, n_heads=4, m_dtype="fp8", block_size=None, **EAGER),
     "lamb": lambda p: LAMB(p, **EAGER),
+    "lion": lambda p: Lion(p, seed=3),
+    "lion_whole": lambda p: Lion(p, block_size=None, **EAGER),
     "lamb_clip": lambda p: LAMB(p, codec="fp32", max_grad_norm=1.0, trust_clip=True, **EAGER),
     "lamb_whole": lambda p: LAMB(p, block_size=None, **EAGER),
 }

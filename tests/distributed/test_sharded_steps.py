@@ -11,6 +11,7 @@ KINDS = [
     *("turbo_5bit", "turbo_8bit", "turbo_costate"),
     *("mini", "mini_fp8", "mini_whole"),
     *("lamb", "lamb_clip", "lamb_whole"),
+    *("lion", "lion_whole"),
 ]
 CASES = [
     *(f"same_bits:{kind}" for kind in KINDS),

@@ -51,9 +51,7 @@ def test_values_that_cannot_work_are_named(option: str, value: object):
 
 
 def test_what_is_no_option_is_refused(tmp_path: Path, run):
-    with pytest.raises(
-        TypeError, match=r"save\(\) got an unexpected keyword.*compresion"
-    ):
+    with pytest.raises(TypeError, match=r"save\(\) got an unexpected keyword.*compresion"):
         checkpoint.save(tmp_path / "a", optimizer=run.optimizer, compresion="zstd")
     with pytest.raises(ConfigurationError, match="must be SaveOptions, or None"):
         checkpoint.save(tmp_path / "a", optimizer=run.optimizer, options={"overwrite": True})

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from luma_core import LUMA, checkpoint, convert
+from luma_core import LUMA, Lion, checkpoint, convert
 from luma_core.errors import ConversionError
 
 # Their own warnings are not ours to mend.
@@ -68,6 +68,51 @@ def trained_bitsandbytes(kind="AdamW8bit"):
     optimizer = getattr(bitsandbytes.optim, kind)(model.parameters(), lr=0.01)
     train(model, optimizer)
     return model, optimizer
+
+
+@pytest.mark.parametrize("kind", ["Lion8bit", "Lion32bit"])
+def test_bitsandbytes_with_one_moment_goes_on_as_lion(tmp_path, kind):
+    functional = pytest.importorskip("bitsandbytes.functional")
+    model, optimizer = trained_bitsandbytes(kind)
+    torch.save(optimizer.state_dict(), tmp_path / "a.pt")
+    convert.convert(tmp_path / "a.pt", tmp_path / "c", to="luma", codec="fp32")
+    own = Lion(model.named_parameters(), codec="fp32", betas=(0.5, 0.75))
+    checkpoint.load(tmp_path / "c", optimizer=own)
+    for param, found in zip(model.parameters(), own.parameter_states(), strict=True):
+        state = optimizer.state[param]
+        want = state["state1"]
+        if want.dtype == torch.uint8:
+            scales, table = state["absmax1"], state["qmap1"]
+            want = functional.dequantize_blockwise(want, absmax=scales, code=table, blocksize=256)
+        assert found.step == 2
+        assert torch.allclose(found.decode("exp_avg"), want, rtol=1e-6, atol=0)
+    assert tuple(own.param_groups[0]["betas"]) == (0.9, 0.99)
+
+
+def test_flashoptim_with_one_moment_is_read(tmp_path):
+    codes = torch.arange(-48, 48, dtype=torch.int8).view(3, 32)
+    scales = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float16)
+    entry = {"step": 7, "exp_avg::quantized": codes, "exp_avg::scales": scales}
+    group = {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.1, "params": [0]}
+    torch.save({"state": {0: entry}, "param_groups": [group]}, tmp_path / "a.pt")
+    source = convert.open_source(tmp_path / "a.pt")
+    assert (source.format, source.algorithm) == ("flashoptim", "lion")
+    y = codes.float() / 127
+    want = y / (2 - y.abs()) * scales.float()[:, None]
+    assert torch.allclose(source.read("param.0").moments["exp_avg"], want)
+
+
+def test_one_moment_beside_eps_is_refused(tmp_path):
+    state = {"state": {}, "param_groups": []}
+    codes = torch.zeros(1, 32, dtype=torch.int8)
+    scales = torch.ones(1, dtype=torch.float16)
+    state["state"][0] = {"step": 1, "exp_avg::quantized": codes, "exp_avg::scales": scales}
+    state["param_groups"].append(
+        {"lr": 1e-4, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1, "params": [0]}
+    )
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(ConversionError, match="has eps=1e-08, and its parameters have the moments"):
+        convert.open_source(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("nested", [True, False])

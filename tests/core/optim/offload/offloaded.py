@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from luma_core import LAMB, LUMA, AdamMini, TurboAdam
+from luma_core import LAMB, LUMA, AdamMini, Lion, TurboAdam
 from luma_core.optim import CompressedOptimizer
 
 Build = Callable[..., CompressedOptimizer]
@@ -15,6 +15,7 @@ Build = Callable[..., CompressedOptimizer]
 OPTIMIZERS: dict[str, Build] = {
     "luma": LUMA,
     "luma-whole": partial(LUMA, block_size=None),
+    "lion": Lion,
     "turboadam": TurboAdam,
     "turboadam-8bit": partial(TurboAdam, preset="8bit"),
     "turboadam-costate": partial(TurboAdam, m_codec="costate", error_feedback=True),

@@ -25,9 +25,7 @@ LOOKED_AT = ("luma_core", "kernels", "client", "server", "tests", "benchmarks", 
 FULL_FOLDERS = {}
 """Folders that hold more, and why."""
 
-LONG_FILES = {
-    "tests/core/optim/test_pytorch_suite.py": "one suite of PyTorch's own, in its order",
-}
+LONG_FILES: dict[str, str] = {}
 """Files that are longer, and why."""
 
 KNOWN_IMPORTS: dict[tuple[str, str], str] = {}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import lr_scheduler, swa_utils
+from torch.optim import lr_scheduler
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -22,41 +22,19 @@ from torch.optim.optimizer import (
 
 from luma_core import AdamMini
 from luma_core.errors import LumaError
-from tests.optimizers import CLASSES
-
-
-class Mini(AdamMini):
-    """Adam-mini, with names for parameters that have none: it asks for them."""
-
-    def __init__(self, params: Any, **kwargs: Any) -> None:
-        if isinstance(params, list) and all(isinstance(item, Tensor) for item in params):
-            params = [{"params": params}]
-        if isinstance(params, list) and all(isinstance(item, dict) for item in params):
-            params, count = list(params), 0
-            for index, group in enumerate(params):
-                params[index] = self.named_group(group, count)
-                count += len(params[index]["params"])
-        super().__init__(params, **kwargs)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(self.named_group(param_group, len(self.parameter_names())))
-
-    @staticmethod
-    def named_group(group: dict[str, Any], first: int) -> dict[str, Any]:
-        params = group["params"]
-        params = [params] if isinstance(params, Tensor) else params
-        if any(isinstance(item, tuple) for item in params):
-            return group
-        named = [(f"fc.{index}.weight", item) for index, item in enumerate(params, start=first)]
-        return {**group, "params": named}
-
-
-OPTIMIZERS = [Mini if each is AdamMini else each for each in CLASSES]
-INPUTS = ["default", "non-default lr", "nonzero weight_decay", "maximize"]
-REFUSED = ["amsgrad"]
-
-every = pytest.mark.parametrize("optimizer_class", OPTIMIZERS, ids=lambda c: c.__name__)
-every_input = pytest.mark.parametrize("desc", INPUTS)
+from tests.core.optim.pytorch.pytorch_inputs import (
+    INPUTS,
+    OPTIMIZERS,
+    REFUSED,
+    Mini,
+    assert_same,
+    every,
+    every_input,
+    loss_of,
+    parameters,
+    train,
+    value,
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,36 +64,6 @@ def infos() -> dict[type, Any]:
 def options(info: Any, desc: str) -> dict[str, Any]:
     kwargs = next(each.kwargs for each in info.optim_inputs_func("cpu") if each.desc == desc)
     return {**kwargs, "seed": 1}
-
-
-def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
-    generator = torch.Generator().manual_seed(4)
-    shapes = [(10, 140), (10,), ()]
-    return [nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
-
-
-def loss_of(params: list[nn.Parameter]) -> Tensor:
-    x = torch.linspace(-1, 1, 140)
-    weight, bias, gain = (param.float() for param in params)
-    return ((weight @ x + bias) * gain).square().sum()
-
-
-def value(params: list[nn.Parameter]) -> float:
-    return float(loss_of(params).detach())
-
-
-def train(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], steps: int = 3) -> float:
-    loss = torch.zeros(())
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = loss_of(params)
-        loss.backward()
-        optimizer.step()
-    return float(loss.detach())
-
-
-def assert_same(a: Any, b: Any) -> None:
-    torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def same_content(a: Any, b: Any) -> bool:
@@ -341,51 +289,6 @@ def test_what_pytorch_refuses_is_refused(infos, optimizer_class) -> None:
             optimizer_class(parameters(), **options(infos[optimizer_class], desc))
 
 
-SCHEDULERS = {
-    "StepLR": lambda o: lr_scheduler.StepLR(o, 2),
-    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [2, 4]),
-    "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, total_iters=3),
-    "LinearLR": lambda o: lr_scheduler.LinearLR(o),
-    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
-    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o),
-    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 5),
-    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 2),
-    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda step: step / 4),
-    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda _: 0.9),
-    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 1e-4, 1e-2, 2, cycle_momentum=True),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 1e-2, total_steps=9),
-    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0, threshold=0.9),
-    "SWALR": lambda o: swa_utils.SWALR(o, 1e-4),
-    "chained": lambda o: lr_scheduler.ChainedScheduler(
-        [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, 0.9)]
-    ),
-    "sequential": lambda o: lr_scheduler.SequentialLR(
-        o, [lr_scheduler.LinearLR(o, total_iters=2), lr_scheduler.StepLR(o, 2)], [2]
-    ),
-}
-
-
-@every
-@pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("tensor", [False, True], ids=["number", "tensor"])
-def test_schedulers_do_what_they_do_to_adamw(optimizer_class, name: str, tensor: bool) -> None:
-    found = []
-    for each in (optimizer_class, torch.optim.AdamW):
-        params = parameters()
-        lr = torch.tensor(1e-2) if tensor else 1e-2
-        optimizer = each(params, lr=lr, betas=(0.9, 0.999))
-        schedule, seen = SCHEDULERS[name](optimizer), []
-        for _ in range(6):
-            train(optimizer, params, 1)
-            schedule.step(*[1.0] * (name == "ReduceLROnPlateau"))
-            group = optimizer.param_groups[0]
-            assert isinstance(group["lr"], Tensor) == tensor
-            seen.append((float(group["lr"]), *map(float, group["betas"])))
-        schedule.load_state_dict(schedule.state_dict())
-        found.append(seen)
-    assert found[0] == found[1]
-
-
 @every
 def test_plateaus_and_pytorchs_own_schedules(infos, optimizer_class) -> None:
     for makers in infos[optimizer_class].scheduler_inputs:
@@ -399,36 +302,3 @@ def test_plateaus_and_pytorchs_own_schedules(infos, optimizer_class) -> None:
                 plateau = isinstance(schedule, lr_scheduler.ReduceLROnPlateau)
                 schedule.step(*[loss] * plateau)
         assert value(params) < first
-
-
-@every
-def test_averaged_weights(optimizer_class) -> None:
-    model = nn.Sequential(nn.Linear(40, 8), nn.BatchNorm1d(8))
-    averaged = swa_utils.AveragedModel(model)
-    optimizer = optimizer_class(model.parameters(), lr=1e-2)
-    kept = []
-    for seed in range(3):
-        x = torch.randn(16, 40, generator=torch.Generator().manual_seed(seed))
-        optimizer.zero_grad()
-        (model(x) - x[:, :8]).square().mean().backward()
-        optimizer.step()
-        averaged.update_parameters(model)
-        kept.append(model[0].weight.detach().clone())
-    torch.testing.assert_close(averaged.module[0].weight, torch.stack(kept).mean(0))
-
-
-@every
-def test_scaled_gradients_are_unscaled_and_skipped(optimizer_class) -> None:
-    plain, scaled = parameters(), parameters()
-    train(optimizer_class(plain, seed=1), plain, 3)
-    optimizer = optimizer_class(scaled, seed=1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    for step in range(4):
-        optimizer.zero_grad()
-        scaler.scale(loss_of(scaled)).backward()
-        if step == 1:
-            scaled[0].grad[0, 0] = torch.inf
-        scaler.step(optimizer)
-        scaler.update()
-    assert_same([p.detach() for p in scaled], [p.detach() for p in plain])
-    assert {int(entry["step"]) for entry in optimizer.state.values()} == {3}

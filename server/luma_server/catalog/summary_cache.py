@@ -47,6 +47,7 @@ class SummaryCache:
         self._store = root.private(_FOLDER)
         self._entries = entries
         self._lock = threading.Lock()
+        self._saving = threading.Lock()
         self._loaded: set[str] = set()
         self._changed: set[str] = set()
         self._timer: threading.Timer | None = None
@@ -105,17 +106,19 @@ class SummaryCache:
         self._save()
 
     def _save(self) -> None:
-        with self._lock:
-            runs, self._changed = self._changed, set()
-            self._timer = None
-        for run in runs:
-            try:
-                body = _adapter.dump_json(dict(self._entries(run)))
-                with storage_errors(_FOLDER), self._store.folder(run).write(_NAME) as out:
-                    out.write(body)
-                    out.commit()
-            except LumaError as error:
-                # A root that may only be read is served all the same.
-                _log.warning("summaries were not cached: %s", self._root.hide(error.message))
-                # The store fails, and the others would each wait for it as long.
-                return
+        # `close` waits for a timer's save that has begun: it is no longer the one in `_timer`.
+        with self._saving:
+            with self._lock:
+                runs, self._changed = self._changed, set()
+                self._timer = None
+            for run in runs:
+                try:
+                    body = _adapter.dump_json(dict(self._entries(run)))
+                    with storage_errors(_FOLDER), self._store.folder(run).write(_NAME) as out:
+                        out.write(body)
+                        out.commit()
+                except LumaError as error:
+                    # A root that may only be read is served all the same.
+                    _log.warning("summaries were not cached: %s", self._root.hide(error.message))
+                    # The store fails, and the others would each wait for it as long.
+                    return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Iterator
 
 import fsspec
@@ -99,6 +100,30 @@ def test_a_root_that_cannot_be_written_is_listed_all_the_same(place, monkeypatch
     monkeypatch.setattr("luma_core.checkpoint.storage.remote.FsspecStore.put", full)
     assert len(listed(place)) == 2
     assert "summaries were not cached: " in caplog.text
+
+
+def test_closing_waits_for_what_is_being_written(place, monkeypatch):
+    writing, go_on = threading.Event(), threading.Event()
+    ended = []
+
+    def slow(*_, **__):
+        writing.set()
+        go_on.wait(30)
+        ended.append(True)
+        raise StorageError(f"{place}/.luma: no room.")
+
+    monkeypatch.setattr("luma_server.catalog.summary_cache.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("luma_core.checkpoint.storage.remote.FsspecStore.put", slow)
+    catalog = Catalog(place)
+    catalog.list()
+    assert writing.wait(30)
+    closing = threading.Thread(target=catalog.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    go_on.set()
+    closing.join(30)
+    assert ended
 
 
 def test_a_local_root_keeps_none(root):

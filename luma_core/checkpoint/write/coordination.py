@@ -52,7 +52,7 @@ class Ranks:
             dist.all_gather_object(found, value, group=self._group)
         except RuntimeError as error:
             raise StorageError(
-                f"process {self.rank} of {self.world_size} lost another one: {error}.",
+                f"rank {self.rank} of {self.world_size} lost another one: {error}.",
                 hint="Start all processes again; the last checkpoint that was committed is whole.",
             ) from error
         return found
@@ -102,8 +102,8 @@ def _described(error: BaseException) -> tuple[type[BaseException], str, str]:
 
 def _raised(rank: int, kind: type[BaseException], message: str, hint: str) -> LumaError:
     if issubclass(kind, LumaError):
-        return kind(f"process {rank}: {message}", hint=hint)
-    return StorageError(f"process {rank} failed: {message}.")
+        return kind(f"rank {rank}: {message}", hint=hint)
+    return StorageError(f"rank {rank} failed: {message}.")
 
 
 _groups: dict[tuple[dist.ProcessGroup, tuple[int, ...]], dist.ProcessGroup] = {}

@@ -122,7 +122,7 @@ class Holders:
             for holders in some:
                 digests = {process: by_process[process].get(name) for process in holders}
                 if len(groups := _grouped(digests)) > 1:
-                    sides = " than in ".join(_processes(some) for some in groups[:2])
+                    sides = " than in ".join(_ranks(some) for some in groups[:2])
                     raise StateMismatchError(
                         f"{self._kind} {name!r} has other values in {sides}.", hint=_HINT
                     )
@@ -171,10 +171,10 @@ class Holders:
         groups = _grouped(values)
         if len(groups) > 1:
             described = " and ".join(
-                f"{values[processes[0]]!r} in {_processes(processes)}" for processes in groups[:2]
+                f"{values[processes[0]]!r} in {_ranks(processes)}" for processes in groups[:2]
             )
             raise StateMismatchError(
-                f"{self._kind} {name!r} differs between processes: {fact} is {described}.",
+                f"{self._kind} {name!r} differs between ranks: {fact} is {described}.",
                 hint=_HINT,
             )
 
@@ -224,6 +224,6 @@ def _grouped(values: Mapping[int, Any]) -> list[list[int]]:
     return [some for _, some in groups]
 
 
-def _processes(numbers: Sequence[int]) -> str:
+def _ranks(numbers: Sequence[int]) -> str:
     more = f" and {len(numbers) - 4} more" if len(numbers) > 4 else ""
-    return f"process{'es' * (len(numbers) > 1)} {', '.join(map(str, numbers[:4]))}{more}"
+    return f"rank{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:4]))}{more}"

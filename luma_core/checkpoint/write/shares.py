@@ -154,8 +154,8 @@ def _check_alike(summaries: Sequence[_RankSummary]) -> None:
     for process, one in enumerate(summaries):
         if one.algorithm != summaries[0].algorithm:
             raise StateMismatchError(
-                f"the optimizers differ: {summaries[0].algorithm!r} in process 0 and "
-                f"{one.algorithm!r} in process {process}."
+                f"the optimizers differ: {summaries[0].algorithm!r} in rank 0 and "
+                f"{one.algorithm!r} in rank {process}."
             )
     check_models([one.weights is not None for one in summaries])
     unnamed = [process for process, one in enumerate(summaries) if one.named is False]
@@ -166,8 +166,7 @@ def _check_alike(summaries: Sequence[_RankSummary]) -> None:
             and list(one.state) != list(summaries[unnamed[0]].state)
         ):
             raise StateMismatchError(
-                f"processes {unnamed[0]} and {process} have different parameters, which have no "
-                "names.",
+                f"ranks {unnamed[0]} and {process} have different parameters, which have no names.",
                 hint="Build the optimizer over model.named_parameters().",
             )
 

@@ -146,8 +146,7 @@ def check_models(given: Sequence[bool]) -> None:
     """
     if len(set(given)) > 1:
         raise ConfigurationError(
-            f"model is None in process {given.index(False)} but not in process "
-            f"{given.index(True)}.",
+            f"model is None in rank {given.index(False)} but not in rank {given.index(True)}.",
             hint="Give a model in all processes or in none; one without weights will do.",
         )
 

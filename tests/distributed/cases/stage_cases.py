@@ -135,7 +135,7 @@ def weights_of_stages(folder: Path) -> None:
     checkpoint.load_sharded(folder / "weights", optimizer=optimizer, model=model)
     expected["shared.running_mean"].fill_(1)
     same(dict(model.state_dict()), expected)
-    with pytest.raises(ConfigurationError, match="model is None in process 1"):
+    with pytest.raises(ConfigurationError, match="model is None in rank 1"):
         checkpoint.save_sharded(
             folder / "weights", optimizer=optimizer, model=None if rank else model, overwrite=True
         )
@@ -175,17 +175,17 @@ def _differ(kind: str, rank: int) -> CompressedOptimizer:
 
 
 DIFFERENCES = {
-    "values": "'same' has other values in process 0 than in process 1",
-    "one value": "'w' has other values in process 0 than in process 1",
-    "shape": r"'w' differs.*shape is \[64, 130\] in process 0 and \[64, 131\] in process 1",
-    "dtype": "'w' differs.*dtype is 'float32' in process 0 and 'bfloat16' in process 1",
-    "codecs": "'w' differs.*codecs.* in process 0 and .* in process 1",
-    "lr": "'w' differs.*'lr' is 0.1 in process 0 and 0.2 in process 1",
-    "step": "'w' differs.*step is 2 in process 0 and 3 in process 1",
-    "noise": "differs.*'seed' is 0 in process 0 and 1 in process 1",
-    "stepped": "differs.*in process 0 and .* in process 1",
+    "values": "'same' has other values in rank 0 than in rank 1",
+    "one value": "'w' has other values in rank 0 than in rank 1",
+    "shape": r"'w' differs.*shape is \[64, 130\] in rank 0 and \[64, 131\] in rank 1",
+    "dtype": "'w' differs.*dtype is 'float32' in rank 0 and 'bfloat16' in rank 1",
+    "codecs": "'w' differs.*codecs.* in rank 0 and .* in rank 1",
+    "lr": "'w' differs.*'lr' is 0.1 in rank 0 and 0.2 in rank 1",
+    "step": "'w' differs.*step is 2 in rank 0 and 3 in rank 1",
+    "noise": "differs.*'seed' is 0 in rank 0 and 1 in rank 1",
+    "stepped": "differs.*in rank 0 and .* in rank 1",
     "unnamed": "have no names",
-    "algorithm": "'luma' in process 0 and 'turbo_adam' in process 1",
+    "algorithm": "'luma' in rank 0 and 'turbo_adam' in rank 1",
 }
 
 

@@ -127,7 +127,7 @@ class AdamMini(AdamWStateOptimizer):
         UnsupportedParameterError: as in `AdamW`, or a parameter is a flat one of FSDP1.
     """
 
-    algorithm: ClassVar[str] = "adam_mini"
+    algorithm: str = "adam_mini"
     codec_options: ClassVar[tuple[str, ...]] = ("codec", "m_dtype", "block_size")
     rule: ClassVar[Rule] = AdamMiniRule()
     elementwise: ClassVar[bool] = False

@@ -42,7 +42,7 @@ class AdamW(AdamWStateOptimizer):
             or float16 tensor, or has no shape yet. Frozen ones may be of any dtype.
     """
 
-    algorithm: ClassVar[str] = "adamw"
+    algorithm: str = "adamw"
     rule: ClassVar[Rule] = AdamWRule()
 
     def __init__(

@@ -68,7 +68,7 @@ class CompressedOptimizer(ParameterStates):
     those of single parameters by name.
     """
 
-    algorithm: ClassVar[str]
+    algorithm: str
     codec_options: ClassVar[tuple[str, ...]] = ("codec", "block_size")
     """Options of a new group that choose its codecs, and are not kept beside those."""
 

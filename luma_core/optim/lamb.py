@@ -41,7 +41,7 @@ class LAMB(AdamWStateOptimizer):
         UnsupportedParameterError: as in `AdamW`, or a parameter is a flat one of FSDP1.
     """
 
-    algorithm: ClassVar[str] = "lamb"
+    algorithm: str = "lamb"
     rule: ClassVar[Rule] = LAMBRule()
     elementwise: ClassVar[bool] = False
 

@@ -37,7 +37,7 @@ class Lion(CompressedOptimizer):
         UnsupportedParameterError: as in `AdamW`.
     """
 
-    algorithm: ClassVar[str] = "lion"
+    algorithm: str = "lion"
     rule: ClassVar[Rule] = LionRule()
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from luma_core.optim.adamw import AdamW
 from luma_core.optim.common_options import show_common_options
@@ -27,4 +27,4 @@ class LUMA(AdamW):
     equal seeds are bit-identical, and so are runs resumed from saved state.
     """
 
-    algorithm: ClassVar[str] = "luma"
+    algorithm: str = "luma"

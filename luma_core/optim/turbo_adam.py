@@ -162,7 +162,7 @@ class TurboAdam(AdamWStateOptimizer):
         UnsupportedParameterError: as in `AdamW`.
     """
 
-    algorithm: ClassVar[str] = "turbo_adam"
+    algorithm: str = "turbo_adam"
     codec_options: ClassVar[tuple[str, ...]] = ("codec", *_DEFAULTS)
     rule: ClassVar[Rule] = AdamWRule()
 

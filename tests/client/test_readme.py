@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -43,16 +44,25 @@ def test_the_commands_work_after_the_program(folder: Path, luma, server, monkeyp
             assert out
 
 
+TOLD_APART = "\nnow: checkpoint.Manifest = manager.save(5, optimizer=optimizer)\n"
+"""A manifest and a handle are told apart, so that nobody needs a cast or an ignore."""
+
+
 @pytest.mark.timeout(300)
-def test_the_program_is_typed(tmp_path: Path) -> None:
-    """A manifest and a handle are told apart, so that nobody needs a cast or an ignore."""
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+def test_the_program_is_typed(tmp_path: Path, checker: str) -> None:
     program = tmp_path / "program.py"
-    told_apart = "\nnow: checkpoint.Manifest = manager.save(5, optimizer=optimizer)\n"
-    program.write_text(PROGRAM + told_apart)
-    config = f"--config-file={REPO / 'pyproject.toml'}"
+    program.write_text(PROGRAM + TOLD_APART)
     cache = f"--cache-dir={REPO / '.mypy_cache'}"  # that of `make lint`, with its options
-    command = [sys.executable, "-m", "mypy", config, "--strict", cache, str(program)]
-    found = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    settings = {"typeCheckingMode": "standard", "extraPaths": [str(REPO), str(REPO / "kernels")]}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = {
+        "mypy": ["mypy", f"--config-file={REPO / 'pyproject.toml'}", "--strict", cache],
+        "pyright": ["basedpyright", f"--project={tmp_path}", f"--pythonpath={sys.executable}"],
+    }[checker]
+    run = [sys.executable, "-m", *command]
+    run += [] if checker == "pyright" else [str(program)]
+    found = subprocess.run(run, cwd=REPO, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
 
 

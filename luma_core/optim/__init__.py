@@ -6,6 +6,7 @@ from luma_core.optim.adamw import AdamW
 from luma_core.optim.backward import StepsInBackward, step_in_backward
 from luma_core.optim.base import CompressedOptimizer
 from luma_core.optim.common_options import CommonOptions
+from luma_core.optim.estimate import StateEstimate, estimate_state
 from luma_core.optim.fsdp1 import load_unflattened, unflattened
 from luma_core.optim.lamb import LAMB
 from luma_core.optim.lion import Lion
@@ -27,8 +28,10 @@ __all__ = [
     "ParameterTelemetry",
     "ParityReport",
     "ParityRow",
+    "StateEstimate",
     "StepsInBackward",
     "TurboAdam",
+    "estimate_state",
     "load_unflattened",
     "luma_codecs",
     "parity_check",

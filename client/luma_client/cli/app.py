@@ -14,6 +14,7 @@ from luma_client.cli import (
     demo,
     diff,
     doctor,
+    estimate,
     flatten,
     inspect,
     login,
@@ -46,7 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS = (
-    *(demo, inspect, stats, verify, diff, convert, flatten, partition),
+    *(demo, inspect, stats, verify, diff, convert, flatten, partition, estimate),
     *(push, pull, ls, rm, pin, login),
     *(serve, doctor),
 )

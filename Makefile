@@ -11,7 +11,7 @@ INSTALLED_FROM := pyproject.toml constraints.txt setup.py $(wildcard kernels/lum
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-gpu check lint format clean
+.PHONY: help setup demo test test-gpu check lint docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ lint: $(VENV)/.installed-dev ## ruff, mypy, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/python tools/structure.py
+
+docs: $(VENV)/.installed-dev ## build the documentation site into build/site; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b dirhtml docs build/site
 
 format: $(VENV)/.installed-dev ## rewrite the code the way lint wants it
 	$(BIN)/ruff check --fix-only .

@@ -108,6 +108,9 @@ class Codec(ABC):
     positive: ClassVar[bool] = False
     """Whether a value above 0 never decodes to 0, so that second moments may be stored."""
 
+    relative: ClassVar[bool] = False
+    """Whether a value keeps its relative precision beside values of any size."""
+
     tiled: ClassVar[bool] = True
     """Whether tiles are coded on their own. Others take whole tensors, in `encode_tensor` and
     `decode_tensor`, and have fields of any shape; `read_tile` with `decode` works for them too."""
@@ -148,6 +151,21 @@ class Codec(ABC):
             draw: 16 random bits per element for stochastic rounding, int32 in ``[0, 65535]``;
                 ``None`` rounds to nearest.
         """
+
+    def round_down_below(self, x: Tensor, fitted: Fields, root: Tensor) -> Tensor:
+        """Return values that codes of ``x`` never exceed where an update divides them by less.
+
+        Near zero a grid's steps are absolute: a value far below its block's largest is coded as 0
+        or as a whole step. Divided by a root that is smaller than the step, that is an update of
+        any size. Codecs without such a region return ``x``.
+
+        Args:
+            x: as for `encode`.
+            fitted: result of `fit`.
+            root: square root of the second moment of each element, float32 ``[rows, blocks,
+                block_size]``.
+        """
+        return x
 
     @abstractmethod
     def decode(self, fields: Fields) -> Tensor:

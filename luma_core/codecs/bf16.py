@@ -28,6 +28,7 @@ class BF16(Codec):
 
     name: ClassVar[str] = "bf16"
     positive: ClassVar[bool] = True
+    relative: ClassVar[bool] = True
 
     def layout(self, shape: tuple[int, ...] | torch.Size) -> dict[str, FieldSpec]:
         """Return the one field, ``value``."""

@@ -21,6 +21,7 @@ class FP32(Codec):
 
     name: ClassVar[str] = "fp32"
     positive: ClassVar[bool] = True
+    relative: ClassVar[bool] = True
     rounds: ClassVar[bool] = False
 
     def layout(self, shape: tuple[int, ...] | torch.Size) -> dict[str, FieldSpec]:

@@ -55,6 +55,10 @@ class FP8E4M3(Codec):
         code = self.log_grid.encode(x.abs().clamp_(max=_LARGEST), fitted["exponent"], draw)
         return {"codes": torch.where(x < 0, code + 128, code).to(torch.uint8)}
 
+    def round_down_below(self, x: Tensor, fitted: Fields, root: Tensor) -> Tensor:
+        """Return ``x``, rounded toward zero where ``root`` is below the grid's unit."""
+        return self.log_grid.round_down_below(x, fitted["exponent"], root)
+
     def decode(self, fields: Fields) -> Tensor:
         """Return the values of codes, float32."""
         codes = fields["codes"]

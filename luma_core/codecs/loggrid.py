@@ -96,6 +96,22 @@ class LogGrid:
         bits = bits.sub_(_ONE).add_(noise)
         return bits.bitwise_right_shift_(cut).clamp_(0, (self.octaves + 1) << self.mantissa_bits)
 
+    def round_down_below(self, x: Tensor, exponent: Tensor, root: Tensor) -> Tensor:
+        """Round toward zero, in the linear octaves, where ``root`` lies in the lowest of them.
+
+        Args:
+            x: float32 ``[..., n]``, of either sign.
+            exponent: stored exponents, uint8 ``[..., 1]``.
+            root: float32 of the shape of ``x``; what is not 0 or more changes nothing.
+        """
+        stored = exponent.to(torch.int32)
+        unit = ((stored + 1) << 23).view(torch.float32)
+        per_step = ((253 - stored).clamp_(min=0) << 23).view(torch.float32)
+        steps = 2.0**self.mantissa_bits
+        rounded = (x * per_step * steps).trunc_().mul_(1.0 / steps).mul_(unit)
+        below = (root >= 0) & (root < unit) & (x.abs() < unit * 2) & (stored < 254)
+        return torch.where(below, rounded, x)
+
     def decode(self, code: Tensor, exponent: Tensor) -> Tensor:
         """Return the magnitudes of codes, float32; not finite where the block was not.
 

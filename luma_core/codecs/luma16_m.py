@@ -41,6 +41,10 @@ class Luma16M(LogGridCodec):
         code = self.log_grid.encode(size, fitted["exponent"], draw)
         return {"codes": torch.where(x < 0, code - 32768, code).to(torch.int16)}
 
+    def round_down_below(self, x: Tensor, fitted: Fields, root: Tensor) -> Tensor:
+        """Return ``x``, rounded toward zero where ``root`` is below the grid's unit."""
+        return self.log_grid.round_down_below(x, fitted["exponent"], root)
+
     def decode(self, fields: Fields) -> Tensor:
         """Return the values of codes, float32."""
         codes = fields["codes"]

@@ -33,6 +33,7 @@ class SegmentMean(Codec):
 
     name: ClassVar[str] = "segment_mean"
     positive: ClassVar[bool] = True
+    relative: ClassVar[bool] = True
     signed: ClassVar[bool] = False
     rounds: ClassVar[bool] = False
     tiled: ClassVar[bool] = False

@@ -137,9 +137,9 @@ class _SegmentStep:
             keep = self._keep(tile)
             stored = codec.read_tile(fields, tile)
             new = self._new_first(tile, stored, keep)
-            self._store_first(tile, new, stored, scales, keep)
-            old = tile.read(self._item.param).float()
             second = self._spread(self.second, tile)
+            self._store_first(tile, new, second, stored, scales, keep)
+            old = tile.read(self._item.param).float()
             moments = {"exp_avg": new, "exp_avg_sq": second}
             param = apply_update(old, _ADAMW.update_of(moments, self._hyper), self._hyper)
             write_parameter(self._item, tile, param, keep, param_draw(self._item, tile))
@@ -196,7 +196,13 @@ class _SegmentStep:
             self._scales = dict(zip(fitted, split_like(reduced, found), strict=True))
 
     def _store_first(
-        self, tile: Tile, new: Tensor, stored: Fields, scales: Fields, keep: Tensor | None
+        self,
+        tile: Tile,
+        new: Tensor,
+        second: Tensor,
+        stored: Fields,
+        scales: Fields,
+        keep: Tensor | None,
     ) -> None:
         """Code and store a tile's first moment; ``scales`` is that of a tensor with one."""
         codec = self._first.codec
@@ -204,7 +210,9 @@ class _SegmentStep:
         if codec.rounds:
             draw = rounding.first_draw(random_bits(self._item, tile))
         own = {} if scales else codec.refit(new, stored)
-        values = {**own, **codec.encode(new, scales or own, draw)}
+        fitted = scales or own
+        value = codec.round_down_below(new, fitted, second.sqrt())
+        values = {**own, **codec.encode(value, fitted, draw)}
         if keep is not None and not scales:
             # A block that is left out as a whole keeps its very codes.
             touched = keep.any(dim=-1, keepdim=True) if own else keep

@@ -20,7 +20,10 @@ from torch import Tensor
 from luma_core.rules.base import MomentSpec, Values, Wide
 from luma_core.rules.elementwise import ElementwiseRule
 
-MOMENT_SPECS = (MomentSpec("exp_avg", "signed", 0), MomentSpec("exp_avg_sq", "square", 1))
+MOMENT_SPECS = (
+    MomentSpec("exp_avg", "signed", 0, divided_by="exp_avg_sq"),
+    MomentSpec("exp_avg_sq", "square", 1),
+)
 MOMENTS = tuple(spec.name for spec in MOMENT_SPECS)
 
 

@@ -32,11 +32,13 @@ class MomentSpec:
         kind: which codecs may store it.
         stream: number of the noise that rounds it (`luma_core.rounding.draw_stream`); moments of
             one rule have different ones.
+        divided_by: name of the moment whose root updates divide this one by, if they do.
     """
 
     name: str
     kind: MomentKind
     stream: int
+    divided_by: str | None = None
 
 
 class UpdateFormula(Protocol):

@@ -56,6 +56,11 @@ class MomentPass:
         self, specs: Sequence[MomentSpec], update: MomentUpdate, item: ParameterStep
     ) -> None:
         self._streams = {spec.name: spec.stream for spec in specs}
+        self._divisors = {
+            spec.name: spec.divided_by
+            for spec in specs
+            if spec.divided_by and item.moments[spec.divided_by].codec.relative
+        }
         self._update = update
         self._item = item
         self.bad = torch.zeros((), dtype=torch.int64, device=item.param.device)
@@ -126,12 +131,15 @@ class MomentPass:
         """Code and store a tile's new moments; ``scales`` are those of tensors with one each."""
         draws = _draws(self._item, tile, self._streams)
         fields = {}
-        for name, value in new.items():
-            stored = self._item.moments[name]
+        for name, moment in new.items():
+            value, stored = moment, self._item.moments[name]
             fitted = scales.get(name)
             old = stored.codec.read_tile(stored.fields, tile)
-            own = stored.codec.refit(value, old) if fitted is None else {}
+            own = stored.codec.refit(moment, old) if fitted is None else {}
             scale = own if fitted is None else fitted
+            if name in self._divisors:
+                root = new[self._divisors[name]].sqrt()
+                value = stored.codec.round_down_below(value, scale, root)
             coded = stored.codec.encode(value, scale, draws[name])
             values = {**scale, **coded}
             if keep is not None:

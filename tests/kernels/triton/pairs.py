@@ -50,10 +50,15 @@ class Pair:
     def random(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
         return torch.randn(shape, generator=self.generator)
 
-    def step(self) -> None:
-        """One step of both from equal gradients, whose scale differs from element to element."""
+    def step(self, spread: float = 1.0) -> None:
+        """One step of both from equal gradients, whose scale differs from element to element.
+
+        Args:
+            spread: standard deviation of the scale's logarithm.
+        """
         for a, b in zip(self.eager, self.fused, strict=True):
-            a.grad = (self.random(a.shape) * self.random(a.shape).exp() * 1e-2).to(DEVICE, a.dtype)
+            scale = (self.random(a.shape) * spread).exp() * 1e-2
+            a.grad = (self.random(a.shape) * scale).to(DEVICE, a.dtype)
             b.grad = a.grad.clone()
         self.eager_optimizer.step()
         self.fuse()

@@ -58,7 +58,7 @@ class Pair:
             optimizer.init_state()
             self.sides.append((params, optimizer))
 
-    def gradients(self, scale: float = 1e-2) -> None:
+    def gradients(self, scale: float | torch.Tensor = 1e-2) -> None:
         (eager, _), (fused, _) = self.sides
         for a, b in zip(eager, fused, strict=True):
             grad = torch.randn(a.shape, generator=self.generator) * scale
@@ -122,6 +122,17 @@ def test_first_moments_with_scales(cut: str, m_dtype: Any) -> None:
     pair = Pair([cut], m_dtype=m_dtype, min_compress_elements=0)
     for _ in range(2):
         pair.gradients()
+        pair.step()
+    pair.assert_equal()
+
+
+@pytest.mark.parametrize("m_dtype", ["fp8", "luma16"])
+def test_values_far_below_others_of_their_block(m_dtype: str) -> None:
+    pair = Pair(["experts"], m_dtype=m_dtype, min_compress_elements=0)
+    shape = CUTS["experts"][0]
+    scale = 1e-12 ** torch.linspace(0, 1, shape[-1]).expand(shape)
+    for _ in range(4):
+        pair.gradients(scale)
         pair.step()
     pair.assert_equal()
 

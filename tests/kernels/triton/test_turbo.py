@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from luma_core import LAMB, TurboAdam
+from luma_core import LAMB, AdamW, TurboAdam
 from luma_core.codecs import BF16, FP8E4M3, FP32, LogV, Luma16M, Luma16V, RootV, TableM
 from luma_core.optim.turbo_adam import turbo_codecs
 from tests.crossing import crossed
@@ -90,6 +90,17 @@ def test_updates_are_bounded(kind: Callable[..., Any]) -> None:
     pair.step()
     pair.assert_equal()
     assert float(pair.fused[0].detach().abs().max()) == pytest.approx(0.01 * 6.3246, rel=1e-4)
+
+
+@pytest.mark.parametrize("first", ["fp8_e4m3", "luma16_m"])
+def test_values_far_below_others_of_their_block(first: str) -> None:
+    codec = {"exp_avg": first, "exp_avg_sq": "fp32"}
+    pair = Pair([(4, 256), (3, 70)], kind=AdamW, codec=codec)
+    for _ in range(3):
+        pair.step(spread=9.0)
+    pair.assert_equal()
+    small = pair.eager_optimizer.state[pair.eager[0]]["exp_avg.codes"]
+    assert float((small == 0).double().mean()) > 0.01
 
 
 @pytest.mark.parametrize("preset", ["5bit", "8bit"])

@@ -160,6 +160,20 @@ struct Grid {
     return static_cast<int16_t>(x < 0.0f ? code - 32768 : code);
   }
 
+  // LogGrid.round_down_below: a root that is not 0 or more changes nothing.
+  void round_down_below(float* __restrict x, const float* __restrict roots, int64_t n) const {
+    const float steps = static_cast<float>(1 << (23 - cut));
+    const float whole = 1.0f / steps;
+    for (int64_t i = 0; i < n; ++i) {
+      const float size = as_float(as_bits(x[i]) & kMagnitude);
+      const bool below = roots[i] >= 0.0f && roots[i] < unit && size < 2.0f * unit;
+      const float inside = below ? x[i] : 0.0f;
+      const float rounded =
+          static_cast<float>(static_cast<int32_t>(inside * per_unit * steps)) * whole * unit;
+      x[i] = below ? rounded : x[i];
+    }
+  }
+
   // The code of a root by rounding alone, which may be below `lowest_root`.
   template <bool Clamp>
   inline int16_t round_root(float root, int32_t below) const {

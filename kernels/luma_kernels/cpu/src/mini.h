@@ -197,8 +197,9 @@ class MiniStepper : public StepTensors {
     each_run(block, [&](const Run& run) {
       if (block.padded > kChunk) update(run, old, roots);
       draw(First::kRounds, run.start, run.length, run.padded);
-      first_.write(run, work_.first, work_.root, work_.bits, scale);
       step_param(run);
+      first_.round_down_below(run, work_.first, work_.root, scale);
+      first_.write(run, work_.first, work_.root, work_.bits, scale);
     });
     first_.store(block.block, scale);
   }

@@ -13,6 +13,7 @@ class PlainMoment {
   static constexpr bool kPadded = false;
   static constexpr bool kRounds = false;
   static constexpr bool kCoarse = false;
+  static constexpr bool kRelative = true;
   struct Scale {};
   struct Seen {
     int32_t largest = 0;
@@ -36,6 +37,7 @@ class PlainMoment {
   }
 
   Scale fit(Seen, const Scale*) const { return {}; }
+  void round_down_below(const Run&, float*, const float*, Scale) const {}
 
   void write(const Run& run, const float* x, const float*, const uint32_t*, Scale) const {
     std::memcpy(values_ + run.start, x, run.length * sizeof(float));
@@ -56,6 +58,7 @@ class BFloatMoment {
   static constexpr bool kPadded = false;
   static constexpr bool kRounds = true;
   static constexpr bool kCoarse = false;
+  static constexpr bool kRelative = true;
   using Scale = PlainMoment::Scale;
   using Seen = PlainMoment::Seen;
 
@@ -74,6 +77,7 @@ class BFloatMoment {
   }
 
   Scale fit(Seen, const Scale*) const { return {}; }
+  void round_down_below(const Run&, float*, const float*, Scale) const {}
 
   void write(const Run& run, const float* __restrict x, const float*,
              const uint32_t* __restrict draws, Scale) const {
@@ -96,6 +100,7 @@ class GridMoment {
   static constexpr bool kPadded = false;
   static constexpr bool kRounds = true;
   static constexpr bool kCoarse = sizeof(Code) == 1;
+  static constexpr bool kRelative = false;
   using Scale = uint8_t;
   using Seen = PlainMoment::Seen;
 
@@ -113,6 +118,15 @@ class GridMoment {
 
   Seen see(const float* x, int64_t n) const { return PlainMoment(moment_).see(x, n); }
   Scale fit(Seen seen, const Scale*) const { return luma::fit(moment_, seen.largest); }
+
+  // Codec.round_down_below; few runs have a root that is small enough to matter.
+  void round_down_below(const Run& run, float* x, const float* roots, Scale scale) const {
+    if (scale == kExponentNonfinite) return;
+    const Grid grid(moment_, scale);
+    float smallest = grid.unit;
+    for (int64_t i = 0; i < run.length; ++i) smallest = roots[i] < smallest ? roots[i] : smallest;
+    if (smallest < grid.unit) grid.round_down_below(x, roots, run.length);
+  }
 
   // Without draws, rounds to nearest.
   void write(const Run& run, const float* x, const float*, const uint32_t* draws,
@@ -175,8 +189,12 @@ template <class Own>
 class PackedMoment {
  public:
   static constexpr bool kPadded = true;
+  static constexpr bool kRelative = false;
 
   explicit PackedMoment(const Moment& moment) : moment_(moment) {}
+
+  template <class Scale>
+  void round_down_below(const Run&, float*, const float*, Scale) const {}
 
   template <class Scale>
   const float* read(const Run& run, Scale scale, float* scratch) const {

@@ -82,12 +82,14 @@ class SeparatePair {
   template <bool Param>
   void write(const Run& run, NewMoments from, const uint32_t* draws,
              Scales scales, float* param) const {
+    if (Param) {
+      with_length(run.length, [&](auto fixed) {
+        update_param<fixed.value, kCoarse>(rule_, from.first, from.root, run.length, param);
+      });
+    }
+    if (Second::kRelative) first_.round_down_below(run, from.first, from.root, scales.first);
     first_.write(run, from.first, from.root, draws, scales.first);
     second_.write(run, from.second, from.root, draws, scales.second);
-    if (!Param) return;
-    with_length(run.length, [&](auto fixed) {
-      update_param<fixed.value, kCoarse>(rule_, from.first, from.root, run.length, param);
-    });
   }
 
  private:

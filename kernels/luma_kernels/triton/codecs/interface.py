@@ -1,6 +1,7 @@
 """The one interface of codecs to kernels: a tile of a moment in any codec.
 
-Kernels `load_codes` and `load_scales`, `decode`, `fit`, `encode`, `store_codes` and `store_scales`.
+Kernels `load_codes` and `load_scales`, `decode`, `fit`, `encode`, `store_codes` and `store_scales`;
+first moments that are divided by a root they `round_down_below` before.
 
 The codec ``C`` is a compile-time tuple that begins with the codec's name:
 
@@ -24,6 +25,7 @@ import triton.language as tl
 from luma_kernels.triton.codecs.fp8 import fp8_e4m3_decode, fp8_e4m3_encode
 from luma_kernels.triton.codecs.log_grid import (
     fit_exponent,
+    grid_round_down_below,
     luma16_m_decode,
     luma16_m_encode,
     luma16_v_decode,
@@ -88,6 +90,12 @@ def packed(C):
 def coarse(C):
     """Return whether quotients of moments are bounded: `luma_core.codecs.Codec.coarse`."""
     return C is not None and C[0] in ("table_m", "root_v", "log_v", "fp8_e4m3")
+
+
+@triton.constexpr_function
+def relative(C):
+    """Return whether small values keep their precision: `luma_core.codecs.Codec.relative`."""
+    return C is not None and C[0] in ("fp32", "bf16")
 
 
 @triton.constexpr_function
@@ -259,6 +267,14 @@ def fit(
     elif C[0] == "log_v":
         scale, window = log_v_fit(x, largest, scale, window, C)
     return scale, window
+
+
+@triton.jit
+def round_down_below(x, root, scale, C: tl.constexpr):
+    """Return a first moment that codes never exceed: `luma_core.codecs.Codec.round_down_below`."""
+    if C[0] == "luma16_m" or C[0] == "fp8_e4m3":
+        x = grid_round_down_below(x, root, scale, C[1])
+    return x
 
 
 @triton.jit

@@ -55,6 +55,20 @@ def grid_encode(x, exponent, noise, MANTISSA: tl.constexpr, OCTAVES: tl.constexp
 
 
 @triton.jit
+def grid_round_down_below(x, root, exponent, MANTISSA: tl.constexpr):
+    """Round toward zero near zero: `LogGrid.round_down_below`."""
+    steps: tl.constexpr = 2.0**MANTISSA
+    unit = ((exponent + 1) << 23).to(tl.float32, bitcast=True)
+    per_unit = (tl.maximum(253 - exponent, 0) << 23).to(tl.float32, bitcast=True)
+    root = tl.zeros_like(x) + root
+    below = (root >= 0.0) & (root < unit)
+    below = below & (tl.abs(x) < 2.0 * unit) & (exponent < 254)
+    inside = tl.where(below, x, 0.0)
+    rounded = ((inside * per_unit) * steps).to(tl.int32).to(tl.float32) * (1.0 / steps) * unit
+    return tl.where(below, rounded, x)
+
+
+@triton.jit
 def luma16_m_decode(raw, exponent, C: tl.constexpr):
     """Return the first moment of codes."""
     if C[1] == 10:

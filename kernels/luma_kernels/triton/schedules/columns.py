@@ -262,6 +262,8 @@ def column_update_kernel(
     rate_at = rates + tl.load(cut + RATE) + segment
     rate = tl.load(rate_at, mask=inside < length, other=0)
     keep = rate == rate
+    second_at = pointer_of(program.entry, SECOND, tl.float32, False) + segment
+    second = tl.load(second_at, mask=inside < length, other=0)
     block, leader = _rows_of(TILE_ROWS, BLOCK // LANE)
     for first in range(0, CHUNK, TILE_ROWS):
         down = chunk * CHUNK + first + tl.arange(0, TILE_ROWS)[:, None, None]
@@ -270,8 +272,8 @@ def column_update_kernel(
         mask = (down < reduce) & (inside < length)
         grad = gradient(pointers.grad + start + element, mask, numbers, True, FACTOR)
         update_tile(
-            pointers, numbers, grad, rate, keep, leader, start, element, block, leader, mask,
-            True, P, M, BLOCK, SKIP, ROUND,
+            pointers, numbers, grad, rate, second, keep, leader,
+            start, element, block, leader, mask, True, P, M, BLOCK, SKIP, ROUND,
         )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from luma_kernels.triton.codecs.interface import tensor_pointers
 from luma_kernels.triton.runtime.tables import (
     GRAD,
     NUMEL,
+    SECOND,
     is_skipped,
     number_in_tensor,
     pointer_of,
@@ -145,6 +146,7 @@ def row_update_kernel(
     for position in range(first, last):
         segment = _segment_of(tl.load(cut + FIRST) + position, cut, RUNS)
         rate = tl.load(rates + tl.load(cut + RATE) + segment)
+        second = tl.load(pointer_of(program.entry, SECOND, tl.float32, False) + segment)
         keep = tl.zeros_like(block).to(tl.float32) + rate
         keep = keep == keep
         for done in range(0, inner, BLOCK * TILE_BLOCKS):
@@ -154,7 +156,7 @@ def row_update_kernel(
             mask = element < inner - done
             grad = gradient(pointers.grad + at + element, mask, numbers, not FULL, FACTOR)
             update_tile(
-                pointers, numbers, grad, rate, keep[:, :, None], keep,
+                pointers, numbers, grad, rate, second, keep[:, :, None], keep,
                 at, element, block, leader, mask,
                 not FULL, P, M, BLOCK, SKIP, ROUND,
             )  # fmt: skip

@@ -20,6 +20,7 @@ from luma_kernels.triton.codecs.interface import (
     load,
     load_codes,
     load_scales,
+    round_down_below,
     scaled,
     store,
     store_codes,
@@ -90,6 +91,7 @@ def update_tile(
     numbers,
     grad,
     rate,
+    second,
     keep,
     keep_block,
     start,
@@ -107,8 +109,8 @@ def update_tile(
     """Update the first moment and the parameter of one tile.
 
     ``grad`` and ``element`` are ``[blocks, lanes, LANE]``; to them broadcast ``rate``, what the
-    first moment is multiplied by, and ``keep``, whether the segment's second moment is finite. That
-    is ``keep_block`` for a first moment with scales, ``[blocks, lanes]``.
+    first moment is multiplied by, ``second``, the new second moment, and ``keep``, whether that is
+    finite. It is ``keep_block`` for a first moment with scales, ``[blocks, lanes]``.
     """
     param_at = pointers.param + start + element
     scales = pointers.first_scale + start // BLOCK
@@ -130,6 +132,7 @@ def update_tile(
         at.to(tl.uint32), (at >> 32).to(tl.uint32), numbers.low_key, numbers.high_key
     )
     param = tl.fma(m, rate, old_param.to(tl.float32) * numbers.decay)
+    m = round_down_below(m, tl.sqrt(second), scale[:, :, None], M)
     coded = encode(m, m, scale[:, :, None], window[:, :, None], bits, False, M)
     stored = round_parameter(param, bits, P, ROUND)
     write = mask
@@ -238,7 +241,7 @@ def mini_kernel(
         keep = tl.zeros_like(block).to(tl.float32) + v <= LARGEST
         if SINGLE:
             update_tile(
-                pointers, numbers, grad, rate, keep[:, :, None], keep,
+                pointers, numbers, grad, rate, v, keep[:, :, None], keep,
                 start, element, block, leader, mask,
                 not FULL, P, M, BLOCK, SKIP, ROUND,
             )  # fmt: skip
@@ -250,7 +253,7 @@ def mini_kernel(
                 inside = element < length - done
                 grad = gradient(pointers.grad + at + element, inside, numbers, not FULL, FACTOR)
                 update_tile(
-                    pointers, numbers, grad, rate, keep[:, :, None], keep,
+                    pointers, numbers, grad, rate, v, keep[:, :, None], keep,
                     at, element, block, leader, inside,
                     not FULL, P, M, BLOCK, SKIP, ROUND,
                 )  # fmt: skip

@@ -17,6 +17,8 @@ from luma_kernels.triton.codecs.interface import (
     fit,
     load_codes,
     load_scales,
+    relative,
+    round_down_below,
     store_codes,
     store_scales,
 )
@@ -203,6 +205,8 @@ def noise_of(low, high, numbers, mask, MASKED: tl.constexpr):
 def encode_moments(m, v, fitted, bits, FAST: tl.constexpr, M: tl.constexpr, V: tl.constexpr):
     """Return both moments as they are to be stored."""
     scales = fitted.scales
+    if relative(V):
+        m = round_down_below(m, fitted.root, scales.m[:, :, None], M)
     coded_m = encode(
         m, fitted.root, scales.m[:, :, None], scales.window_m[:, :, None], bits, FAST, M
     )

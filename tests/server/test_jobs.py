@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from luma_core import checkpoint
+from luma_core.errors import StorageError
 from luma_server import create_app
 from luma_server.jobs.queue import Jobs
 from luma_server.jobs.records import JobRecords
@@ -208,6 +209,35 @@ def test_what_was_published_while_the_record_was_written_is_done(
         wait_for(http, job, "running")
         checkpoint.save(root / "new" / "1", optimizer=optimizer())
         assert http.delete(f"/v1/jobs/{job['id']}").json()["state"] == "done"
+
+
+@pytest.mark.parametrize("store", ["slow", "broken"])
+def test_how_a_job_ended_is_told_once_it_is_stored(
+    root, settings, serving, quick_worker, monkeypatch, store
+) -> None:
+    writing, go_on = threading.Event(), threading.Event()
+    write = JobRecords.write
+
+    def last_write(self, job_id, latest) -> None:
+        if latest().job.state == "done":
+            writing.set()
+            assert go_on.wait(60)
+            if store == "broken":
+                raise StorageError("no room.")
+        write(self, job_id, latest)
+
+    monkeypatch.setattr(JobRecords, "write", last_write)
+    with (
+        serving(create_app(settings)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
+        job = http.post("/v1/checkpoints/gpt/9/convert", json=TO_NEW).json()
+        assert writing.wait(60)
+        assert http.get(f"/v1/jobs/{job['id']}").json()["state"] == "running"
+        threading.Timer(0.1, go_on.set).start()
+        # Too late to end it: that waits, and returns what it became.
+        assert http.delete(f"/v1/jobs/{job['id']}").json()["state"] == "done"
+        assert http.get(f"/v1/jobs/{job['id']}").json()["state"] == "done"
 
 
 def test_a_job_that_is_cancelled_twice_ends_once(

@@ -58,6 +58,7 @@ class Jobs:
         self._slots = asyncio.Semaphore(settings.job_workers)
         self._mine: dict[str, Record] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._decided: set[str] = set()
 
     async def start(
         self,
@@ -164,7 +165,7 @@ class Jobs:
 
     def _end(self, job_id: str, task: asyncio.Task[None], *why: str) -> None:
         """Have a job end, unless it has, or somebody had it end before: that is decided once."""
-        if self._mine[job_id].job.state not in ENDED and not task.cancelling():
+        if job_id not in self._decided and not task.cancelling():
             task.cancel(*why)
 
     def _enter(self) -> str:
@@ -205,6 +206,17 @@ class Jobs:
         await run_sync(self._records.write, job_id, lambda: self._mine.get(job_id))
         return record
 
+    async def _keep_ended(self, job_id: str, **changes: Any) -> None:
+        """Store how a job ended, and tell it only then: a server that asks later finds the same."""
+        record = self._mine[job_id]
+        beat = datetime.now(UTC).timestamp()
+        record = replace(record, job=replace(record.job, finished=_now(), **changes), beat=beat)
+        try:
+            await run_sync(self._records.write, job_id, lambda: record)
+        except (OSError, CheckpointError):
+            _log.exception("how a job ended could not be stored", extra={"job": job_id})
+        self._mine[job_id] = record
+
     async def _work(self, record: Record) -> None:
         job_id = record.job.id
         try:
@@ -228,9 +240,11 @@ class Jobs:
             _log.exception("a job failed", extra={"job": job_id})
             ended = {"state": "failed", "error": "the server failed; its log has more."}
         try:
-            await self._keep(self._mine[job_id], finished=_now(), **ended)
+            self._decided.add(job_id)
+            await self._keep_ended(job_id, **ended)
         finally:
             self._tasks.pop(job_id, None)
+            self._decided.discard(job_id)
             self._forget_old()
 
     def _forget_old(self) -> None:

@@ -15,7 +15,7 @@ from luma_core.stats import compute
 
 from .harness import run
 
-SAVED = ["turbo_5bit,2x2", "turbo_5bit,columns", "luma,2x2"]
+SAVED = ["turbo_5bit,2x2", "turbo_5bit,columns", "luma,2x2", "luma,2x1x2"]
 
 
 def one_process_reads_parts(url: Path, folder: Path) -> None:

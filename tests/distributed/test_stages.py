@@ -16,6 +16,8 @@ CASES = [
     "what_differs_is_refused",
     "an_error_of_one_reaches_all",
     "counters_of_replicas",
+    "a_part_is_loaded_and_all_are_told_alike:same",
+    "a_part_is_loaded_and_all_are_told_alike:other",
 ]
 
 

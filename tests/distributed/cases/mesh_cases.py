@@ -53,6 +53,24 @@ def two_by_two() -> Layout:
     }
 
 
+def three_dimensional() -> Layout:
+    """Replicas of groups that are cut along two dimensions: 4 processes as 2 x 1 x 2."""
+    mesh = init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("replicas", "fsdp", "tp"))
+    both = mesh["fsdp", "tp"]
+    return {
+        "norm": (mesh, (Replicate(), Shard(0), Replicate())),
+        "replicated": (mesh, (Replicate(), Replicate(), Replicate())),
+        "rows": (mesh, (Shard(0), Replicate(), Replicate())),
+        "columns": (mesh, (Replicate(), Shard(0), Shard(1))),
+        "both": (mesh, (Shard(0), Replicate(), Shard(1))),
+        "strided": (both, (_StridedShard(0, split_factor=2), Shard(0))),
+        "uneven": (mesh, (Shard(0), Shard(1), Shard(2))),
+        "few": (mesh["replicas"], (Shard(0),)),
+        "flat": (mesh, (Shard(0), Replicate(), Shard(0))),
+        "empty": (mesh["tp"], (Replicate(),)),
+    }
+
+
 def along(dimension: int) -> Callable[[], Layout]:
     """Every parameter on one mesh of all processes, cut along a dimension where it has that."""
 
@@ -69,7 +87,13 @@ def plain() -> Layout:
     return dict.fromkeys(SHAPES, (None, ()))
 
 
-LAYOUTS = {"2x2": two_by_two, "columns": along(1), "rows": along(0), "plain": plain}
+LAYOUTS = {
+    "2x2": two_by_two,
+    "2x1x2": three_dimensional,
+    "columns": along(1),
+    "rows": along(0),
+    "plain": plain,
+}
 
 
 class Laid:

@@ -8,10 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from luma_core import LUMA, AdamMini, TurboAdam, checkpoint
 from luma_core.errors import ConfigurationError, LumaError, StateMismatchError
 from luma_core.optim.base import CompressedOptimizer
+from luma_core.sharding import local_tensor
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "pipeline-and-experts.md"
 PROGRAM = DOCUMENT.read_text().split("```python\n")[1].split("```")[0]
@@ -22,6 +25,10 @@ Make = Callable[[Params], CompressedOptimizer]
 
 def luma(params: Params, **options: Any) -> CompressedOptimizer:
     return LUMA(params or [{"params": []}], lr=1e-3, seed=0, **options)
+
+
+def turbo(params: Params) -> CompressedOptimizer:
+    return TurboAdam(params, lr=1e-3, seed=0)
 
 
 def parameters(names: Iterable[str], shape: tuple[int, ...] = (64, 130)) -> Params:
@@ -216,6 +223,56 @@ def an_error_of_one_reaches_all(folder: Path) -> None:
     place = folder / ("error" if rank else "nowhere")
     with pytest.raises(LumaError, match="nowhere"):
         checkpoint.load_sharded(place, optimizer=optimizer)
+
+
+def a_part_is_loaded_and_all_are_told_alike(argument: str, folder: Path) -> None:
+    """A new head, and a layer that is gone: of the same optimizer, or of another one."""
+    mesh = init_device_mesh("cpu", (2,))
+
+    def cut(params: Params) -> Params:
+        return [
+            (name, nn.Parameter(distribute_tensor(param.detach(), mesh, [Shard(0)])))
+            for name, param in params
+        ]
+
+    def trained(kind: Make, *params: Params) -> CompressedOptimizer:
+        optimizer = kind(cut([item for some in params for item in some]))
+        for name, param, _ in optimizer.parameters_by_name():
+            generator = torch.Generator().manual_seed(sum(map(ord, name)))
+            grad = torch.randn(param.shape, generator=generator)
+            param.grad = distribute_tensor(grad, mesh, [Shard(0)])
+        optimizer.step()
+        return optimizer
+
+    place = folder / f"partial-{argument}"
+    body = parameters(["body.0", "body.1"])
+    saved = trained(luma, body, parameters(["gone"]))
+    checkpoint.save_sharded(place, optimizer=saved)
+    make = luma if argument == "same" else turbo
+    optimizer = make(cut([*body, *parameters(["head"], (6, 130))]))
+    with pytest.raises(StateMismatchError, match="head"):
+        checkpoint.load_sharded(place, optimizer=optimizer)
+    assert {state.step for state in optimizer.parameter_states()} <= {0}
+    loaded = checkpoint.load_sharded(place, optimizer=optimizer, strict=False)
+    report = loaded.optimizer
+    assert (report.new, report.left_out) == (("head",), ("gone",))
+    gathered: list[object] = [None, None]
+    dist.all_gather_object(gathered, (report.new, report.missing, report.left_out))
+    assert gathered[0] == gathered[1]
+    states = {state.name: state for state in optimizer.parameter_states()}
+    assert (states["body.0"].step, states["head"].step) == (1, 0)
+    for name in ("body.0", "body.1"):
+        want = saved.parameter_state(name)
+        if argument == "same":
+            assert all(
+                torch.equal(local_tensor(value), local_tensor(states[name].fields[key]))
+                for key, value in want.fields.items()
+            )
+        else:
+            assert states[name].codecs != want.codecs
+    for _, param, _ in optimizer.parameters_by_name():
+        param.grad = distribute_tensor(torch.ones(param.shape), mesh, [Shard(0)])
+    optimizer.step()
 
 
 def counters_of_replicas(folder: Path) -> None:

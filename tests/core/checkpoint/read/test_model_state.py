@@ -317,3 +317,34 @@ def test_weights_of_plain_modules_are_in_memory_one_at_a_time(tmp_path, monkeypa
     monkeypatch.setattr(Checkpoint, "read_tensor", read)
     checkpoint.load(tmp_path, model=Whole("extra state"))
     assert max(most) == 1
+
+
+def test_a_part_is_loaded_into_a_model_on_meta(tmp_path):
+    saved = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    checkpoint.save(tmp_path / "c", optimizer=LUMA(saved.named_parameters()), model=saved)
+    with torch.device("meta"):
+        own = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6))
+    loaded = checkpoint.load(tmp_path / "c", model=own, strict=False)
+    assert loaded.model.new == loaded.model.left_out == ("1.weight", "1.bias")
+    assert torch.equal(own[0].weight, saved[0].weight)
+    assert {param.device.type for param in own[1].parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", [Scaled, Noted, Hooked])
+def test_a_part_is_loaded_into_modules_with_state_of_their_own(tmp_path, kind):
+    def built(out, **more):
+        return nn.ModuleDict({"a": kind(), "head": nn.Linear(4, out), **more})
+
+    saved, own = built(3), built(5, new=kind())
+    if kind is not Hooked:
+        saved["a"].amax = torch.full((3,), 5.0)
+    checkpoint.save(tmp_path / "c", optimizer=LUMA(saved.named_parameters()), model=saved)
+    optimizer = LUMA(own.named_parameters())
+    with pytest.raises(StateMismatchError):
+        checkpoint.load(tmp_path / "c", optimizer=optimizer, model=own)
+    loaded = checkpoint.load(tmp_path / "c", optimizer=optimizer, model=own, strict=False)
+    assert set(loaded.model.left_out) == {"head.weight", "head.bias"}
+    assert {name.partition(".")[0] for name in loaded.model.new} == {"head", "new"}
+    assert all(map(torch.equal, own["a"].parameters(), saved["a"].parameters()))
+    if kind is not Hooked:
+        assert torch.equal(own["a"].amax, saved["a"].amax)

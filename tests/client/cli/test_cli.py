@@ -18,7 +18,19 @@ from luma_client.console.output import Output
 from luma_core import LUMA, checkpoint, convert
 
 COMMANDS = (
-    *("convert", "demo", "diff", "doctor", "flatten", "inspect", "login", "ls", "partition", "pin"),
+    *(
+        "convert",
+        "demo",
+        "diff",
+        "doctor",
+        "estimate",
+        "flatten",
+        "inspect",
+        "login",
+        "ls",
+        "partition",
+        "pin",
+    ),
     *("pull", "push", "rm", "serve", "stats", "verify"),
 )
 

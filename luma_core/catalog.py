@@ -180,6 +180,13 @@ CODECS = (
     ),
 )
 
+GENERIC_CODECS = {
+    "raw": "luma_core.codecs.generic:Raw",
+    "raw_shaped": "luma_core.codecs.generic:RawShaped",
+    "plain": "luma_core.codecs.generic:PlainValue",
+}
+"""Homes of what keeps other optimizers' state as it is, by name; no optimizer here takes them."""
+
 PRESETS = (
     PresetEntry("luma16", "16 bits for each moment"),
     PresetEntry("fp32", "float32, 32 bits for each moment"),

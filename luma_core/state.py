@@ -50,6 +50,17 @@ class ParameterState:
     codecs: Mapping[str, Codec] = field(default_factory=dict)
     fields: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def moments(self) -> dict[str, Codec]:
+        """The codecs of what has a value for each element of the parameter."""
+        return {name: codec for name, codec in self.codecs.items() if codec.per_element}
+
+    @property
+    def counter_bytes(self) -> int:
+        """Size of the counters, which state that no rule describes has none of."""
+        counted = self.codecs and not any(codec.generic for codec in self.codecs.values())
+        return SCALAR_STATE_BYTES if counted else 0
+
     def moment_fields(self, moment: str) -> Fields:
         """Return the stored tensors of one moment, by field name."""
         prefix = field_key(moment, "")

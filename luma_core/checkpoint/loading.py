@@ -13,6 +13,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from luma_core.checkpoint.format.any_optimizer import AnyOptimizers, state_of_any
 from luma_core.checkpoint.read.files import Progress
 from luma_core.checkpoint.read.load import (
     LoadableState,
@@ -28,10 +29,14 @@ from luma_core.checkpoint.staging import async_executor
 from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES
 from luma_core.checkpoint.storage.store import Place
 from luma_core.checkpoint.write.coordination import Ranks, group_or_default
-from luma_core.checkpoint.write.parts import loaded_fields, part_count, sharded_optimizer
+from luma_core.checkpoint.write.parts import (
+    ShardedOptimizer,
+    loaded_fields,
+    part_count,
+    sharded_optimizer,
+)
 from luma_core.checkpoint.write.weights import check_models, load_weights
 from luma_core.errors import ConfigurationError, StorageError
-from luma_core.optim.base import CompressedOptimizer
 from luma_core.optim.offload import LoadArena
 from luma_core.sharding import part_of
 from luma_core.state import ALL_FOUND, LoadReport, MatchedState, ParameterState
@@ -40,7 +45,7 @@ from luma_core.state import ALL_FOUND, LoadReport, MatchedState, ParameterState
 def load(
     url: Place,
     *,
-    optimizer: LoadableState | None = None,
+    optimizer: LoadableState | AnyOptimizers | None = None,
     model: nn.Module | None = None,
     strict: bool = True,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
@@ -71,7 +76,8 @@ def load(
     Args:
         url: folder of the checkpoint.
         optimizer: receives the state, matched by name, or by position where either side has no
-            names.
+            names. Any ``torch.optim.Optimizer`` takes what was saved of one of its kind, and a list
+            or dict of several what was saved of such a list or dict: exactly as it was.
         model: receives the weights.
         strict: whether every parameter and weight must have been saved, with the same shape, and
             all that was saved must find its place. If not, the result says what did not:
@@ -83,8 +89,9 @@ def load(
             for this process alone.
 
     Raises:
-        ConfigurationError: the optimizer is not one of LUMA, or holds parameters on the meta device
-            that loading the model would replace; or an option is not for a process group.
+        ConfigurationError: the optimizer is none that can be loaded, or holds parameters on the
+            meta device that loading the model would replace; or an option is not for a process
+            group.
         CheckpointNotFoundError: there is no checkpoint.
         CorruptCheckpointError: a file is missing, cut or altered.
         UnsupportedVersionError: a newer version wrote it.
@@ -93,10 +100,11 @@ def load(
             present one, a process failed or disappeared, or the ranks did not find the same
             checkpoint.
     """
+    state = None if optimizer is None else state_of_any(optimizer, model)
     if process_group is None:
         return load_alone(
             url,
-            optimizer=optimizer,
+            optimizer=state,
             model=model,
             strict=strict,
             max_memory_bytes=max_memory_bytes,
@@ -110,7 +118,7 @@ def load(
     async_executor.finish()
     return _load_on_ranks(
         url,
-        optimizer,
+        state,
         model,
         strict=strict,
         max_memory_bytes=max_memory_bytes,
@@ -121,7 +129,7 @@ def load(
 def load_sharded(
     url: Place,
     *,
-    optimizer: LoadableState,
+    optimizer: LoadableState | AnyOptimizers,
     model: nn.Module | None = None,
     strict: bool = True,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
@@ -159,11 +167,11 @@ def _load_on_ranks(
     max_memory_bytes: int,
     ranks: Ranks,
 ) -> LoadedCheckpoint:
-    optimizers: list[CompressedOptimizer] = []
+    optimizers: list[ShardedOptimizer] = []
     opened: list[Checkpoint] = []
 
     def find() -> tuple[str, list[str], set[str] | None]:
-        optimizers.append(sharded_optimizer(given, "Load it"))
+        optimizers.append(sharded_optimizer(given))
         opened.append(open(url, max_memory_bytes=max_memory_bytes))
         keys = None if model is None else set(model.state_dict())
         return opened[0].manifest.digest, optimizers[0].parameter_names(), keys
@@ -216,7 +224,7 @@ def _check_same(url: str, digests: Sequence[str]) -> None:
 
 def _states(
     checkpoint: Checkpoint,
-    optimizer: CompressedOptimizer,
+    optimizer: ShardedOptimizer,
     matched: Sequence[MatchedState],
     incoming: LoadArena | None,
 ) -> list[ParameterState]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Unpack, overload
 from torch import nn
 from torch.distributed import ProcessGroup
 
+from luma_core.checkpoint.format.any_optimizer import AnyOptimizers
 from luma_core.checkpoint.format.folder import GRACE_SECONDS
 from luma_core.checkpoint.format.manifest import MAX_CHAIN, Manifest
 from luma_core.checkpoint.format.plan import SavableState
@@ -138,7 +139,7 @@ class CheckpointManager:
         self,
         step: int | None = None,
         *,
-        optimizer: LoadableState | None = None,
+        optimizer: LoadableState | AnyOptimizers | None = None,
         model: nn.Module | None = None,
         strict: bool = True,
         max_memory_bytes: int = MAX_MEMORY_BYTES,
@@ -186,7 +187,7 @@ class CheckpointManager:
         self,
         step: int,
         *,
-        optimizer: SavableState,
+        optimizer: SavableState | AnyOptimizers,
         model: nn.Module | None = None,
         extra: Any = None,
         wait: Literal[True] = True,
@@ -199,7 +200,7 @@ class CheckpointManager:
         self,
         step: int,
         *,
-        optimizer: SavableState,
+        optimizer: SavableState | AnyOptimizers,
         model: nn.Module | None = None,
         extra: Any = None,
         wait: Literal[False],
@@ -212,7 +213,7 @@ class CheckpointManager:
         self,
         step: int,
         *,
-        optimizer: SavableState,
+        optimizer: SavableState | AnyOptimizers,
         model: nn.Module | None = None,
         extra: Any = None,
         wait: bool,
@@ -224,7 +225,7 @@ class CheckpointManager:
         self,
         step: int,
         *,
-        optimizer: SavableState,
+        optimizer: SavableState | AnyOptimizers,
         model: nn.Module | None = None,
         extra: Any = None,
         wait: bool = True,
@@ -275,7 +276,7 @@ class CheckpointManager:
         self,
         step: int,
         *,
-        optimizer: SavableState,
+        optimizer: SavableState | AnyOptimizers,
         model: nn.Module | None = None,
         extra: Any = None,
         options: SaveOptions | None = None,

@@ -115,6 +115,13 @@ class Codec(ABC):
     """Whether tiles are coded on their own. Others take whole tensors, in `encode_tensor` and
     `decode_tensor`, and have fields of any shape; `read_tile` with `decode` works for them too."""
 
+    per_element: ClassVar[bool] = True
+    """Whether it stores a value for each element of the parameter: only those are moments, of which
+    there are statistics."""
+
+    generic: ClassVar[bool] = False
+    """Whether it keeps state of optimizers that no rule here describes, which have no counters."""
+
     block_size: int | None = 128
 
     def __post_init__(self) -> None:

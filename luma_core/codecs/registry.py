@@ -10,7 +10,7 @@ from luma_core.codecs.base import Codec
 from luma_core.errors import ConfigurationError, NameTakenError, UnknownCodecError
 from luma_core.extensions import EntryPoints
 
-_HOMES = {entry.name: entry.home for entry in catalog.CODECS}
+_HOMES = {**{entry.name: entry.home for entry in catalog.CODECS}, **catalog.GENERIC_CODECS}
 
 _types: dict[str, type[Codec]] = {}
 

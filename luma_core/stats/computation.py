@@ -6,7 +6,7 @@ import math
 from contextlib import closing
 
 from luma_core.rules.base import Values
-from luma_core.state import SCALAR_STATE_BYTES, ParameterState, StateSource
+from luma_core.state import ParameterState, StateSource
 from luma_core.stats.accumulate import Moment, Quantity
 from luma_core.stats.report import CheckpointStats, ParameterStats, ScaleStats, TotalStats
 from luma_core.stats.scales import Scales, block_scales, scale_stats
@@ -47,7 +47,7 @@ def state_bytes(state: ParameterState) -> int:
     """Return the bytes of all persistent tensors of a parameter's state; 0 without state."""
     if not state.fields:
         return 0
-    return SCALAR_STATE_BYTES + sum(tensor.nbytes for tensor in state.fields.values())
+    return state.counter_bytes + sum(tensor.nbytes for tensor in state.fields.values())
 
 
 def bits_per_parameter(bytes_: int, elements: int) -> float | None:
@@ -73,7 +73,7 @@ class _Total:
         bytes_ = sum(entry.state_bytes for entry in parameters)
         return TotalStats(
             parameters=len(parameters),
-            parameters_without_state=sum(not entry.moments for entry in parameters),
+            parameters_without_state=sum(not entry.state_bytes for entry in parameters),
             elements=elements,
             step=max((entry.step for entry in parameters), default=0),
             nonfinite=sum(entry.nonfinite for entry in parameters),
@@ -89,14 +89,14 @@ class _Total:
 
 def _parameter(measured: Measured, total: _Total) -> ParameterStats:
     state, update = measured.state, Quantity()
-    moments = {name: Moment(name, codec.name) for name, codec in state.codecs.items()}
+    moments = {name: Moment(name, codec.name) for name, codec in state.moments.items()}
     for run in measured.runs:
         update.merge(run.update)
         for name, part in run.moments.items():
             moments[name].add(part)
     scales = {
         name: block_scales(codec, measured.fields[name], state.shape)
-        for name, codec in state.codecs.items()
+        for name, codec in state.moments.items()
     }
     exact = {name: None if s is None else scale_stats(s) for name, s in scales.items()}
     for name, moment in moments.items():

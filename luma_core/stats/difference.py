@@ -202,7 +202,8 @@ def _parameter(
         (b.shape, b.step, b.noise_key, b.nonfinite, b.codecs)
     )
     if reason is None:
-        for name in a.codecs:
+        identical = identical and _same_others(a, b)
+        for name in a.moments:
             moment = pair.moment(name)
             moment.codecs_a.add(a.codecs[name].name)
             moment.codecs_b.add(b.codecs[name].name)
@@ -235,6 +236,17 @@ def _incomparable(a: ParameterState, b: ParameterState) -> str | None:
         have_a, have_b = (", ".join(sorted(x.codecs)) or "no state" for x in (a, b))
         return f"a has {have_a}; b has {have_b}"
     return None
+
+
+def _same_others(a: ParameterState, b: ParameterState) -> bool:
+    """Return whether tensors that are no moments have the same bits."""
+    others = a.codecs.keys() - a.moments.keys()
+    pairs = ((a.moment_fields(name), b.moment_fields(name)) for name in others)
+    return all(
+        torch.equal(_bits(value.reshape(-1)), _bits(there[key].reshape(-1)))
+        for here, there in pairs
+        for key, value in here.items()
+    )
 
 
 def _same_bits(a: MomentTile, b: MomentTile) -> bool:

@@ -59,7 +59,7 @@ def joint_tiles(shape: tuple[int, ...], codecs: Sequence[Codec]) -> Iterator[tup
 def moment_tiles(*states: ParameterState) -> Iterator[tuple[dict[str, MomentTile], ...]]:
     """Yield tile after tile the moments of states of one shape, by moment name."""
     shape = states[0].shape
-    keys = [(state, moment) for state in states for moment in state.codecs]
+    keys = [(state, moment) for state in states for moment in state.moments]
     fields = [state.moment_fields(moment) for state, moment in keys]
     for tiles in joint_tiles(shape, [state.codecs[moment] for state, moment in keys]):
         read = [

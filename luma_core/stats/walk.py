@@ -101,8 +101,8 @@ class _Started:
 
     def _start(self) -> list[Future[Run]]:
         state = self._state
-        self._fields = {moment: state.moment_fields(moment) for moment in state.codecs}
-        tiles = list(joint_tiles(state.shape, list(state.codecs.values())))
+        self._fields = {moment: state.moment_fields(moment) for moment in state.moments}
+        tiles = list(joint_tiles(state.shape, list(state.moments.values())))
         # A run holds counts of all codes, so a huge parameter must not have very many.
         size = max(_RUN_TILES, math.ceil(len(tiles) / (4 * torch.get_num_threads())))
         return [
@@ -111,7 +111,7 @@ class _Started:
         ]
 
     def _run(self, tiles: Sequence[tuple[Tile, ...]]) -> Run:
-        codecs = self._state.codecs
+        codecs = self._state.moments
         run = Run(Quantity(), {moment: MomentRun(codec) for moment, codec in codecs.items()})
         largest = max(cuts[0].numel for cuts in tiles)
         scratch = {moment: torch.empty(largest, device="cpu") for moment in codecs}

@@ -32,6 +32,7 @@ url = "run/here"
 
 PAGES = {
     "quickstart.md": "",
+    "any-optimizer.md": MODEL,
     "adam-mini.md": MODEL
     + """
 def make_a(copied):

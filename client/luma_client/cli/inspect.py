@@ -127,7 +127,6 @@ def command(
 
 def _of_checkpoint(path: str) -> Inspection:
     from luma_core import checkpoint
-    from luma_core.state import SCALAR_STATE_BYTES
 
     with checkpoint.open(path) as opened:
         manifest = opened.manifest
@@ -135,8 +134,7 @@ def _of_checkpoint(path: str) -> Inspection:
     for entry in manifest.parameters:
         codecs = {moment: config["name"] for moment, config in entry.codecs.items()}
         state_bytes = _layout_bytes(entry.codecs, entry.shape)
-        if codecs:
-            state_bytes += SCALAR_STATE_BYTES
+        state_bytes += entry.counter_bytes
         lines.append(
             _line(
                 entry.name, entry.shape, entry.dtype, entry.group, entry.step, codecs, state_bytes
@@ -238,11 +236,14 @@ def _itemsize(dtype: str) -> int:
 
 def _float32(lines: list[ParameterLine], groups: tuple[dict[str, Any], ...]) -> dict[str, Any]:
     kept = [line for line in lines if line.codecs and set(line.codecs.values()) == {"fp32"}]
-    bounds = sorted({group["min_compress_elements"] for group in groups})
-    why = (
-        "flat tensors (fewer than 2 dimensions, or rows of fewer than 32 elements) below "
-        f"min_compress_elements={' or '.join(f'{bound:,}' for bound in bounds)}"
-    )
+    key = "min_compress_elements"
+    bounds = sorted({group[key] for group in groups if key in group})
+    why = "this optimizer's state is kept as it is"
+    if bounds:
+        why = (
+            "flat tensors (fewer than 2 dimensions, or rows of fewer than 32 elements) below "
+            f"{key}={' or '.join(f'{bound:,}' for bound in bounds)}"
+        )
     return {"parameters": len(kept), "elements": sum(line.elements for line in kept), "why": why}
 
 

@@ -45,7 +45,7 @@ def check_consistency(manifest: Manifest, where: str) -> None:
         UnknownCodecError: a codec is not known here.
         UnsafeNameError: a file's name could point outside the folder.
     """
-    version = version_of(manifest.tensors, manifest.base)
+    version = version_of(manifest.tensors, manifest.base, manifest.parameters)
     if manifest.version != version:
         raise _wrong(where, "version", manifest.version, f"{version}")
     if manifest.generation < 1:

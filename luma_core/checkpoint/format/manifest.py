@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
+from luma_core.catalog import GENERIC_CODECS
 from luma_core.checkpoint.format.compression import Chunk, Compression
 from luma_core.checkpoint.storage.names import ShardKind
+from luma_core.state import SCALAR_STATE_BYTES
 
 FORMAT: Literal["luma"] = "luma"
 VERSION = 1
@@ -33,7 +35,10 @@ PARTS_VERSION = 4
 SHARDED_DELTA_VERSION = 5
 """Of checkpoints with a delta base whose tensors are in pieces or parts."""
 
-NEWEST_VERSION = SHARDED_DELTA_VERSION
+GENERIC_VERSION = 6
+"""Of checkpoints with state that no rule describes, kept as it is, with a delta base or without."""
+
+NEWEST_VERSION = GENERIC_VERSION
 """The newest version that is read."""
 
 MAX_CHAIN = 32
@@ -78,6 +83,16 @@ class ParameterEntry:
     noise_key: int
     nonfinite: int
     codecs: dict[str, dict[str, Any]]
+
+    @property
+    def generic(self) -> bool:
+        """Whether it has state that no rule describes."""
+        return any(config.get("name") in GENERIC_CODECS for config in self.codecs.values())
+
+    @property
+    def counter_bytes(self) -> int:
+        """Size of ``step``, ``noise_key`` and ``nonfinite``, which state of our rules has."""
+        return SCALAR_STATE_BYTES if self.codecs and not self.generic else 0
 
 
 @dataclass(frozen=True)
@@ -195,7 +210,8 @@ class Manifest:
     Attributes:
         format: ``"luma"``.
         version: of the format: 2 where there is a base, 3 where tensors are in pieces, 4 where
-            moments are in parts, 5 where there is a base and either of the two, else 1.
+            moments are in parts, 5 where there is a base and either of the two, 6 where state is of
+            an optimizer that no rule describes, else 1.
         generation: 1 or more, and larger than that of the checkpoint it replaced in place.
         created: when it was written, ISO 8601 in UTC.
         software: what wrote it.
@@ -277,8 +293,14 @@ class Manifest:
         return (entry for entry in self.tensors if entry.file in shards)
 
 
-def version_of(tensors: Sequence[TensorEntry], base: BaseEntry | None) -> int:
+def version_of(
+    tensors: Sequence[TensorEntry],
+    base: BaseEntry | None,
+    parameters: Sequence[ParameterEntry],
+) -> int:
     """Return the least version of the format that can say what a manifest has."""
+    if any(entry.generic for entry in parameters):
+        return GENERIC_VERSION
     in_parts = any(entry.box is not None for entry in tensors)
     in_pieces = any(entry.first_row is not None for entry in tensors)
     if base is not None:

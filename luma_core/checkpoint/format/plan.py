@@ -57,9 +57,8 @@ def refuse_sharded(optimizer: object) -> None:
     Raises:
         ConfigurationError: saying so.
     """
-    if isinstance(optimizer, Optimizer) and any_cut(
-        param for group in optimizer.param_groups for param in group["params"]
-    ):
+    groups = getattr(optimizer, "param_groups", ())
+    if any_cut(param for group in groups for param in group["params"]):
         raise ConfigurationError(
             "the optimizer's parameters are sharded over processes; this process has a part only.",
             hint="Give process_group=torch.distributed.group.WORLD in all processes, or call "

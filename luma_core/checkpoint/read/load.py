@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from luma_core.checkpoint.format.consistency import tensor_name
 from luma_core.checkpoint.format.dtypes import tensor_bytes, torch_dtype
@@ -23,7 +23,7 @@ from luma_core.checkpoint.storage.budget import MAX_MEMORY_BYTES
 from luma_core.checkpoint.storage.names import MANIFEST_NAME
 from luma_core.checkpoint.storage.store import Place
 from luma_core.direct import Bytes
-from luma_core.errors import ConfigurationError, StateMismatchError
+from luma_core.errors import StateMismatchError
 from luma_core.naming import match_names
 from luma_core.sharding import is_sharded
 from luma_core.state import (
@@ -119,8 +119,6 @@ def load_alone(
     progress: Progress | None = None,
 ) -> LoadedCheckpoint:
     """Load into one process, as `luma_core.checkpoint.load` says."""
-    if optimizer is not None:
-        check_optimizer(optimizer, hint="Convert the checkpoint with `luma convert` --to adamw.")
     checkpoint = open(url, max_memory_bytes=max_memory_bytes)
     read: list[FileKind] = ["extra"]
     check: list[FileKind] = []
@@ -251,18 +249,6 @@ class _ReadTensors:
                 shape, device = self._shape_of(entry.name), self._devices[entry.name]
                 self.state[entry.name] = torch.empty(shape, dtype=piece.dtype, device=device)
             return self.state[entry.name]
-
-
-def check_optimizer(optimizer: object, *, hint: str) -> None:
-    """Refuse an optimizer of another kind by name.
-
-    Raises:
-        ConfigurationError: it is one of PyTorch's or another library's.
-    """
-    if isinstance(optimizer, optim.Optimizer) and not hasattr(optimizer, "parameter_state"):
-        kind = type(optimizer)
-        name = f"{kind.__module__.partition('.')[0]} {kind.__name__}"
-        raise ConfigurationError(f"optimizer is a {name}; it must be a LUMA optimizer.", hint=hint)
 
 
 def _devices(matched: Sequence[MatchedState], optimizer: LoadableState) -> dict[str, torch.device]:

@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from luma_core.carried import gathered
+from luma_core.checkpoint.format.any_optimizer import AnyOptimizer
 from luma_core.checkpoint.format.consistency import tensor_name
 from luma_core.checkpoint.format.manifest import Box
 from luma_core.checkpoint.format.plan import parameter_entry
 from luma_core.checkpoint.format.shard import PlannedTensor
-from luma_core.checkpoint.read.load import check_optimizer
 from luma_core.checkpoint.read.reader import Checkpoint
 from luma_core.checkpoint.write.owners import LocalCopy, Owners, whole_box
 from luma_core.codecs import Codec
@@ -33,22 +33,23 @@ from luma_core.sharding import (
 )
 from luma_core.state import GroupOptions, ParameterState, field_key
 
+ShardedOptimizer = CompressedOptimizer | AnyOptimizer
+"""What many processes save and load together."""
 
-def sharded_optimizer(optimizer: object, what: str) -> CompressedOptimizer:
+
+def sharded_optimizer(optimizer: object) -> ShardedOptimizer:
     """Return an optimizer whose state is of tensors that may be cut, but have their shapes.
 
     Args:
-        optimizer: one of ours.
-        what: the caller means to do, for messages: ``"Save it"``.
+        optimizer: one of ours, or what `state_of_any` returns.
 
     Raises:
-        ConfigurationError: it is another library's, or something else, as an opened checkpoint.
+        ConfigurationError: it is something else, as an opened checkpoint.
         UnsupportedParameterError: parameters are flat ones of FSDP1.
     """
-    check_optimizer(optimizer, hint=f"{what} with torch.distributed.checkpoint.")
-    if not isinstance(optimizer, CompressedOptimizer):
+    if not isinstance(optimizer, CompressedOptimizer | AnyOptimizer):
         raise ConfigurationError(
-            f"optimizer is a {type(optimizer).__name__}; with a process group it must be a LUMA "
+            f"optimizer is a {type(optimizer).__name__}; with a process group it must be an "
             "optimizer.",
             hint="Leave process_group= away in the one process that has the state.",
         )
@@ -75,7 +76,7 @@ class LocalState:
         options: of its groups, as plain JSON values.
     """
 
-    def __init__(self, optimizer: CompressedOptimizer, options: Sequence[GroupOptions]) -> None:
+    def __init__(self, optimizer: ShardedOptimizer, options: Sequence[GroupOptions]) -> None:
         params = [param for _, param, _ in optimizer.parameters_by_name()]
         found = zip(optimizer.parameter_states(), map(part_of, params), strict=True)
         self._states = {

@@ -7,13 +7,18 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from luma_core.checkpoint.format.any_optimizer import AnyOptimizers, memory_owner, state_of_any
 from luma_core.checkpoint.format.plan import SavableState, plan_save, refuse_sharded
-from luma_core.checkpoint.read.load import check_optimizer
 from luma_core.checkpoint.staging.staged import provide
 from luma_core.checkpoint.write.options import MAX_SHARD_BYTES
 
 
-def prepare(*, optimizer: SavableState, model: nn.Module | None = None, extra: Any = None) -> None:
+def prepare(
+    *,
+    optimizer: SavableState | AnyOptimizers,
+    model: nn.Module | None = None,
+    extra: Any = None,
+) -> None:
     """Get the memory for the copies of ``save(..., wait=False)`` now, behind the caller.
 
     Without it, the system provides that memory while the first such save copies: weights and
@@ -31,24 +36,26 @@ def prepare(*, optimizer: SavableState, model: nn.Module | None = None, extra: A
     Raises:
         ConfigurationError: the optimizer, the model or ``extra`` holds what `save` refuses.
     """
-    refuse_sharded(optimizer)
-    check_optimizer(optimizer, hint="LUMA saves its own optimizers only.")
-    plan = plan_save(optimizer, model, extra, MAX_SHARD_BYTES)
-    if isinstance(optimizer, Optimizer) and not any(entry.codecs for entry in plan.parameters):
-        optimizer.register_step_post_hook(_Once(model, extra))
+    state = state_of_any(optimizer, model)
+    refuse_sharded(state)
+    plan = plan_save(state, model, extra, MAX_SHARD_BYTES)
+    owner = memory_owner(state)
+    if isinstance(owner, Optimizer) and not any(entry.codecs for entry in plan.parameters):
+        owner.register_step_post_hook(_Once(optimizer, model, extra))
     else:
-        provide(optimizer, plan)
+        provide(owner, plan)
 
 
 class _Once:
     """A hook that prepares when it is called first."""
 
-    def __init__(self, model: nn.Module | None, extra: Any) -> None:
-        self._given: tuple[nn.Module | None, Any] | None = (model, extra)
+    def __init__(self, optimizer: Any, model: nn.Module | None, extra: Any) -> None:
+        self._given: tuple[Any, nn.Module | None, Any] | None = (optimizer, model, extra)
 
-    def __call__(self, optimizer: Any, _args: tuple[Any, ...], _options: dict[str, Any]) -> None:
+    def __call__(self, owner: Any, _args: tuple[Any, ...], _options: dict[str, Any]) -> None:
         # A hook cannot remove itself while PyTorch goes through them.
         given, self._given = self._given, None
         if given is not None:
-            model, extra = given
-            provide(optimizer, plan_save(optimizer, model, extra, MAX_SHARD_BYTES))
+            optimizer, model, extra = given
+            state = state_of_any(optimizer, model)
+            provide(owner, plan_save(state, model, extra, MAX_SHARD_BYTES))

@@ -35,7 +35,6 @@ from luma_core.checkpoint.write.delta_base import BaseChoice, DeltaBase, open_ba
 from luma_core.checkpoint.write.lanes import Shard, ShardLanes, WrittenShard
 from luma_core.checkpoint.write.options import SaveOptions
 from luma_core.errors import CheckpointNotFoundError, CorruptCheckpointError
-from luma_core.state import SCALAR_STATE_BYTES
 
 _log = logging.getLogger("luma")
 
@@ -198,7 +197,7 @@ class SaveRun:
             generation=folder.generation,
             extra=plan.extra,
             aliases=dict(plan.aliases),
-            version=version_of(tensors, entry),
+            version=version_of(tensors, entry, plan.parameters),
             base=entry,
         )
         check_consistency(manifest, MANIFEST_NAME)
@@ -254,7 +253,7 @@ def _summary(
     return Summary(
         parameters=len(parameters),
         elements=sum(math.prod(entry.shape) for entry in parameters),
-        state_bytes=fields + SCALAR_STATE_BYTES * sum(bool(entry.codecs) for entry in parameters),
+        state_bytes=fields + sum(entry.counter_bytes for entry in parameters),
         stored_bytes=sum(file.bytes for file in files if file.kind == "optimizer"),
         step=max((entry.step for entry in parameters), default=0),
     )

@@ -9,9 +9,9 @@ from typing import Any, Literal, Unpack, overload
 from torch import nn
 from torch.distributed import ProcessGroup
 
+from luma_core.checkpoint.format.any_optimizer import AnyOptimizers, memory_owner, state_of_any
 from luma_core.checkpoint.format.manifest import Manifest
 from luma_core.checkpoint.format.plan import Plan, SavableState, plan_save, refuse_sharded
-from luma_core.checkpoint.read.load import check_optimizer
 from luma_core.checkpoint.staging import async_executor
 from luma_core.checkpoint.staging.async_executor import SaveHandle
 from luma_core.checkpoint.staging.staged import Staging, released
@@ -29,7 +29,7 @@ from luma_core.keywords import merge_keywords
 def save(
     url: Place,
     *,
-    optimizer: SavableState,
+    optimizer: SavableState | AnyOptimizers,
     model: nn.Module | None = None,
     extra: Any = None,
     wait: Literal[True] = True,
@@ -43,7 +43,7 @@ def save(
 def save(
     url: Place,
     *,
-    optimizer: SavableState,
+    optimizer: SavableState | AnyOptimizers,
     model: nn.Module | None = None,
     extra: Any = None,
     wait: Literal[False],
@@ -57,7 +57,7 @@ def save(
 def save(
     url: Place,
     *,
-    optimizer: SavableState,
+    optimizer: SavableState | AnyOptimizers,
     model: nn.Module | None = None,
     extra: Any = None,
     wait: bool,
@@ -70,7 +70,7 @@ def save(
 def save(
     url: Place,
     *,
-    optimizer: SavableState,
+    optimizer: SavableState | AnyOptimizers,
     model: nn.Module | None = None,
     extra: Any = None,
     wait: bool = True,
@@ -96,7 +96,9 @@ def save(
     Args:
         url: folder, as a path, a URL that fsspec knows (``s3://bucket/run``), or a store; created
             where it is missing.
-        optimizer: whose state is saved; without a process group also an opened checkpoint.
+        optimizer: whose state is saved; without a process group also an opened checkpoint. Any
+            ``torch.optim.Optimizer`` will do, wrapped or not, and a list or dict of several: their
+            state is kept as it is. Parameters are named by their groups, or else by ``model``.
         model: whose weights are saved as well, uncompressed, in the Hub's layout: each whole, put
             together by the rank that writes it.
         extra: values of your own, nested at will, which come back in type and value: numbers (NaN,
@@ -141,7 +143,7 @@ def save(
 def async_save(
     url: Place,
     *,
-    optimizer: SavableState,
+    optimizer: SavableState | AnyOptimizers,
     model: nn.Module | None = None,
     extra: Any = None,
     process_group: ProcessGroup | None = None,
@@ -194,7 +196,7 @@ class ShardedKeywords(SaveKeywords, total=False):
 def save_sharded(
     url: Place,
     *,
-    optimizer: SavableState,
+    optimizer: SavableState | AnyOptimizers,
     wait: Literal[True] = True,
     group: ProcessGroup | None = None,
     **keywords: Unpack[ShardedKeywords],
@@ -205,7 +207,7 @@ def save_sharded(
 def save_sharded(
     url: Place,
     *,
-    optimizer: SavableState,
+    optimizer: SavableState | AnyOptimizers,
     wait: Literal[False],
     group: ProcessGroup | None = None,
     **keywords: Unpack[ShardedKeywords],
@@ -216,7 +218,7 @@ def save_sharded(
 def save_sharded(
     url: Place,
     *,
-    optimizer: SavableState,
+    optimizer: SavableState | AnyOptimizers,
     wait: bool,
     group: ProcessGroup | None = None,
     **keywords: Unpack[ShardedKeywords],
@@ -226,7 +228,7 @@ def save_sharded(
 def save_sharded(
     url: Place,
     *,
-    optimizer: SavableState,
+    optimizer: SavableState | AnyOptimizers,
     wait: bool = True,
     group: ProcessGroup | None = None,
     **keywords: Unpack[ShardedKeywords],
@@ -250,7 +252,7 @@ def save_sharded(
 def prepare_run(
     store: Store,
     *,
-    optimizer: SavableState,
+    optimizer: SavableState | AnyOptimizers,
     model: nn.Module | None,
     extra: Any,
     wait: bool,
@@ -272,11 +274,12 @@ def prepare_run(
         begin: called on the coordinator rank before anything is written.
         choice: finds a delta base where ``options`` have none.
     """
+    state = state_of_any(optimizer, model)
     if options.base is not None:
         choice = choose_base(options.base, store, options.compression)
-    plan, ranks = _plan(optimizer, model, extra, wait, process_group, options)
+    plan, ranks = _plan(state, model, extra, wait, process_group, options)
     again = choice is not None and not choice.required
-    staging = None if wait else Staging(optimizer, again=again)
+    staging = None if wait else Staging(memory_owner(state), again=again)
     if staging is not None:
         plan = staging.staged(plan)
     save_run = SaveRun(store, plan, ranks, options, begin=begin, choice=choice)
@@ -295,7 +298,6 @@ def _plan(
     """Return what this rank writes, and the ranks that write together."""
     if process_group is None:
         refuse_sharded(optimizer)
-        check_optimizer(optimizer, hint="Save it with torch.save, or convert it with luma convert.")
     async_executor.before_save(wait=wait)
     size = options.max_shard_bytes
     if process_group is None:

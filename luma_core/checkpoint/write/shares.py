@@ -17,7 +17,7 @@ from luma_core.checkpoint.storage.names import ShardKind
 from luma_core.checkpoint.write.coordination import Ranks
 from luma_core.checkpoint.write.options import Replicas
 from luma_core.checkpoint.write.owners import Holders, LocalCopy, Owners
-from luma_core.checkpoint.write.parts import LocalState, sharded_optimizer
+from luma_core.checkpoint.write.parts import LocalState, ShardedOptimizer, sharded_optimizer
 from luma_core.checkpoint.write.replicas import digests
 from luma_core.checkpoint.write.weights import (
     LocalWeights,
@@ -27,7 +27,6 @@ from luma_core.checkpoint.write.weights import (
     values_of_first,
 )
 from luma_core.errors import StateMismatchError
-from luma_core.optim.base import CompressedOptimizer
 from luma_core.state import GroupOptions
 
 _SINGLE = "parameter_codecs"
@@ -62,7 +61,7 @@ class _RankSummary(NamedTuple):
 class _Local:
     """What this process saves."""
 
-    def __init__(self, optimizer: CompressedOptimizer, model: nn.Module | None, extra: Any) -> None:
+    def __init__(self, optimizer: ShardedOptimizer, model: nn.Module | None, extra: Any) -> None:
         self.tree, self.extra = flatten_extra(extra)
         groups = enumerate(optimizer.group_options())
         self._groups = [plain_options(index, group) for index, group in groups]
@@ -116,7 +115,7 @@ def plan_share(
     locals_: list[_Local] = []
 
     def summarize() -> _RankSummary:
-        locals_.append(_Local(sharded_optimizer(optimizer, "Save it"), model, extra))
+        locals_.append(_Local(sharded_optimizer(optimizer), model, extra))
         return locals_[0].summarize(ranks.global_rank, checked=replicas == "equal")
 
     summaries = ranks.run_on_all_ranks(summarize)

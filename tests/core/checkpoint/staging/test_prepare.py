@@ -112,8 +112,10 @@ def test_memory_goes_with_its_optimizer(new_run, made):
 
 def test_what_save_refuses_is_refused_at_once(new_run):
     parameter = torch.nn.Parameter(torch.zeros(3))
-    with pytest.raises(ConfigurationError, match="AdamW"):
-        checkpoint.prepare(optimizer=torch.optim.AdamW([parameter]))
+    adamw = torch.optim.AdamW([parameter])
+    adamw.state[parameter]["odd"] = object()
+    with pytest.raises(ConfigurationError, match="odd"):
+        checkpoint.prepare(optimizer=adamw)
     with pytest.raises(ConfigurationError, match="extra"):
         checkpoint.prepare(optimizer=new_run().optimizer, extra={"key": object()})
 

@@ -37,6 +37,9 @@ from luma_core.state import GroupOptions, ParameterState, field_key
 
 FORMAT = "luma"
 
+_TORCH_ADAMW = "torch.AdamW"
+"""PyTorch's own, whose checkpoints keep ``step`` beside the moments."""
+
 
 class LumaSource:
     """Optimizer state decoded from a LUMA checkpoint.
@@ -52,13 +55,14 @@ class LumaSource:
     def __init__(self, url: str | os.PathLike[str]) -> None:
         self._checkpoint = checkpoint.open(url)
         manifest = self._checkpoint.manifest
-        self.algorithm = manifest.algorithm
+        self.algorithm = "adamw" if manifest.algorithm == _TORCH_ADAMW else manifest.algorithm
         self.named = manifest.named
         self.stored_bytes = manifest.summary.stored_bytes
-        rule = rule_of(manifest.algorithm)
+        rule = rule_of(self.algorithm)
         self._moments = MOMENTS if rule is None else rule.moment_names
         for entry in manifest.parameters:
-            if entry.codecs and set(entry.codecs) != set(self._moments):
+            counters = {"step"} if manifest.algorithm == _TORCH_ADAMW else set()
+            if entry.codecs and set(entry.codecs) - counters != set(self._moments):
                 raise ConversionError(
                     f"{self._checkpoint.url}: {entry.name!r} has the moments "
                     f"{', '.join(sorted(entry.codecs))}, and must have "

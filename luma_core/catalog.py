@@ -134,6 +134,30 @@ ALGORITHMS = (
         f"{_RULES}.lion:LionRule",
         "Lion: the sign of one moment",
     ),
+    AlgorithmEntry(
+        "adam",
+        f"{_OPTIM}:Adam",
+        f"{_RULES}.adam:AdamRule",
+        "Adam with weight decay in the gradient",
+    ),
+    AlgorithmEntry(
+        "radam",
+        f"{_OPTIM}:RAdam",
+        f"{_RULES}.radam:RAdamRule",
+        "RAdam: rectified, by plain momentum at first",
+    ),
+    AlgorithmEntry(
+        "nadamw",
+        f"{_OPTIM}:NAdamW",
+        f"{_RULES}.nadamw:NAdamWRule",
+        "NAdamW: AdamW with Nesterov's momentum",
+    ),
+    AlgorithmEntry(
+        "qhadamw",
+        f"{_OPTIM}:QHAdamW",
+        f"{_RULES}.qhadamw:QHAdamWRule",
+        "QHAdamW: AdamW whose means are mixed with the gradient",
+    ),
 )
 
 CODECS = (

@@ -3,18 +3,33 @@
 from collections.abc import Callable
 from functools import partial
 
-from luma_core import LAMB, LUMA, AdamMini, AdamW, Lion, TurboAdam
+from luma_core import (
+    LAMB,
+    LUMA,
+    Adam,
+    AdamMini,
+    AdamW,
+    Lion,
+    NAdamW,
+    QHAdamW,
+    RAdam,
+    TurboAdam,
+)
 from luma_core.optim import CompressedOptimizer
 
 Build = Callable[..., CompressedOptimizer]
 
-CLASSES = (AdamW, LUMA, TurboAdam, AdamMini, LAMB, Lion)
+CLASSES = (AdamW, LUMA, TurboAdam, AdamMini, LAMB, Lion, Adam, RAdam, NAdamW, QHAdamW)
 
 VARIANTS: dict[str, Build] = {
     "adamw-bf16": partial(AdamW, codec="bf16"),
     "luma": LUMA,
     "lion": Lion,
     "lion-bf16": partial(Lion, codec="bf16"),
+    # Of Adam's family, which share their steps, those that use all of it.
+    "adam": partial(Adam, weight_decay=0.1),
+    "qhadamw": partial(QHAdamW, nus=(0.7, 0.9)),
+    "nadamw": partial(NAdamW, momentum_decay=4e-3),
     "lamb": partial(LAMB, max_grad_norm=0.1),
     "adam-mini": AdamMini,
     "turboadam": TurboAdam,

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from luma_core.convert.base import MOMENTS, OptimizerState, ParameterInfo, Progress, Source
 from luma_core.errors import ConversionError
-from luma_core.optim.state_io.interchange import adamw_group
+from luma_core.optim.state_io.interchange import adamw_group, torch_extras
 from luma_core.optim.state_io.saved_options import SHARED_OPTIONS
+from luma_core.rules.nadamw import MOMENTUM_DECAY
 
 _LUMA_OPTIONS = {
     "codecs",
@@ -29,6 +30,9 @@ _LUMA_OPTIONS = {
     "trust_clip",
     "always_adapt",
     "bias_correction",
+    "nus",
+    # PyTorch's NAdam has it, where it is a number: `adamw_group`.
+    MOMENTUM_DECAY,
 }
 
 
@@ -68,7 +72,7 @@ def adamw_state_dict(
 def _decoded(
     source: Source, scratch: IO[bytes], progress: Progress | None, by_name: bool
 ) -> dict[int | str, dict[str, Any]]:
-    parameters = source.parameters()
+    parameters, groups = source.parameters(), source.groups()
     total = sum(_moment_bytes(info) for info in parameters)
     state: dict[int | str, dict[str, Any]] = {}
     done = 0
@@ -76,6 +80,7 @@ def _decoded(
         entry = {"step": torch.tensor(float(info.step), device="cpu")}
         for moment in MOMENTS:
             entry[moment] = _parked(found.moments[moment], scratch)
+        entry.update(torch_extras(groups[info.group], info.step))
         state[info.name if by_name else index] = entry
         done += _moment_bytes(info)
         if progress is not None:

@@ -1,6 +1,7 @@
 """Optimizers whose state is compressed: rules, their base and their backends."""
 
 from luma_core.moved import give_moved_names
+from luma_core.optim.adam_family import Adam, NAdamW, QHAdamW, RAdam
 from luma_core.optim.adam_mini import AdamMini
 from luma_core.optim.adamw import AdamW
 from luma_core.optim.backward import StepsInBackward, step_in_backward
@@ -19,15 +20,19 @@ from luma_core.optim.turbo_adam import TurboAdam, turbo_codecs
 __all__ = [
     "LAMB",
     "LUMA",
+    "Adam",
     "AdamMini",
     "AdamW",
     "CommonOptions",
     "CompressedOptimizer",
     "GatheredState",
     "Lion",
+    "NAdamW",
     "ParameterTelemetry",
     "ParityReport",
     "ParityRow",
+    "QHAdamW",
+    "RAdam",
     "StateEstimate",
     "StepsInBackward",
     "TurboAdam",

@@ -39,6 +39,7 @@ from luma_core.optim.state_io import loading
 from luma_core.optim.state_io.adoption import register
 from luma_core.optim.state_io.entries import carry_entry
 from luma_core.optim.state_io.plan import plan_loading
+from luma_core.optim.state_io.saved_options import ALGORITHM_KEY
 from luma_core.optim.state_io.sources import OwnParameter
 from luma_core.optim.state_io.states_source import StatesSource
 from luma_core.optim.step.dry_step import is_dry
@@ -97,8 +98,8 @@ class CompressedOptimizer(ParameterStates):
         self._shapes = set()
         shared = {key: value for key, value in given.of_groups().items() if key not in options}
         defaults = normalize_options({**options, **shared, "seed": given.seed})
-        check_options(defaults)
-        super().__init__(params, _kept(defaults))
+        check_options(defaults, self.rule.torch_options)
+        super().__init__(params, self._kept(defaults))
         register(self)
         if offload is not None and offload.mode == "auto":
             self._set_offload(choose_offload(self, offload))
@@ -152,7 +153,7 @@ class CompressedOptimizer(ParameterStates):
         """
         group = normalize_options(group_of(param_group))
         options = {**self.defaults, **group}
-        check_options(options)
+        check_options(options, self.rule.torch_options)
         codecs = options.get("codecs") or self.group_codecs(options)
         if options.get("codec") is not None and codecs != self.group_codecs(options):
             raise ConfigurationError(
@@ -180,9 +181,14 @@ class CompressedOptimizer(ParameterStates):
         group["codecs"] = codecs
         for choice in self.codec_options:
             group.pop(choice, None)
-        super().add_param_group(_kept(group))
+        super().add_param_group(self._kept(group))
         self.forget_names()
         self.forget_steps()
+
+    def _kept(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options without those of AdamW that have no effect here."""
+        dropped = ADAMW_KEYWORDS.keys() - self.rule.torch_options
+        return {key: value for key, value in options.items() if key not in dropped}
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -250,13 +256,20 @@ class CompressedOptimizer(ParameterStates):
     def state_dict(self) -> dict[str, Any]:
         """Return the state as PyTorch's optimizers do: tensors are references, not copies.
 
+        Each group also says the optimizer's ``algorithm``, by which state of another one is known.
         Codes of 16 bits are views of their bytes, uint8 ``[..., 2]``, for collectives carry no
         int16: so the state of a sharded model can be gathered, broadcast and scattered.
         """
         self._settle()
         state_dict = super().state_dict()
         entries = state_dict["state"].items()
-        return {**state_dict, "state": {key: carry_entry(entry) for key, entry in entries}}
+        return {
+            **state_dict,
+            "state": {key: carry_entry(entry) for key, entry in entries},
+            "param_groups": [
+                {**group, ALGORITHM_KEY: self.algorithm} for group in state_dict["param_groups"]
+            ],
+        }
 
     def state_snapshot(self) -> Snapshot | None:
         """Return what finds stored tensors as they are now, whatever steps follow.
@@ -376,8 +389,3 @@ class CompressedOptimizer(ParameterStates):
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
         return report
-
-
-def _kept(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options without those of AdamW that have no effect here."""
-    return {key: value for key, value in options.items() if key not in ADAMW_KEYWORDS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,18 @@ def _is_betas(value: object) -> bool:
     )
 
 
+def _is_decay(value: object) -> bool:
+    return value is None or (_is_number(value) and float(value) >= 0.0)  # type: ignore[arg-type]
+
+
+def _is_shares(value: object) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(is_number_in(share, 0.0, 1.0) for share in value)
+    )
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -82,6 +94,8 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
         _is_non_negative,
         "a finite number of 0 or more, or a tensor of one such element",
     ),
+    "momentum_decay": (_is_decay, "a finite number of 0 or more, or None"),
+    "nus": (_is_shares, "two numbers from 0 to 1"),
     "max_grad_norm": (_is_bound, "a finite number above 0, or None"),
     "trust_clip": (lambda value: isinstance(value, bool), "True or False"),
     "always_adapt": (lambda value: isinstance(value, bool), "True or False"),
@@ -133,8 +147,12 @@ KNOWN_OPTIONS = frozenset(_CHECKS)
 """Names of all options that some optimizer of this project has in its groups."""
 
 
-def check_options(options: Mapping[str, Any]) -> None:
+def check_options(options: Mapping[str, Any], own: Set[str] = frozenset()) -> None:
     """Check every known option of a parameter group.
+
+    Args:
+        options: the options.
+        own: those of PyTorch's options that groups of the rule have (`Rule.torch_options`).
 
     Raises:
         ConfigurationError: naming the option, its value and what is required.
@@ -142,11 +160,16 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name, (check, requirement) in _CHECKS.items():
         if name in options and not check(options[name]):
             raise ConfigurationError(f"{name}={options[name]!r} must be {requirement}.")
-    check_adamw_keywords(options)
+    for name in own & ADAMW_KEYWORDS.keys():
+        if name in options and not isinstance(options[name], bool):
+            raise ConfigurationError(f"{name}={options[name]!r} must be True or False.")
+    check_adamw_keywords(options, own)
 
 
-def check_adamw_keywords(options: Mapping[str, Any]) -> None:
+def check_adamw_keywords(options: Mapping[str, Any], own: Set[str] = frozenset()) -> None:
     """Check those options of AdamW that have no effect here; quick where there are none.
+
+    Those in ``own`` have one.
 
     Raises:
         ConfigurationError: naming the option, its value and what is required.
@@ -154,7 +177,7 @@ def check_adamw_keywords(options: Mapping[str, Any]) -> None:
     if options.keys().isdisjoint(ADAMW_KEYWORDS.keys()):
         return
     for name, (check, requirement, hint) in ADAMW_KEYWORDS.items():
-        if name in options and not check(options[name]):
+        if name in options and name not in own and not check(options[name]):
             raise ConfigurationError(f"{name}={options[name]!r} must be {requirement}.", hint=hint)
 
 

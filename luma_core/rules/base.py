@@ -163,6 +163,10 @@ class Rule(ABC):
     reduces: ClassVar[bool] = False
     """Whether an element's step needs other elements, beyond those that share its scale."""
 
+    torch_options: ClassVar[frozenset[str]] = frozenset()
+    """Options of PyTorch's optimizers that others refuse or ignore, and that groups of this one
+    have."""
+
     @property
     def moment_names(self) -> tuple[str, ...]:
         """Names of the moments, in order."""

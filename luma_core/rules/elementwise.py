@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -42,6 +42,16 @@ class ElementwiseRule(Rule):
     Its moments' codecs share one block size.
     """
 
+    def gradient(self, grad: Tensor, read_param: Callable[[], Tensor], hyper: Any) -> Tensor:
+        """Return what `update` takes for the gradient, float32 of the same shape.
+
+        Args:
+            grad: float32 of any shape.
+            read_param: returns the parameter's values there, float32 of the same shape.
+            hyper: the numbers of the step.
+        """
+        return grad
+
     @abstractmethod
     def update(
         self, grad: Tensor, moments: Mapping[str, Tensor], hyper: Any
@@ -62,7 +72,7 @@ class ElementwiseRule(Rule):
 
         Memory: about 20 float32 temporaries of one tile (`TILE_ELEMENTS`).
         """
-        moments = MomentPass(self.moments, self.update, item)
+        moments = MomentPass(self.moments, self.update, item, gradient=self.gradient)
         yield from moments.measured()
         for part in moments:
             assert part.update is not None

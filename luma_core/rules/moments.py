@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ MomentUpdate = Callable[
 ]
 """New float32 moments from a gradient, the old moments and the rule's numbers, and the update that
 they make, of rules that make it of moments before they are coded."""
+
+
+GradientOf = Callable[[Tensor, Callable[[], Tensor], Any], Tensor]
+"""What a rule takes for the gradient: of it, what reads the parameter, and the rule's numbers."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,12 @@ class MomentPass:
     """
 
     def __init__(
-        self, specs: Sequence[MomentSpec], update: MomentUpdate, item: ParameterStep
+        self,
+        specs: Sequence[MomentSpec],
+        update: MomentUpdate,
+        item: ParameterStep,
+        *,
+        gradient: GradientOf | None = None,
     ) -> None:
         self._streams = {spec.name: spec.stream for spec in specs}
         self._divisors = {
@@ -62,6 +72,7 @@ class MomentPass:
             if spec.divided_by and item.moments[spec.divided_by].codec.relative
         }
         self._update = update
+        self._gradient = gradient
         self._item = item
         self.bad = torch.zeros((), dtype=torch.int64, device=item.param.device)
         self._scales: dict[str, Fields] = {}
@@ -99,6 +110,8 @@ class MomentPass:
             grad = tile.read(item.grad).float()
             if item.grad_factor is not None:
                 grad = grad * item.grad_factor
+            if self._gradient is not None:
+                grad = self._gradient(grad, partial(_read_param, item, tile), item.hyper)
             old = {
                 name: stored.codec.decode(stored.codec.read_tile(stored.fields, tile))
                 for name, stored in item.moments.items()
@@ -158,6 +171,10 @@ class MomentPass:
                 if keep is not None:
                     value = torch.where(keep.view(()), value, stored)
                 stored.copy_(value)
+
+
+def _read_param(item: ParameterStep, tile: Tile) -> Tensor:
+    return tile.read(item.param).float()
 
 
 def largest(values: Sequence[Tensor]) -> Reduction:

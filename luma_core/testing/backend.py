@@ -48,6 +48,9 @@ GROUP = {
     "bias_correction": True,
     "always_adapt": False,
     "trust_clip": False,
+    "decoupled_weight_decay": False,
+    "momentum_decay": None,
+    "nus": (0.7, 0.6),
 }
 
 

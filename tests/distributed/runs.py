@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from luma_core import LAMB, LUMA, AdamMini, Lion, TurboAdam
+from luma_core import LAMB, LUMA, Adam, AdamMini, Lion, NAdamW, QHAdamW, RAdam, TurboAdam
 from luma_core.optim.base import CompressedOptimizer
 
 SHAPES = {
@@ -51,6 +51,10 @@ OPTIMIZERS: dict[str, Make] = {
     "lamb": lambda p: LAMB(p, **EAGER),
     "lion": lambda p: Lion(p, seed=3),
     "lion_whole": lambda p: Lion(p, block_size=None, **EAGER),
+    "adam_coupled": lambda p: Adam(p, seed=3, weight_decay=0.1),
+    "nadamw_scheduled": lambda p: NAdamW(p, seed=3, momentum_decay=4e-3),
+    "qhadamw_whole": lambda p: QHAdamW(p, nus=(0.7, 0.9), block_size=None, **EAGER),
+    "radam_coupled": lambda p: RAdam(p, codec="fp32", weight_decay=0.1, **EAGER),
     "lamb_clip": lambda p: LAMB(p, codec="fp32", max_grad_norm=1.0, trust_clip=True, **EAGER),
     "lamb_whole": lambda p: LAMB(p, block_size=None, **EAGER),
 }

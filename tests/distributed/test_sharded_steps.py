@@ -12,6 +12,7 @@ KINDS = [
     *("mini", "mini_fp8", "mini_whole"),
     *("lamb", "lamb_clip", "lamb_whole"),
     *("lion", "lion_whole"),
+    *("adam_coupled", "nadamw_scheduled", "qhadamw_whole", "radam_coupled"),
 ]
 CASES = [
     *(f"same_bits:{kind}" for kind in KINDS),

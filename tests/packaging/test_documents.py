@@ -42,6 +42,7 @@ make_b = make_a
     "convert.md": MODEL,
     "lamb.md": MODEL,
     "lion.md": MODEL,
+    "adam-family.md": MODEL,
     "optimizers.md": MODEL
     + "params = list(model.named_parameters()); embeddings, matrices = params[:1], params[1:]\n",
     "storage.md": MODEL

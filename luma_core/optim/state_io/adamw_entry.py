@@ -12,7 +12,11 @@ from torch import Tensor
 
 from luma_core.errors import ConversionError
 from luma_core.rules.adamw import MOMENTS
+from luma_core.rules.nadamw import MOMENTUM_DECAY, momentum_product
 from luma_core.sharding import local_tensor
+
+MU_PRODUCT = "mu_product"
+"""What ``torch.optim.NAdam`` keeps beside step and moments."""
 
 _STEP_LIMIT = 1 << 63
 
@@ -32,12 +36,15 @@ class AdamWEntry:
     moments: Mapping[str, Tensor]
 
 
-def checked_entry(place: str, entry: Mapping[str, Any]) -> AdamWEntry:
+def checked_entry(
+    place: str, entry: Mapping[str, Any], *, more: frozenset[str] = frozenset()
+) -> AdamWEntry:
     """Return a parameter's state if it is what ``torch.optim.AdamW`` keeps.
 
     Args:
         place: what errors begin with.
         entry: ``step``, ``exp_avg`` and ``exp_avg_sq``.
+        more: keys that it may have beside those.
 
     Raises:
         ConversionError: it has other keys, or they hold something else.
@@ -48,7 +55,7 @@ def checked_entry(place: str, entry: Mapping[str, Any]) -> AdamWEntry:
             hint="Only plain AdamW state can be converted.",
         )
     expected = {"step", *MOMENTS}
-    if set(entry) != expected:
+    if set(entry) - more != expected:
         raise ConversionError(
             f"{place} has {', '.join(sorted(map(repr, entry)))}; AdamW's state is "
             f"{', '.join(sorted(map(repr, expected)))}."
@@ -79,6 +86,30 @@ def checked_parts(
             )
     tensors = dict(zip(names, cast(Sequence[Tensor], moments), strict=True))
     return AdamWEntry(shapes[0], checked_step(place, step), tensors)
+
+
+def check_product(place: str, entry: Mapping[str, Any], group: Mapping[str, Any]) -> None:
+    """Check that NAdam's product of momenta, if there is one, is that of constant options.
+
+    Raises:
+        ConversionError: it is another, or its group has no momentum decay; the message begins with
+            ``place``.
+    """
+    if MU_PRODUCT not in entry:
+        return
+    decay, step = group.get(MOMENTUM_DECAY), checked_step(place, entry["step"])
+    if not isinstance(decay, int | float):
+        raise ConversionError(f"{place} has {MU_PRODUCT!r}, its group no {MOMENTUM_DECAY!r}.")
+    found = scalar(entry[MU_PRODUCT])
+    expected = momentum_product(float(group["betas"][0]), float(decay), step)
+    if not isinstance(found, int | float) or not math.isclose(
+        found, expected, rel_tol=1e-3, abs_tol=1e-6
+    ):
+        raise ConversionError(
+            f"{place}: {MU_PRODUCT} is {found!r}; with these betas and {MOMENTUM_DECAY} it is "
+            f"{expected:.6g} after {step} steps.",
+            hint="Betas that changed during a run of NAdam cannot be continued.",
+        )
 
 
 def checked_step(place: str, value: object) -> int:

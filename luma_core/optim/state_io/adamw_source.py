@@ -9,12 +9,25 @@ from luma_core import rounding
 from luma_core.codecs import FP32, Codec
 from luma_core.errors import ConversionError, StateMismatchError
 from luma_core.optim.options import check_options
-from luma_core.optim.state_io.adamw_entry import AdamWEntry, check_moment_values, checked_entry
+from luma_core.optim.state_io.adamw_entry import (
+    MU_PRODUCT,
+    AdamWEntry,
+    check_moment_values,
+    check_product,
+    checked_entry,
+)
 from luma_core.optim.state_io.entries import check_entry_kind
 from luma_core.optim.state_io.saved_groups import members_of, saved_names
-from luma_core.optim.state_io.saved_options import ADAMW, SHARED_OPTIONS
+from luma_core.optim.state_io.saved_options import (
+    ADAMW,
+    COUPLING,
+    SHARED_OPTIONS,
+    decays_gradient,
+)
 from luma_core.optim.state_io.sources import OwnParameter, Source
+from luma_core.rules import Rule
 from luma_core.rules.adamw import MOMENTS
+from luma_core.rules.nadamw import MOMENTUM_DECAY
 from luma_core.state import GroupOptions, ParameterState, field_key
 
 WHAT = "AdamW state"
@@ -29,11 +42,19 @@ def is_adamw_state(state_dict: Mapping[str, Any]) -> bool:
     if any("codecs" in group for group in groups) or not all("betas" in group for group in groups):
         return False
     moments = [all(m in entry for m in MOMENTS) for entry in entries if isinstance(entry, Mapping)]
-    return any(moments) or (not any(entries) and all("amsgrad" in group for group in groups))
+    return any(moments) or (not any(entries) and all(map(_is_torch_group, groups)))
 
 
-def shared_options(group: Mapping[str, Any]) -> GroupOptions:
+def _is_torch_group(group: Mapping[str, Any]) -> bool:
+    return not group.keys().isdisjoint({"amsgrad", COUPLING})
+
+
+def shared_options(group: Mapping[str, Any], *, coupled: bool = False) -> GroupOptions:
     """Return the options of an AdamW group that its compressed forms adopt.
+
+    Args:
+        group: the group.
+        coupled: whether weight decay in the gradient can be continued.
 
     Raises:
         ConversionError: the group uses ``amsgrad``, or is Adam's with weight decay in the gradient.
@@ -44,11 +65,10 @@ def shared_options(group: Mapping[str, Any]) -> GroupOptions:
             "the AdamW state uses amsgrad=True, whose running maximum cannot be represented.",
             hint="Only plain AdamW state can be converted.",
         )
-    decay = group.get("weight_decay", 0)
-    if not group.get("decoupled_weight_decay", True) and decay != 0:
+    if decays_gradient(group) and not coupled:
         raise ConversionError(
-            f"the state is of Adam with weight_decay={decay} added to the gradient, which AdamW "
-            "cannot continue.",
+            f"the state is of Adam with weight_decay={group['weight_decay']} added to the "
+            "gradient, which AdamW cannot continue.",
             hint="Only the state of torch.optim.AdamW can be read.",
         )
     options = {key: group[key] for key in SHARED_OPTIONS if key in group}
@@ -61,6 +81,7 @@ class AdamWSource(Source):
 
     Args:
         state_dict: with parts that `check_parts` has checked; keys of parameters may be names.
+        rule: that is to go on with it.
 
     Raises:
         StateMismatchError: a group is not AdamW's, or names do not fit.
@@ -68,7 +89,7 @@ class AdamWSource(Source):
             value that no AdamW run could have.
     """
 
-    def __init__(self, state_dict: Mapping[str, Any]) -> None:
+    def __init__(self, state_dict: Mapping[str, Any], rule: Rule) -> None:
         groups = state_dict["param_groups"]
         for index, group in enumerate(groups):
             if "betas" not in group:
@@ -76,14 +97,15 @@ class AdamWSource(Source):
                     f"parameter group {index} of the {WHAT} has no 'betas': it is not AdamW's.",
                     hint="Give what torch.optim.AdamW's or Adam's state_dict() returned.",
                 )
-            shared_options(group)
+            shared_options(group, coupled=COUPLING in rule.torch_options)
             _check_name_count(index, group)
         names, named = saved_names(groups, WHAT, keys=True)
         super().__init__(ADAMW, groups, names, members_of(groups), named=named)
-        keys = (key for group in groups for key in group["params"])
+        more = frozenset({MU_PRODUCT} if MOMENTUM_DECAY in rule.torch_options else ())
+        keys = ((key, group) for group in groups for key in group["params"])
         self._entries = [
-            _checked(name, state_dict["state"].get(key))
-            for name, key in zip(names, keys, strict=True)
+            _checked(name, state_dict["state"].get(key), group, more)
+            for name, (key, group) in zip(names, keys, strict=True)
         ]
 
     def has_state(self, index: int) -> bool:
@@ -120,14 +142,17 @@ class AdamWSource(Source):
         )
 
 
-def _checked(name: str, entry: Any) -> AdamWEntry | None:
+def _checked(
+    name: str, entry: Any, group: Mapping[str, Any], more: frozenset[str]
+) -> AdamWEntry | None:
     """Return a parameter's entry, checked; None where it has no state."""
     if entry is None:
         return None
     check_entry_kind(name, entry)
     if not entry:
         return None
-    found = checked_entry(repr(name), entry)
+    found = checked_entry(repr(name), entry, more=more)
+    check_product(repr(name), entry, group)
     for moment, value in found.moments.items():
         check_moment_values(repr(name), moment, value)
     return found

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from luma_core import backends, rounding
 from luma_core.codecs import parameter_codecs
+from luma_core.optim.state_io.adamw_entry import MU_PRODUCT
 from luma_core.optim.state_io.adamw_source import WHAT, AdamWSource
 from luma_core.optim.state_io.loading import load_source
 from luma_core.optim.state_io.owner import StateOwner
 from luma_core.optim.state_io.saved_groups import check_parts, group_names
-from luma_core.optim.state_io.saved_options import SHARED_OPTIONS
+from luma_core.optim.state_io.saved_options import COUPLING, SHARED_OPTIONS
 from luma_core.recoding import decoded_part
 from luma_core.rules.adamw import MOMENTS
+from luma_core.rules.nadamw import MOMENTUM_DECAY, momentum_product
 from luma_core.sharding import part_of
 from luma_core.state import GroupOptions, LoadReport, ParameterState, field_key
 
@@ -26,15 +28,29 @@ _TORCH_ONLY = {
     "capturable": False,
     "differentiable": False,
     "fused": None,
-    "decoupled_weight_decay": True,
 }
 
 
 def adamw_group(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a ``torch.optim.AdamW`` group that match ``options``."""
+    """Return the options of a ``torch.optim.AdamW`` group that match ``options``.
+
+    Those of Adam, RAdam and NAdam differ in whether weight decay is decoupled, and NAdam's have its
+    momentum decay.
+    """
     group = {key: options[key] for key in SHARED_OPTIONS}
     group["betas"] = tuple(group["betas"])
-    return {**group, **_TORCH_ONLY}
+    if options.get(MOMENTUM_DECAY) is not None:
+        group[MOMENTUM_DECAY] = options[MOMENTUM_DECAY]
+    return {**group, **_TORCH_ONLY, COUPLING: options.get(COUPLING, True)}
+
+
+def torch_extras(options: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+    """Return what PyTorch keeps of a parameter beside ``step`` and moments: NAdam's product."""
+    decay = options.get(MOMENTUM_DECAY)
+    if decay is None:
+        return {}
+    product = momentum_product(float(options["betas"][0]), float(decay), step)
+    return {MU_PRODUCT: torch.tensor(product, dtype=torch.float32, device="cpu")}
 
 
 def export_adamw_state(optimizer: StateOwner) -> dict[str, Any]:
@@ -46,6 +62,7 @@ def export_adamw_state(optimizer: StateOwner) -> dict[str, Any]:
             entries[index] = {
                 "step": torch.tensor(float(state.step), device="cpu"),
                 **{moment: _decoded(state, moment, param) for moment in MOMENTS},
+                **torch_extras(optimizer.param_groups[state.group], state.step),
             }
     groups = []
     first = 0
@@ -72,7 +89,9 @@ def import_adamw_state(
 ) -> LoadReport:
     """Implement `AdamWStateOptimizer.import_adamw_state`."""
     check_parts(state_dict, WHAT, optimizer.param_groups if strict else None)
-    return load_source(optimizer, AdamWSource(state_dict), strict=strict, quiet=True)
+    return load_source(
+        optimizer, AdamWSource(state_dict, optimizer.rule), strict=strict, quiet=True
+    )
 
 
 def encode_state(

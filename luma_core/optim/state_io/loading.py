@@ -15,7 +15,7 @@ from luma_core.optim.state_io.entries import StateDevices, expected_fields
 from luma_core.optim.state_io.owner import StateOwner
 from luma_core.optim.state_io.plan import LoadPlan, Taken, plan_loading
 from luma_core.optim.state_io.saved_groups import check_parts
-from luma_core.optim.state_io.saved_options import SHARED_OPTIONS
+from luma_core.optim.state_io.saved_options import options_taken_over
 from luma_core.optim.state_io.sources import Source
 from luma_core.optim.state_io.state_dict_source import StateDictSource
 from luma_core.sharding import field_places
@@ -72,7 +72,11 @@ def load_torch_state_dict(
     check_parts(state_dict, "state", optimizer.param_groups if strict else None)
     foreign = is_adamw_state(state_dict)
     source: Source
-    source = AdamWSource(state_dict) if foreign else StateDictSource(optimizer, state_dict)
+    source = (
+        AdamWSource(state_dict, optimizer.rule)
+        if foreign
+        else StateDictSource(optimizer, state_dict)
+    )
     rename = source.named and all("param_names" in group for group in state_dict["param_groups"])
     return load_source(optimizer, source, strict=strict, rename=rename)
 
@@ -122,7 +126,7 @@ def _log(optimizer: StateOwner, plan: LoadPlan) -> None:
             "nearest, and of the options only %s are adopted.",
             plan.foreign,
             name,
-            ", ".join(SHARED_OPTIONS),
+            ", ".join(options_taken_over(optimizer.rule)),
         )
     groups = list(zip(optimizer.param_groups, plan.adopted, strict=True))
     if any(

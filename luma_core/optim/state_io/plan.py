@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,17 @@ from luma_core.naming import match_names, unwrapped
 from luma_core.optim.options import ADAMW_KEYWORDS, KNOWN_OPTIONS
 from luma_core.optim.state_io.owner import StateOwner
 from luma_core.optim.state_io.saved_groups import under_own_names
-from luma_core.optim.state_io.saved_options import ADAMW, SHARED_OPTIONS
+from luma_core.optim.state_io.saved_options import (
+    ADAMW,
+    ALGORITHM_KEY,
+    COUPLING,
+    options_taken_over,
+)
 from luma_core.optim.state_io.sources import OwnParameter, Source
 from luma_core.rules.registry import rule_of
 from luma_core.state import GroupOptions, LoadReport
 
-_NOT_ADOPTED = frozenset({"params", "param_names"})
+_NOT_ADOPTED = frozenset({"params", "param_names", ALGORITHM_KEY})
 _ADAMW_ONLY = frozenset({*ADAMW_KEYWORDS, "decoupled_weight_decay"})
 _OF_STORAGE = frozenset({"codecs", "parameter_codecs"})
 
@@ -108,9 +113,12 @@ def plan_loading(
     saved = (
         _saved_groups(optimizer, source, found, places) if by_name else range(len(source.groups))
     )
+    taken_over = options_taken_over(optimizer.rule)
     naming = _Naming(own, names, source, found)
     adopted = [
-        _adopted(group, None if index is None else source.groups[index], foreign, naming)
+        _adopted(
+            group, None if index is None else source.groups[index], foreign, naming, taken_over
+        )
         for group, index in zip(optimizer.param_groups, saved, strict=True)
     ]
     options = [
@@ -227,6 +235,7 @@ def _adopted(
     saved: Mapping[str, Any] | None,
     foreign: str | None,
     naming: _Naming,
+    taken_over: Collection[str],
 ) -> GroupOptions:
     """Return what a group adopts of a saved group, as copies."""
     own = under_own_names(group, naming.own)
@@ -234,7 +243,9 @@ def _adopted(
     if saved is None:
         return kept
     if foreign is not None:
-        shared = {key: value for key, value in saved.items() if key in SHARED_OPTIONS}
+        shared = {key: value for key, value in saved.items() if key in taken_over}
+        if COUPLING in taken_over:
+            shared.setdefault(COUPLING, True)
         return copy.deepcopy({**kept, **_own_values(saved), **shared})
     options = {**_own_values(saved), **{key: saved[key] for key in saved.keys() & group.keys()}}
     if kept:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from luma_core import catalog
 from luma_core.errors import ConfigurationError, StateMismatchError
 from luma_core.optim.options import check_codecs, check_options, check_parameter_codecs
 from luma_core.optim.state_io.owner import StateOwner
@@ -15,8 +16,15 @@ from luma_core.rules.registry import algorithm_with
 ADAMW = "torch.optim.AdamW"
 """The algorithm of PyTorch's AdamW and Adam."""
 
+ALGORITHM_KEY = "algorithm"
+"""Where groups of a state dict say the algorithm; an optimizer's own groups do not have it."""
+
 SHARED_OPTIONS = ("lr", "betas", "eps", "weight_decay", "maximize")
 """The options that AdamW and its compressed forms share."""
+
+COUPLING = "decoupled_weight_decay"
+"""The option that says, in groups of rules that have it, whether weight decay is apart from the
+gradient; in all others it is."""
 
 SAME_RULE = ("adamw", "luma", "turbo_adam")
 """The algorithms of `AdamW` and of those that are it with codecs chosen."""
@@ -46,14 +54,30 @@ def _check_group(index: int, saved: Mapping[str, Any], rule: Rule) -> None:
             f"optimizer keeps {', '.join(map(repr, rule.moment_names))}.",
             hint="It is state of an optimizer with another update rule.",
         )
+    if decays_gradient(saved) and COUPLING not in rule.torch_options:
+        raise StateMismatchError(
+            f"saved parameter group {index} has weight_decay={saved['weight_decay']} added to the "
+            "gradient, and so to both moments, which this optimizer cannot continue.",
+            hint="Load it into Adam or RAdam.",
+        )
     try:
-        check_options(saved)
+        check_options(saved, {COUPLING, *rule.torch_options})
         check_codecs(saved["codecs"], rule.moments)
         check_parameter_codecs(saved.get("parameter_codecs", {}), rule.moment_names)
     except ConfigurationError as error:
         raise StateMismatchError(
             f"saved parameter group {index}: {error.message}", hint=error.hint
         ) from error
+
+
+def decays_gradient(group: Mapping[str, Any]) -> bool:
+    """Return whether a group's weight decay is added to gradients."""
+    return not group.get(COUPLING, True) and group.get("weight_decay", 0) != 0
+
+
+def options_taken_over(rule: Rule) -> tuple[str, ...]:
+    """Return the options that a rule's groups adopt of state of another algorithm."""
+    return (*SHARED_OPTIONS, *sorted(rule.torch_options))
 
 
 def has_same_rule_and_codecs(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -> bool:
@@ -63,11 +87,18 @@ def has_same_rule_and_codecs(groups: Sequence[Mapping[str, Any]], optimizer: Sta
 
 
 def find_algorithm(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -> str:
-    """Return the algorithm whose options some groups have.
+    """Return the algorithm that groups say, or else the one whose options they have.
 
-    Moments tell rules apart. Options of AdamW, LUMA and TurboAdam are the same, so there codecs
-    decide; the optimizer's own codecs are its own state's.
+    State from before groups said it is told by what it has. Moments tell rules apart. Between
+    AdamW, LUMA and TurboAdam, whose rule is the same, codecs decide, whatever groups say; the
+    optimizer's own codecs are its own state's.
+
+    Raises:
+        StateMismatchError: groups say several, or one that there is not.
     """
+    said = _said_algorithm(groups)
+    if said is not None and said not in SAME_RULE:
+        return said
     moments = {moment for group in groups for moment in group["codecs"]}
     if moments != set(MOMENTS):
         return algorithm_with(moments)
@@ -80,3 +111,19 @@ def find_algorithm(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -
         return optimizer.algorithm
     kinds = [{moment: c["name"] for moment, c in group["codecs"].items()} for group in groups]
     return "luma" if all(kind == _LUMA_CODECS for kind in kinds) else "turbo_adam"
+
+
+def _said_algorithm(groups: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the algorithm that groups say they are of; ``None`` where one does not."""
+    said = [group[ALGORITHM_KEY] for group in groups if ALGORITHM_KEY in group]
+    if not said or len(said) < len(groups):
+        return None
+    known = [entry.name for entry in catalog.ALGORITHMS]
+    for name in said:
+        if name not in known or name != said[0]:
+            raise StateMismatchError(
+                f"saved parameter groups say algorithm={name!r}; all must say one of "
+                f"{', '.join(map(repr, known))}.",
+                hint="Newer versions may know more: update luma-state.",
+            )
+    return str(said[0])

@@ -62,7 +62,7 @@ class Stepper:
         groups = self._optimizer.param_groups
         for group in groups:
             # Groups never keep these, so they are here only where they were set by hand.
-            check_adamw_keywords(group)
+            check_adamw_keywords(group, self._optimizer.rule.torch_options)
         if any(group["nonfinite"] == "raise" for group in groups):
             raise_if_nonfinite(list(self._must_be_finite()))
         self._prepare()

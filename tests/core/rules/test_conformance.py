@@ -1,17 +1,22 @@
 """Every rule of the catalog keeps the promises of a rule."""
 
+import math
 from typing import ClassVar
 
 from luma_core import catalog
 from luma_core.codecs import Partition, SegmentMean
 from luma_core.rules import AdamMiniRule, AdamWRule, LAMBRule
+from luma_core.rules.adam import AdamRule
 from luma_core.rules.lion import LionRule
+from luma_core.rules.nadamw import NAdamWRule
+from luma_core.rules.qhadamw import QHAdamWRule
+from luma_core.rules.radam import RAdamRule
 from luma_core.testing.rule import SHAPE, RuleConformance
 
 BETA1, BETA2, EPS, LR, DECAY = 0.9, 0.99, 1e-8, 2.0**-6, 0.1
 
 
-class AdamRule(RuleConformance):
+class AdamSuite(RuleConformance):
     group: ClassVar = {
         "lr": LR,
         "betas": (BETA1, BETA2),
@@ -34,11 +39,11 @@ class AdamRule(RuleConformance):
         return param * (1 - LR * DECAY) - LR * update, new
 
 
-class TestAdamW(AdamRule):
+class TestAdamW(AdamSuite):
     rule = AdamWRule()
 
 
-class TestAdamMini(AdamRule):
+class TestAdamMini(AdamSuite):
     rule = AdamMiniRule()
     skips_with_scale = False
 
@@ -50,10 +55,10 @@ class TestAdamMini(AdamRule):
         return grad.square().mean(dim=1, keepdim=True).expand_as(grad)
 
 
-class TestLAMB(AdamRule):
+class TestLAMB(AdamSuite):
     rule = LAMBRule()
     group: ClassVar = {
-        **AdamRule.group,
+        **AdamSuite.group,
         "bias_correction": True,
         "always_adapt": False,
         "trust_clip": False,
@@ -76,7 +81,65 @@ class TestLion(RuleConformance):
         return param * (1 - LR * DECAY) - LR * update, new
 
 
+class TestAdam(AdamSuite):
+    rule = AdamRule()
+    group: ClassVar = {**AdamSuite.group, "decoupled_weight_decay": False}
+
+    def reference(self, param, grad, moments, step):
+        update, new = self.adam(grad + DECAY * param, moments, step)
+        return param - LR * update, new
+
+
+class TestRAdam(AdamSuite):
+    rule = RAdamRule()
+    group: ClassVar = {**AdamSuite.group, "decoupled_weight_decay": True}
+
+    def reference(self, param, grad, moments, step):
+        # Neither the first step nor the third is rectified.
+        _, new = self.adam(grad, moments, step)
+        update = new["exp_avg"] / (1 - BETA1**step)
+        return param * (1 - LR * DECAY) - LR * update, new
+
+
+class TestNAdamW(AdamSuite):
+    rule = NAdamWRule()
+    group: ClassVar = {**AdamSuite.group, "momentum_decay": None}
+
+    def reference(self, param, grad, moments, step):
+        _, new = self.adam(grad, moments, step)
+        mixed = BETA1 * new["exp_avg"] + (1 - BETA1) * grad
+        update = mixed / (1 - BETA1**step) / ((new["exp_avg_sq"] / (1 - BETA2**step)).sqrt() + EPS)
+        return param * (1 - LR * DECAY) - LR * update, new
+
+
+class TestScheduledNAdamW(AdamSuite):
+    rule = NAdamWRule()
+    group: ClassVar = {**AdamSuite.group, "momentum_decay": 0.02}
+
+    def reference(self, param, grad, moments, step):
+        _, new = self.adam(grad, moments, step)
+        mu = [BETA1 * (1 - 0.5 * 0.96 ** (t * 0.02)) for t in range(1, step + 2)]
+        now, following = math.prod(mu[:-1]), math.prod(mu)
+        mixed = (1 - mu[-2]) / (1 - now) * grad + mu[-1] / (1 - following) * new["exp_avg"]
+        update = mixed / ((new["exp_avg_sq"] / (1 - BETA2**step)).sqrt() + EPS)
+        return param * (1 - LR * DECAY) - LR * update, new
+
+
+class TestQHAdamW(AdamSuite):
+    rule = QHAdamWRule()
+    group: ClassVar = {**AdamSuite.group, "nus": (0.7, 0.6)}
+
+    def reference(self, param, grad, moments, step):
+        _, new = self.adam(grad, moments, step)
+        mixed = 0.7 * new["exp_avg"] / (1 - BETA1**step) + 0.3 * grad
+        square = 0.6 * new["exp_avg_sq"] / (1 - BETA2**step) + 0.4 * grad.square()
+        return param * (1 - LR * DECAY) - LR * mixed / (square.sqrt() + EPS), new
+
+
 def test_every_rule_of_the_catalog_has_a_suite() -> None:
-    suites = (TestAdamW, TestAdamMini, TestLAMB, TestLion)
+    suites = (
+        *(TestAdamW, TestAdamMini, TestLAMB, TestLion),
+        *(TestAdam, TestRAdam, TestNAdamW, TestQHAdamW),
+    )
     tried = {type(suite.rule) for suite in suites}
     assert tried == {catalog.import_home(entry.rule) for entry in catalog.ALGORITHMS}

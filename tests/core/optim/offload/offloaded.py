@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from luma_core import LAMB, LUMA, AdamMini, Lion, TurboAdam
+from luma_core import LAMB, LUMA, Adam, AdamMini, Lion, TurboAdam
 from luma_core.optim import CompressedOptimizer
 
 Build = Callable[..., CompressedOptimizer]
@@ -16,6 +16,7 @@ OPTIMIZERS: dict[str, Build] = {
     "luma": LUMA,
     "luma-whole": partial(LUMA, block_size=None),
     "lion": Lion,
+    "adam-coupled": partial(Adam, weight_decay=0.1),
     "turboadam": TurboAdam,
     "turboadam-8bit": partial(TurboAdam, preset="8bit"),
     "turboadam-costate": partial(TurboAdam, m_codec="costate", error_feedback=True),

@@ -152,15 +152,22 @@ class AdamFamilyRule(ElementwiseRule):
         grad = -grad if hyper.maximize else grad
         return grad + read_param() * hyper.coupled_decay if hyper.coupled_decay else grad
 
+    @staticmethod
+    def averages(
+        grad: Tensor, moments: Mapping[str, Tensor], hyper: AdamFamilyHyper
+    ) -> dict[str, Tensor]:
+        """Return the new moments, float32 of the gradient's shape; the inputs stay unchanged."""
+        return running_averages(grad, moments, hyper.beta1, hyper.beta2)
+
     def update(
         self, grad: Tensor, moments: Mapping[str, Tensor], hyper: AdamFamilyHyper
     ) -> tuple[dict[str, Tensor], Tensor]:
         factors = hyper.factors
-        new = running_averages(grad, moments, hyper.beta1, hyper.beta2)
+        new = self.averages(grad, moments, hyper)
         root = new["exp_avg_sq"].sqrt()
         if factors.square_share:
             own = (grad * grad).mul_(factors.square_share)
-            root = (root * root).mul_(factors.root_share).add_(own).sqrt_()
+            root = (root * root).mul_(factors.root_share).add_(own).sqrt()
         divisor = root.mul_(factors.root_factor).add_(factors.eps)
         update = new["exp_avg"] * factors.moment_share
         if factors.grad_share:

@@ -7,9 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from luma_core.rules import AdamMiniRule, AdamWHyper, AdamWRule, LAMBHyper, LAMBRule, Rule
+from luma_core.rules.adam import AdamRule
+from luma_core.rules.adam_family import AdamFamilyHyper
 from luma_core.rules.lion import LionHyper, LionRule
+from luma_core.rules.nadamw import NAdamWRule
+from luma_core.rules.qhadamw import QHAdamWRule
+from luma_core.rules.radam import RAdamRule
 
-ADAMW, LAMB, MINI, LION = range(4)
+ADAMW, LAMB, MINI, LION, FAMILY = range(5)
 """``RuleNumber`` of ``native.h``."""
 
 
@@ -70,11 +75,37 @@ def _lion_scalars(hyper: LionHyper) -> tuple[float, ...]:
     return *_lerp(hyper.beta2), *_lerp(hyper.beta1), float(hyper.decay), float(hyper.rate)
 
 
+def _family_scalars(hyper: AdamFamilyHyper) -> tuple[float, ...]:
+    """Return the numbers of ``adamw.h``, and behind them those of ``family.h``."""
+    factors = hyper.factors
+    return (
+        *_lerp(hyper.beta1),
+        hyper.beta2,
+        1.0 - hyper.beta2,
+        factors.root_factor,
+        factors.eps,
+        float(hyper.decay),
+        float(hyper.rate),
+        hyper.limit,
+        factors.moment_share,
+        factors.grad_share,
+        factors.root_share,
+        factors.square_share,
+        hyper.coupled_decay,
+    )
+
+
+_FAMILY = NativeRule(FAMILY, AdamFamilyHyper, _family_scalars)
+
 RULES: dict[type[Rule], NativeRule] = {
     AdamWRule: NativeRule(ADAMW, AdamWHyper, _adamw_scalars),
     AdamMiniRule: NativeRule(ADAMW, AdamWHyper, _adamw_scalars),
     LAMBRule: NativeRule(LAMB, LAMBHyper, _lamb_scalars),
     LionRule: NativeRule(LION, LionHyper, _lion_scalars),
+    AdamRule: _FAMILY,
+    RAdamRule: _FAMILY,
+    NAdamWRule: _FAMILY,
+    QHAdamWRule: _FAMILY,
 }
 
 BY_HYPER: dict[type, NativeRule] = {rule.hyper: rule for rule in RULES.values()}

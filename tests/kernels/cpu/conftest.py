@@ -13,6 +13,7 @@ from torch import Tensor
 from luma_core import rounding
 from luma_core.codecs import BF16, FP32, Codec, LogV, Luma16M, Luma16V, RootV, TableM
 from luma_core.rules import AdamWRule, LAMBHyper, LAMBRule, ParameterStep, Rule, StoredMoment
+from luma_core.rules.adam_family import AdamFamilyRule
 from luma_core.rules.lion import LionRule
 from luma_kernels import cpu
 from luma_kernels.cpu.library import native_library
@@ -41,6 +42,18 @@ class SeparateRule(AdamWRule):
         new = m + difference.mul_(weight) if weight < 0.5 else grad + difference.mul_(weight - 1.0)
         squares = (grad * (1.0 - hyper.beta2)).mul_(grad)
         return {"exp_avg": new, "exp_avg_sq": (v * hyper.beta2).add_(squares)}
+
+
+def separate_family_rule(kind: type[AdamFamilyRule]) -> AdamFamilyRule:
+    """Return a rule of Adam's family with each operation rounded on its own."""
+
+    def averages(grad: Tensor, moments: Any, hyper: Any) -> dict[str, Tensor]:
+        return SeparateRule.averages(grad, moments, replace(hyper, maximize=False))
+
+    separate: type[AdamFamilyRule] = type(
+        f"Separate{kind.__name__}", (kind,), {"averages": staticmethod(averages)}
+    )
+    return separate()
 
 
 class SeparateLAMBRule(LAMBRule):

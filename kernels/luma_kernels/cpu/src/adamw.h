@@ -6,7 +6,8 @@
 namespace luma {
 namespace {
 
-// New moments of a run of elements and, in `root`, the square roots of the second.
+// New moments of a run of elements, in `root` the square roots of the second, and in `direction`
+// the update of rules that make it while they see the gradient.
 struct Work {
   alignas(64) float first[kChunk];
   alignas(64) float second[kChunk];
@@ -14,6 +15,7 @@ struct Work {
   alignas(64) float grad[kChunk];
   alignas(64) float param[kChunk];
   alignas(64) uint32_t bits[kChunk];
+  alignas(64) float direction[kChunk];
 };
 
 // The numbers of AdamWRule, in the order in which `scalars` has them; LAMB's begin with the same.

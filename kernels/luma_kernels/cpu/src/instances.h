@@ -29,6 +29,27 @@
   ROW(kAdamW, kTable, kBFloat, SeparatePair<TableMoment, SecondBFloat>)       \
   ROW(kAdamW, kTable, kRoot, SeparatePair<TableMoment, RootMoment>)           \
   ROW(kAdamW, kTable, kLog, SeparatePair<TableMoment, LogMoment>)             \
+  ROW(kFamily, kLogSigned, kLogRoot, FamilyPair<LogGridPair>)                         \
+  ROW(kFamily, kPlain, kPlain, FamilyPair<SeparatePair<PlainMoment, PlainMoment>>)    \
+  ROW(kFamily, kPlain, kBFloat, FamilyPair<SeparatePair<PlainMoment, SecondBFloat>>)  \
+  ROW(kFamily, kPlain, kRoot, FamilyPair<SeparatePair<PlainMoment, RootMoment>>)      \
+  ROW(kFamily, kPlain, kLog, FamilyPair<SeparatePair<PlainMoment, LogMoment>>)        \
+  ROW(kFamily, kBFloat, kPlain, FamilyPair<SeparatePair<FirstBFloat, PlainMoment>>)   \
+  ROW(kFamily, kBFloat, kBFloat, FamilyPair<SeparatePair<FirstBFloat, SecondBFloat>>) \
+  ROW(kFamily, kBFloat, kRoot, FamilyPair<SeparatePair<FirstBFloat, RootMoment>>)     \
+  ROW(kFamily, kBFloat, kLog, FamilyPair<SeparatePair<FirstBFloat, LogMoment>>)       \
+  ROW(kFamily, kLogSigned, kPlain, FamilyPair<SeparatePair<FirstGrid, PlainMoment>>)  \
+  ROW(kFamily, kLogSigned, kBFloat, FamilyPair<SeparatePair<FirstGrid, SecondBFloat>>)\
+  ROW(kFamily, kLogSigned, kRoot, FamilyPair<SeparatePair<FirstGrid, RootMoment>>)    \
+  ROW(kFamily, kLogSigned, kLog, FamilyPair<SeparatePair<FirstGrid, LogMoment>>)      \
+  ROW(kFamily, kFp8, kPlain, FamilyPair<SeparatePair<FirstFp8, PlainMoment>>)         \
+  ROW(kFamily, kFp8, kBFloat, FamilyPair<SeparatePair<FirstFp8, SecondBFloat>>)       \
+  ROW(kFamily, kFp8, kRoot, FamilyPair<SeparatePair<FirstFp8, RootMoment>>)           \
+  ROW(kFamily, kFp8, kLog, FamilyPair<SeparatePair<FirstFp8, LogMoment>>)             \
+  ROW(kFamily, kTable, kPlain, FamilyPair<SeparatePair<TableMoment, PlainMoment>>)    \
+  ROW(kFamily, kTable, kBFloat, FamilyPair<SeparatePair<TableMoment, SecondBFloat>>)  \
+  ROW(kFamily, kTable, kRoot, FamilyPair<SeparatePair<TableMoment, RootMoment>>)      \
+  ROW(kFamily, kTable, kLog, FamilyPair<SeparatePair<TableMoment, LogMoment>>)        \
   ROW(kLion, kPlain, kNone, LionMoment<PlainMoment>)                          \
   ROW(kLion, kBFloat, kNone, LionMoment<FirstBFloat>)                         \
   ROW(kLion, kLogSigned, kNone, LionMoment<FirstGrid>)                        \
@@ -39,6 +60,8 @@
 #define LUMA_WHOLE(ROW)                                               \
   ROW(kAdamW, kLogSigned, kLogRoot, LogGridPair)                      \
   ROW(kAdamW, kPlain, kPlain, SeparatePair<PlainMoment, PlainMoment>) \
+  ROW(kFamily, kLogSigned, kLogRoot, FamilyPair<LogGridPair>)                     \
+  ROW(kFamily, kPlain, kPlain, FamilyPair<SeparatePair<PlainMoment, PlainMoment>>)\
   ROW(kLion, kPlain, kNone, LionMoment<PlainMoment>)                  \
   ROW(kLion, kLogSigned, kNone, LionMoment<FirstGrid>)
 

@@ -22,7 +22,7 @@ enum Kind : int32_t {
   kNone = 8,
   kKinds = 9
 };
-enum RuleNumber : int32_t { kAdamW = 0, kLamb = 1, kMini = 2, kLion = 3 };
+enum RuleNumber : int32_t { kAdamW = 0, kLamb = 1, kMini = 2, kLion = 3, kFamily = 4 };
 
 // How elements form blocks: rows of `cols` elements cut into blocks of `block`; 0 means one block.
 struct Layout {

@@ -13,11 +13,12 @@ using SecondBFloat = BFloatMoment<16>;
 using FirstGrid = GridMoment<int16_t, 0>;
 using FirstFp8 = GridMoment<uint8_t, 0>;
 
-// Where a run's new moments are, and the square roots of the second.
+// Where a run's new moments are, the square roots of the second, and the update (`Work`).
 struct NewMoments {
   float* first;
   float* second;
   float* root;
+  float* direction;
 };
 
 // Where a run's stored moments are, as float32.

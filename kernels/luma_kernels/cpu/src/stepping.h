@@ -1,6 +1,7 @@
 // A step over ranges of blocks, or of the chunks of a tensor that is one block.
 #pragma once
 
+#include "family.h"
 #include "instances.h"
 #include "lion.h"
 
@@ -68,12 +69,20 @@ class Stepper : public StepTensors {
   Pair& pair() { return pair_; }
 
   Seen update(const Run& run, int64_t at, Scales old) {
-    return pair_.update(run, gradients(run), old, new_moments(at));
+    if constexpr (kTakesParam<Pair>) {
+      return pair_.update(run, gradients(run), coupled(run), old, new_moments(at));
+    } else {
+      return pair_.update(run, gradients(run), old, new_moments(at));
+    }
   }
 
   // As `update`, but the new moments may be lost.
   Seen see(const Run& run, Scales old) {
-    return pair_.see(run, gradients(run), old, new_moments(0));
+    if constexpr (kTakesParam<Pair>) {
+      return pair_.see(run, gradients(run), coupled(run), old, new_moments(0));
+    } else {
+      return pair_.see(run, gradients(run), old, new_moments(0));
+    }
   }
 
   void draw(int64_t start, int64_t n, int64_t padded) {
@@ -94,8 +103,11 @@ class Stepper : public StepTensors {
   }
 
  private:
+  // The parameter, where it has a part in the gradient.
+  const float* coupled(const Run& run) { return pair_.couples() ? param(run) : nullptr; }
+
   NewMoments new_moments(int64_t at) {
-    return {work_.first + at, work_.second + at, work_.root + at};
+    return {work_.first + at, work_.second + at, work_.root + at, work_.direction + at};
   }
 
   Pair pair_;

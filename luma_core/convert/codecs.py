@@ -10,6 +10,8 @@ from luma_core.errors import ConfigurationError, UnknownCodecError
 from luma_core.optim.luma import LUMA
 from luma_core.optim.presets import CodecConfigs, moment_kinds, preset_codecs
 from luma_core.optim.turbo_adam import TurboAdam, turbo_codecs
+from luma_core.rules import Rule
+from luma_core.rules.adam_family import AdamFamilyRule
 from luma_core.rules.registry import rule_of
 
 _TARGETS = {entry.name: entry for entry in catalog.TARGETS}
@@ -33,6 +35,12 @@ def codec_choices() -> tuple[str, ...]:
     return catalog.TARGET_NAMES
 
 
+def _goes_on_as_adamw(rule: Rule) -> bool:
+    """Return whether what is made of a rule's state is AdamW's, as that of LAMB and Adam-mini."""
+    same_moments = rule.moment_names == LUMA.rule.moment_names
+    return same_moments and not isinstance(rule, AdamFamilyRule)
+
+
 def target_codecs(name: Any, *, block_size: int | None, algorithm: str = "adamw") -> TargetCodecs:
     """Return the codecs that a name stands for, and the algorithm whose state they make.
 
@@ -50,7 +58,7 @@ def target_codecs(name: Any, *, block_size: int | None, algorithm: str = "adamw"
             f"codec={name!r} must be one of {', '.join(map(repr, codec_choices()))}."
         )
     preset, rule = _TARGETS[name].preset, rule_of(algorithm)
-    if rule is not None and rule.moment_names != LUMA.rule.moment_names:
+    if rule is not None and not _goes_on_as_adamw(rule):
         codecs = preset_codecs(preset, moment_kinds(rule), block_size=block_size)
         return TargetCodecs(algorithm, codecs)
     if _TARGETS[name].algorithm == LUMA.algorithm:

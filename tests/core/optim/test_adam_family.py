@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from luma_core import LUMA, Adam, AdamW, NAdamW, QHAdamW, RAdam, checkpoint
+from luma_core import LUMA, Adam, AdamW, NAdamW, QHAdamW, RAdam, checkpoint, convert
 from luma_core.errors import ConfigurationError, ConversionError, StateMismatchError
 from luma_core.optim import CompressedOptimizer
 from luma_core.optim.adamw_state import AdamWStateOptimizer
@@ -305,6 +305,38 @@ def test_nadams_product_after_other_momenta_is_refused() -> None:
         state["mu_product"].mul_(1.5)
     with pytest.raises(ConversionError, match=r"mu_product is 0\.3"):
         NAdamW(parameters().items()).load_state_dict(there.state_dict())
+
+
+@pytest.mark.parametrize("codec", ["luma16", "turbo-8bit"])
+@every_one
+def test_conversion_to_other_codecs_keeps_the_algorithm(
+    tmp_path: Path, build: Build, codec: str
+) -> None:
+    params, others = parameters(), parameters()
+    optimizer, other = build(params.items(), codec="fp32"), build(others.items(), lr=0.5)
+    steps(params, optimizer, 2)
+    checkpoint.save(tmp_path / "exact", optimizer=optimizer)
+    convert.convert(tmp_path / "exact", tmp_path / "coded", to="luma", codec=codec)
+    assert checkpoint.open(tmp_path / "coded").manifest.algorithm == optimizer.algorithm
+    checkpoint.load(tmp_path / "coded", optimizer=other)
+    for key in ("lr", "nus", "momentum_decay", "decoupled_weight_decay"):
+        assert other.group_options()[0].get(key) == optimizer.group_options()[0].get(key)
+    steps(others, other, 1)
+
+
+def test_nadams_file_is_what_pytorch_loads(tmp_path: Path) -> None:
+    params = parameters()
+    optimizer = SCHEDULED(params.items())
+    steps(params, optimizer, 3)
+    checkpoint.save(tmp_path / "saved", optimizer=optimizer)
+    convert.convert(tmp_path / "saved", tmp_path / "nadam.pt", to="adamw")
+    there = torch.optim.NAdam(params.values(), lr=0.5)
+    there.load_state_dict(torch.load(tmp_path / "nadam.pt", weights_only=True))
+    product = momentum_product(0.9, 4e-3, 3)
+    assert float(there.state[params["p0"]]["mu_product"]) == pytest.approx(product)
+    assert there.param_groups[0]["momentum_decay"] == 4e-3
+    assert there.param_groups[0]["decoupled_weight_decay"] is True
+    steps(params, there, 1, 3)
 
 
 # Options

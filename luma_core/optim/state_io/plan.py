@@ -113,7 +113,7 @@ def plan_loading(
     saved = (
         _saved_groups(optimizer, source, found, places) if by_name else range(len(source.groups))
     )
-    taken_over = options_taken_over(optimizer.rule)
+    taken_over = () if foreign is None else options_taken_over(optimizer.rule)
     naming = _Naming(own, names, source, found)
     adopted = [
         _adopted(

@@ -161,6 +161,10 @@ class Rule(ABC):
     reduces: ClassVar[bool] = False
     """Whether an element's step needs other elements, beyond those that share its scale."""
 
+    def for_group(self, group: Mapping[str, Any]) -> Rule:
+        """Return the rule of a group's parameters, which may be another than other groups'."""
+        return self
+
     @property
     def moment_names(self) -> tuple[str, ...]:
         """Names of the moments, in order."""

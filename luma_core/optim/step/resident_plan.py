@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import chain
 
@@ -18,11 +19,15 @@ from luma_core.errors import BackendUnavailableError
 from luma_core.optim.step.clipping import GradientClip, gradient_square_digits
 from luma_core.optim.step.contracts import Steppable
 from luma_core.optim.step.stepped_parameter import SteppedParameter
-from luma_core.rules.base import Reduction, Rule
+from luma_core.rules.base import Reduction, Rule, Stages
 from luma_core.rules.collective import reduce_parts, run_together
 from luma_core.rules.norms import total
 
 _LOGGER = logging.getLogger(__name__)
+
+
+_GATHERED_ELEMENTS = 1 << 26
+"""Elements of a process's parts that are gathered at a time, unless one parameter has more."""
 
 
 @cache
@@ -203,11 +208,33 @@ class ResidentPlan:
             if clip is not None:
                 factor = clip.factor(stepped.group["max_grad_norm"], stepped.param.device)
             item = stepped.parameter_step(step, factor)
-            if stepped.independent:
+            if stepped.independent and not stepped.rule.gathers:
                 bad = step_parameter(optimizer.backend, stepped.rule, item)
                 stepped.state["nonfinite"].add_(bad)
             else:
                 together.append((stepped, stepped.rule.stages(item)))
-        results = run_together([(stages, stepped.part) for stepped, stages in together])
-        for (stepped, _), bad in zip(together, results, strict=True):
-            stepped.state["nonfinite"].add_(bad)
+        for batch in _batches(together):
+            results = run_together([(stages, stepped.part) for stepped, stages in batch])
+            for (stepped, _), bad in zip(batch, results, strict=True):
+                stepped.state["nonfinite"].add_(bad)
+
+
+def _batches(
+    steps: Sequence[tuple[SteppedParameter, Stages]],
+) -> Iterator[list[tuple[SteppedParameter, Stages]]]:
+    """Yield steps that are taken together, alike on all processes.
+
+    Those that gather keep tensors of their parameters' sizes meanwhile, which bounds their number.
+    """
+    found: list[tuple[SteppedParameter, Stages]] = []
+    room = _GATHERED_ELEMENTS
+    for stepped, stages in steps:
+        parts = 1 if stepped.part is None else math.prod(stepped.part.cut.values())
+        size = math.prod(stepped.whole_shape) // parts if stepped.rule.gathers else 0
+        if found and size > room:
+            yield found
+            found, room = [], _GATHERED_ELEMENTS
+        found.append((stepped, stages))
+        room -= size
+    if found:
+        yield found

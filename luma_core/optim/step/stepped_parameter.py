@@ -126,6 +126,7 @@ class SteppedParameter(NamedTuple):
             grad_factor=grad_factor,
             first_index=self.first_index,
             whole_row=self.row_stride,
+            whole_shape=None if self.part is None else self.part.shape,
         )
 
     @property

@@ -14,13 +14,13 @@ from luma_core._version import __version__
 from luma_core.lazy import export_lazily
 
 if TYPE_CHECKING:
-    from luma_core.optim import LAMB, LUMA, AdamMini, AdamW, Lion, TurboAdam
+    from luma_core.optim import LAMB, LUMA, AdamMini, AdamW, Lion, Muon, TurboAdam
 else:
     __getattr__, __dir__ = export_lazily(
         __name__,
         {
-            "luma_core.optim": ["LAMB", "LUMA", "AdamMini", "AdamW", "Lion", "TurboAdam"],
+            "luma_core.optim": ["LAMB", "LUMA", "AdamMini", "AdamW", "Lion", "Muon", "TurboAdam"],
         },
     )
 
-__all__ = ["LAMB", "LUMA", "AdamMini", "AdamW", "Lion", "TurboAdam", "__version__"]
+__all__ = ["LAMB", "LUMA", "AdamMini", "AdamW", "Lion", "Muon", "TurboAdam", "__version__"]

@@ -134,6 +134,12 @@ ALGORITHMS = (
         f"{_RULES}.lion:LionRule",
         "Lion: the sign of one moment",
     ),
+    AlgorithmEntry(
+        "muon",
+        f"{_OPTIM}:Muon",
+        f"{_RULES}.muon:MuonRule",
+        "Muon: momentum made orthogonal, with AdamW for what is no matrix",
+    ),
 )
 
 CODECS = (

@@ -3,18 +3,20 @@
 from collections.abc import Callable
 from functools import partial
 
-from luma_core import LAMB, LUMA, AdamMini, AdamW, Lion, TurboAdam
+from luma_core import LAMB, LUMA, AdamMini, AdamW, Lion, Muon, TurboAdam
 from luma_core.optim import CompressedOptimizer
 
 Build = Callable[..., CompressedOptimizer]
 
-CLASSES = (AdamW, LUMA, TurboAdam, AdamMini, LAMB, Lion)
+CLASSES = (AdamW, LUMA, TurboAdam, AdamMini, LAMB, Lion, Muon)
 
 VARIANTS: dict[str, Build] = {
     "adamw-bf16": partial(AdamW, codec="bf16"),
     "luma": LUMA,
     "lion": Lion,
     "lion-bf16": partial(Lion, codec="bf16"),
+    "muon": Muon,
+    "muon-neurons": partial(Muon, neuron_beta2=0.95),
     "lamb": partial(LAMB, max_grad_norm=0.1),
     "adam-mini": AdamMini,
     "turboadam": TurboAdam,

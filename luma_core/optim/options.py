@@ -19,6 +19,8 @@ from luma_core.errors import (
     UnsupportedParameterError,
 )
 from luma_core.rules import MomentSpec
+from luma_core.rules.muon import SCALES
+from luma_core.rules.newton_schulz import NS_DTYPES, SCHEDULES
 from luma_core.sharding import is_flattened
 
 DEFAULT_SEED = 0
@@ -67,6 +69,27 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _is_decay_rate(value: object) -> bool:
+    return _is_non_negative(value) and float(value) < 1.0  # type: ignore[arg-type]
+
+
+def _are_ns_coefficients(value: object) -> bool:
+    if isinstance(value, str):
+        return value in SCHEDULES
+    return (
+        isinstance(value, list | tuple)
+        and len(value) > 0
+        and all(
+            isinstance(triple, list | tuple) and len(triple) == 3 and all(map(_is_number, triple))
+            for triple in value
+        )
+    )
+
+
+def _is_steps(value: object) -> bool:
+    return value is None or (_is_count(value) and 0 < value < 100)  # type: ignore[operator]
+
+
 def _is_bound(value: object) -> bool:
     return value is None or (_is_number(value) and float(value) > 0.0)  # type: ignore[arg-type]
 
@@ -86,6 +109,31 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "trust_clip": (lambda value: isinstance(value, bool), "True or False"),
     "always_adapt": (lambda value: isinstance(value, bool), "True or False"),
     "bias_correction": (lambda value: isinstance(value, bool), "True or False"),
+    "use_muon": (lambda value: isinstance(value, bool), "True or False"),
+    "momentum": (_is_decay_rate, "a number from 0 to below 1"),
+    "nesterov": (lambda value: isinstance(value, bool), "True or False"),
+    "ns_coefficients": (
+        _are_ns_coefficients,
+        f"one of {', '.join(map(repr, SCHEDULES))}, or a list of lists of three numbers",
+    ),
+    "ns_steps": (_is_steps, "an integer from 1 to 99, or None"),
+    "ns_eps": (_is_non_negative, "a finite number of 0 or more"),
+    "ns_dtype": (
+        lambda value: value in NS_DTYPES,
+        f"one of {', '.join(map(repr, NS_DTYPES))}",
+    ),
+    "adjust_lr_fn": (
+        lambda value: value in SCALES,
+        f"one of {', '.join(map(repr, SCALES))}",
+    ),
+    "split_rows": (
+        lambda value: value is None or (_is_count(value) and value != 0),
+        "an integer above 0, or None",
+    ),
+    "neuron_beta2": (
+        lambda value: value is None or _is_decay_rate(value),
+        "a number from 0 to below 1, or None",
+    ),
     "maximize": (lambda value: isinstance(value, bool), "True or False"),
     "capturable": (lambda value: isinstance(value, bool), "True or False"),
     "stochastic_rounding": (lambda value: isinstance(value, bool), "True or False"),

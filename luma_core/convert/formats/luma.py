@@ -56,13 +56,16 @@ class LumaSource:
         self.named = manifest.named
         self.stored_bytes = manifest.summary.stored_bytes
         rule = rule_of(manifest.algorithm)
-        self._moments = MOMENTS if rule is None else rule.moment_names
+        self._moments: list[tuple[str, ...]] = [
+            MOMENTS if rule is None else rule.for_group(group).moment_names
+            for group in self._checkpoint.group_options()
+        ]
         for entry in manifest.parameters:
-            if entry.codecs and set(entry.codecs) != set(self._moments):
+            moments = self._moments[entry.group]
+            if entry.codecs and set(entry.codecs) != set(moments):
                 raise ConversionError(
                     f"{self._checkpoint.url}: {entry.name!r} has the moments "
-                    f"{', '.join(sorted(entry.codecs))}, and must have "
-                    f"{' and '.join(self._moments)}.",
+                    f"{', '.join(sorted(entry.codecs))}, and must have {' and '.join(moments)}.",
                     hint=f"The state is of the algorithm {manifest.algorithm!r}.",
                 )
 
@@ -87,7 +90,8 @@ class LumaSource:
 
     def read(self, name: str) -> OptimizerState:
         info = self._by_name[name]
-        moments = {moment: self._checkpoint.read(name, moment) for moment in self._moments}
+        names = self._moments[info.group]
+        moments = {moment: self._checkpoint.read(name, moment) for moment in names}
         return OptimizerState(info, moments)
 
 

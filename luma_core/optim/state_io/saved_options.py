@@ -29,7 +29,7 @@ _LUMA_CODECS = {"exp_avg": "luma16_m", "exp_avg_sq": "luma16_v"}
 def check_saved_groups(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -> None:
     """Check that saved options are those of groups of an optimizer of this project."""
     for index, group in enumerate(groups):
-        _check_group(index, group, optimizer.rule)
+        _check_group(index, group, optimizer.rule.for_group(group))
 
 
 def _check_group(index: int, saved: Mapping[str, Any], rule: Rule) -> None:
@@ -68,6 +68,8 @@ def find_algorithm(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -
     Moments tell rules apart. Options of AdamW, LUMA and TurboAdam are the same, so there codecs
     decide; the optimizer's own codecs are its own state's.
     """
+    if any("use_muon" in group for group in groups):
+        return "muon"
     moments = {moment for group in groups for moment in group["codecs"]}
     if moments != set(MOMENTS):
         return algorithm_with(moments)

@@ -2,10 +2,13 @@
 
 from typing import ClassVar
 
+import torch
+
 from luma_core import catalog
 from luma_core.codecs import Partition, SegmentMean
 from luma_core.rules import AdamMiniRule, AdamWRule, LAMBRule
 from luma_core.rules.lion import LionRule
+from luma_core.rules.muon import MuonRule
 from luma_core.testing.rule import SHAPE, RuleConformance
 
 BETA1, BETA2, EPS, LR, DECAY = 0.9, 0.99, 1e-8, 2.0**-6, 0.1
@@ -76,7 +79,34 @@ class TestLion(RuleConformance):
         return param * (1 - LR * DECAY) - LR * update, new
 
 
+class TestMuon(RuleConformance):
+    rule = MuonRule()
+    parameter_error = (1e-5, 2e-4)  # The update is rounded to bfloat16.
+    group: ClassVar = {
+        "lr": LR,
+        "momentum": BETA1,
+        "nesterov": True,
+        "weight_decay": DECAY,
+        "maximize": False,
+        "ns_coefficients": "polar_express",
+        "ns_steps": 8,
+        "ns_eps": 1e-7,
+        "ns_dtype": "float32",
+        "adjust_lr_fn": "match_rms_adamw",
+        "split_rows": None,
+        "neuron_beta2": None,
+    }
+
+    def reference(self, param, grad, moments, step):
+        new = BETA1 * moments["momentum_buffer"] + (1 - BETA1) * grad
+        u, _, v = torch.linalg.svd(
+            (BETA1 * new + (1 - BETA1) * grad).bfloat16().double(), full_matrices=False
+        )
+        scale = 0.2 * max(SHAPE) ** 0.5
+        return param * (1 - LR * DECAY) - LR * scale * (u @ v), {"momentum_buffer": new}
+
+
 def test_every_rule_of_the_catalog_has_a_suite() -> None:
-    suites = (TestAdamW, TestAdamMini, TestLAMB, TestLion)
+    suites = (TestAdamW, TestAdamMini, TestLAMB, TestLion, TestMuon)
     tried = {type(suite.rule) for suite in suites}
     assert tried == {catalog.import_home(entry.rule) for entry in catalog.ALGORITHMS}

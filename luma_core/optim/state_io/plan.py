@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luma_core.codecs import Codec, parameter_codecs
@@ -120,7 +120,30 @@ def plan_loading(
         Taken((name, param, group), index, options[place])
         for name, (_, param, group), index, place in zip(names, own, found, places, strict=True)
     ]
+    taken = [_with_same_moments(item, source, strict=strict) for item in taken]
+    found = [item.index for item in taken]
     return LoadPlan(taken, adopted, _report(own, source, found), foreign)
+
+
+def _with_same_moments(item: Taken, source: Source, *, strict: bool) -> Taken:
+    """Return what a parameter takes: nothing where other moments were saved, unless ``strict``.
+
+    Raises:
+        StateMismatchError: another rule of the optimizer stepped it, under ``strict``.
+    """
+    if item.index is None or not source.has_state(item.index):
+        return item
+    saved, own = source.codecs(item.index, item.own), item.codecs
+    if set(saved) == set(own):
+        return item
+    if not strict:
+        return replace(item, index=None)
+    raise StateMismatchError(
+        f"{source.where or 'load'}: {item.own[0]!r} was saved with the moments "
+        f"{', '.join(map(repr, saved))}; this optimizer keeps {', '.join(map(repr, own))} of it.",
+        hint="Group the parameters as when the state was saved, or let such parameters start "
+        "fresh with strict=False.",
+    )
 
 
 def _places(optimizer: StateOwner, own: Sequence[OwnParameter]) -> list[int]:

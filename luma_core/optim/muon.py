@@ -24,9 +24,11 @@ from luma_core.optim.muon_groups import (
 )
 from luma_core.optim.options import group_of
 from luma_core.optim.presets import DEFAULT_BLOCK_SIZE, CodecChoice, CodecConfigs
+from luma_core.optim.state_io.muon_source import export_muon_state, import_muon_state
 from luma_core.rules import Rule
 from luma_core.rules.muon import MOMENTUM, NEURON_VARIANCE, MuonRule
 from luma_core.rules.newton_schulz import Matrices
+from luma_core.state import LoadReport
 
 _MATRIX_BITS = {"8bit": 8}
 """Bits of a momentum under presets that are called after the bits of AdamW's two moments."""
@@ -67,7 +69,8 @@ class Muon(CompressedOptimizer):
             GPUs.
         adjust_lr_fn: how far a matrix of ``[rows, cols]`` moves: ``"match_rms_adamw"`` by
             ``0.2 * sqrt(max(rows, cols))`` times ``lr``, so that AdamW's rates fit; ``"original"``
-            by ``sqrt(max(1, rows / cols))``; ``"spectral"`` by ``sqrt(max(rows, cols))``.
+            by ``sqrt(max(1, rows / cols))``; ``"spectral"`` by ``sqrt(max(rows, cols))``;
+            ``"unit_rms_norm"`` by ``sqrt(rows / cols)``.
         split_rows: rows of what is a matrix of its own, such as one head of fused projections.
         neuron_beta2: decay rate of a variance of each row, by which rows are evened out (NorMuon);
             ``None`` for none.
@@ -156,6 +159,48 @@ class Muon(CompressedOptimizer):
                 row = MuonRow(name, tuple(param.shape), algorithm, "the loaded state")
             rows.append(row)
         return MuonTable(tuple(rows))
+
+    def export_muon_state(self, layout: str = "torch") -> list[dict[str, Any]]:
+        """Return the state as another program's ``state_dict()`` would, in float32.
+
+        Args:
+            layout: ``"torch"``: two state dicts, of ``torch.optim.Muon`` and ``torch.optim.AdamW``;
+                ``"keller"``, ``"moonlight"``, ``"dion"``: one. The last two keep the momentum
+                ``1 / (1 - momentum)`` times as large.
+
+        Raises:
+            ConfigurationError: there is no such layout.
+            ConversionError: it has no ``adjust_lr_fn`` of a group's.
+        """
+        return export_muon_state(self, layout)
+
+    def import_muon_state(
+        self,
+        state_dicts: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        layout: str | None = None,
+        strict: bool = True,
+    ) -> LoadReport:
+        """Replace the state by that of another program's Muon, coded by rounding to nearest.
+
+        Groups adopt the rates and options that both have, and the other's scale by shape, so that
+        its learning rates mean the same here. Parameters are matched by name where both sides have
+        names, else by position. Under a momentum that changes, a sum is taken for one under the
+        momentum that the group has now.
+
+        Args:
+            state_dicts: what its ``state_dict()`` returned, or those of ``torch.optim.Muon`` and of
+                the ``AdamW`` beside it.
+            layout: as `export_muon_state` takes it; ``None`` finds it from the groups' options.
+            strict: as `load_state_dict` takes it.
+
+        Raises:
+            ConversionError: the layout cannot be told, or it is not state of that layout; nothing
+                was changed.
+            StateMismatchError: groups, names or shapes do not fit; nothing was changed.
+        """
+        self.forget_steps()
+        return import_muon_state(self, state_dicts, layout=layout, strict=strict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, or two where it has parameters of both kinds.

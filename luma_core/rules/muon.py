@@ -38,7 +38,8 @@ from luma_core.rules.newton_schulz import Matrices, Orthogonalization, schedule
 MOMENTUM = "momentum_buffer"
 NEURON_VARIANCE = "neuron_variance"
 
-SCALES = ("original", "match_rms_adamw", "spectral")
+SCALES = ("original", "match_rms_adamw", "spectral", "unit_rms_norm")
+"""How far a matrix moves: see `scale_of`."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,13 @@ def scale_of(scale: str, rows: int, cols: int) -> float:
     Args:
         scale: ``"original"``: ``sqrt(max(1, rows / cols))``; ``"match_rms_adamw"``:
             ``0.2 * sqrt(max(rows, cols))``, which moves elements about as far as AdamW does;
-            ``"spectral"``: ``sqrt(max(rows, cols))``.
+            ``"spectral"``: ``sqrt(max(rows, cols))``; ``"unit_rms_norm"``: ``sqrt(rows / cols)``.
         rows: of the matrix.
         cols: of the matrix.
     """
-    if scale == "original":
-        return math.sqrt(max(1.0, rows / cols)) if cols else 1.0
+    if scale in ("original", "unit_rms_norm"):
+        ratio = rows / max(cols, 1)
+        return math.sqrt(ratio if scale == "unit_rms_norm" else max(1.0, ratio))
     return math.sqrt(max(rows, cols)) * (0.2 if scale == "match_rms_adamw" else 1.0)
 
 

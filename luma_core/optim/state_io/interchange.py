@@ -45,7 +45,7 @@ def export_adamw_state(optimizer: StateOwner) -> dict[str, Any]:
         if state.codecs:
             entries[index] = {
                 "step": torch.tensor(float(state.step), device="cpu"),
-                **{moment: _decoded(state, moment, param) for moment in MOMENTS},
+                **{moment: decoded_moment(state, moment, param) for moment in MOMENTS},
             }
     groups = []
     first = 0
@@ -59,7 +59,8 @@ def export_adamw_state(optimizer: StateOwner) -> dict[str, Any]:
     return {"state": entries, "param_groups": groups}
 
 
-def _decoded(state: ParameterState, moment: str, param: Tensor) -> Tensor:
+def decoded_moment(state: ParameterState, moment: str, param: Tensor) -> Tensor:
+    """Return a moment of a parameter in float32, cut like the parameter."""
     part = part_of(param)
     if part is None:
         return state.decode(moment)

@@ -14,7 +14,12 @@ from luma_core.naming import match_names, unwrapped
 from luma_core.optim.options import ADAMW_KEYWORDS, KNOWN_OPTIONS
 from luma_core.optim.state_io.owner import StateOwner
 from luma_core.optim.state_io.saved_groups import under_own_names
-from luma_core.optim.state_io.saved_options import ADAMW, SHARED_OPTIONS
+from luma_core.optim.state_io.saved_options import (
+    ADAMW,
+    FOREIGN_MUON,
+    MUON_OPTIONS,
+    SHARED_OPTIONS,
+)
 from luma_core.optim.state_io.sources import OwnParameter, Source
 from luma_core.rules.registry import rule_of
 from luma_core.state import GroupOptions, LoadReport
@@ -64,7 +69,7 @@ class LoadPlan:
 
 def _moments_of(algorithm: str) -> tuple[str, ...] | None:
     """Return the moments that an algorithm keeps; equal names have one meaning in all of them."""
-    rule = rule_of("adamw" if algorithm == ADAMW else algorithm)
+    rule = rule_of({ADAMW: "adamw", FOREIGN_MUON: "muon"}.get(algorithm, algorithm))
     return None if rule is None else rule.moment_names
 
 
@@ -257,7 +262,8 @@ def _adopted(
     if saved is None:
         return kept
     if foreign is not None:
-        shared = {key: value for key, value in saved.items() if key in SHARED_OPTIONS}
+        adopted = (*SHARED_OPTIONS, *MUON_OPTIONS)
+        shared = {key: saved[key] for key in adopted if key in saved and key in group}
         return copy.deepcopy({**kept, **_own_values(saved), **shared})
     options = {**_own_values(saved), **{key: saved[key] for key in saved.keys() & group.keys()}}
     if kept:

@@ -15,6 +15,12 @@ from luma_core.rules.registry import algorithm_with
 ADAMW = "torch.optim.AdamW"
 """The algorithm of PyTorch's AdamW and Adam."""
 
+FOREIGN_MUON = "Muon of another program"
+"""The algorithm of PyTorch's Muon and others'."""
+
+MUON_OPTIONS = ("momentum", "nesterov", "ns_coefficients", "ns_steps", "ns_eps", "adjust_lr_fn")
+"""The options that those share with `Muon`, beside `SHARED_OPTIONS`."""
+
 SHARED_OPTIONS = ("lr", "betas", "eps", "weight_decay", "maximize")
 """The options that AdamW and its compressed forms share."""
 

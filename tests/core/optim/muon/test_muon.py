@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from luma_core import AdamW, Muon
 from luma_core.errors import ConfigurationError, UnsupportedParameterError
 from luma_core.optim import assign_parameters
+from luma_core.rules.muon import SCALES
 from luma_core.rules.newton_schulz import SCHEDULES, newton_schulz
 
 SHAPES = ((24, 40), (40, 24), (24, 40), (33, 65))
@@ -69,12 +70,13 @@ def test_twenty_steps_are_those_of_torch(adjust: str, nesterov: bool) -> None:
 
 
 @pytest.mark.parametrize("coefficients", SCHEDULES)
-@pytest.mark.parametrize("scale", ["original", "match_rms_adamw", "spectral"])
+@pytest.mark.parametrize("scale", SCALES)
 def test_coefficients_and_scales_are_those_of_a_twin(coefficients: str, scale: str) -> None:
     scales = {
         "original": lambda m, n: math.sqrt(max(1, m / n)),
         "match_rms_adamw": lambda m, n: 0.2 * math.sqrt(max(m, n)),
         "spectral": lambda m, n: math.sqrt(max(m, n)),
+        "unit_rms_norm": lambda m, n: math.sqrt(m / n),
     }
     params, state = parameters(), dict[int, Any]()
     for step in range(20):

@@ -26,6 +26,7 @@ from luma_core.optim.options import group_of
 from luma_core.optim.presets import DEFAULT_BLOCK_SIZE, CodecChoice, CodecConfigs
 from luma_core.optim.state_io.muon_source import export_muon_state, import_muon_state
 from luma_core.rules import Rule
+from luma_core.rules.adamw import MOMENTS
 from luma_core.rules.muon import MOMENTUM, NEURON_VARIANCE, MuonRule
 from luma_core.rules.newton_schulz import Matrices
 from luma_core.state import LoadReport
@@ -78,8 +79,9 @@ class Muon(CompressedOptimizer):
         eps: of AdamW: added to the root of its second moment.
         adamw_lr: of AdamW's groups that set none; ``lr`` by default.
         adamw_weight_decay: likewise.
-        codec: how moments are stored: a preset as `AdamW` takes it. ``"8bit"`` is 8 bits for the
-            momentum, and about 8 for AdamW's two moments together.
+        codec: how moments are stored: a preset as `AdamW` takes it, or a mapping of
+            ``"momentum_buffer"``, ``"exp_avg"`` and ``"exp_avg_sq"``, or some of them, to codecs.
+            ``"8bit"`` is 8 bits for the momentum, and about 8 for AdamW's two moments together.
         block_size: elements per scale of codecs given by name.
 
     Raises:
@@ -257,6 +259,17 @@ class Muon(CompressedOptimizer):
             group = {**group, "parameter_codecs": own}
         super().add_param_group(group)
 
+    def _of_rule(self, chosen: Mapping[str, Any], options: Mapping[str, Any]) -> CodecChoice:
+        """Return what a mapping says of the moments of a group's rule; the default if nothing."""
+        known = {MOMENTUM, NEURON_VARIANCE, *MOMENTS}
+        if not set(chosen) <= known:
+            return chosen
+        names = self.rule.for_group(options).moment_names
+        mine = {name: chosen[name] for name in names if name in chosen}
+        if MOMENTUM in mine and NEURON_VARIANCE in names:
+            mine[NEURON_VARIANCE] = "fp32"
+        return mine or "luma16"
+
     def group_codecs(self, group: Mapping[str, Any]) -> CodecConfigs:
         """Return the codec configuration of each moment for a new group's options.
 
@@ -264,8 +277,10 @@ class Muon(CompressedOptimizer):
             ConfigurationError: an option cannot work.
         """
         options = {**self.defaults, **group}
-        found = super().group_codecs(group)
         chosen = group.get("codec", self._storage["codec"])
+        if isinstance(chosen, Mapping):
+            return super().group_codecs({**group, "codec": self._of_rule(chosen, options)})
+        found = super().group_codecs(group)
         block_size = codec_from_dict(next(iter(found.values()))).block_size
         if options["use_muon"] and isinstance(chosen, str) and chosen in _MATRIX_BITS:
             bits = _MATRIX_BITS[chosen]

@@ -211,6 +211,22 @@ def test_groups_and_lists_say_it_themselves() -> None:
         assert "algorithm" not in first
 
 
+def test_a_mapping_gives_codecs_to_the_moments_that_a_group_has() -> None:
+    def names(**options: Any) -> list[list[str]]:
+        optimizer = Muon(parameters(((24, 40), (40,))), **options)
+        return [[c["name"] for c in group["codecs"].values()] for group in optimizer.param_groups]
+
+    mapping = {"momentum_buffer": "bf16", "exp_avg": "fp32", "exp_avg_sq": "fp32"}
+    assert names(codec=mapping) == [["bf16"], ["fp32", "fp32"]]
+    assert names(codec=mapping, neuron_beta2=0.9)[0] == ["bf16", "fp32"]
+    assert names(codec={"momentum_buffer": "bf16"}) == [["bf16"], ["luma16_m", "luma16_v"]]
+    assert names(codec="8bit") == [["table_m"], ["table_m", "log_v"]]
+    with pytest.raises(ConfigurationError, match="must map each of"):
+        names(codec={"exp_avg": "fp32"})
+    with pytest.raises(ConfigurationError, match="must map each of"):
+        names(codec={"momentum": "fp32"})
+
+
 def test_what_is_no_matrix_moves_as_under_adamw() -> None:
     shapes = ((32,), (5,))
     options: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.95)}

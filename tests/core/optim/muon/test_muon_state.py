@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from luma_core import LUMA, Muon, checkpoint, stats
+from luma_core import LUMA, Muon, checkpoint, convert, stats
 from luma_core.errors import StateMismatchError
 
 
@@ -107,6 +107,29 @@ def test_parameters_that_another_rule_stepped_are_refused_or_start_fresh(tmp_pat
     assert report.optimizer.new == ("up",)
     assert not other.state[model.up.weight]
     assert "momentum_buffer.codes" in other.state[model.down.weight]
+
+
+@pytest.mark.parametrize("neuron_beta2", [None, 0.9])
+@pytest.mark.parametrize("codec", ["fp32", "luma16", "bf16"])
+def test_a_checkpoint_converts_to_other_codecs(
+    codec: str, neuron_beta2: float | None, tmp_path: Path
+) -> None:
+    model = Model()
+    optimizer = Muon(model.named_parameters(), neuron_beta2=neuron_beta2)
+    train(model, optimizer, range(2))
+    checkpoint.save(tmp_path / "c", optimizer=optimizer)
+    report = convert.convert(tmp_path / "c", tmp_path / "d", to="luma", codec=codec)
+    limit = 0.005 if codec == "bf16" else 0.0
+    assert report.errors["momentum_buffer"].relative_rms <= limit
+    assert report.errors["exp_avg"].relative_rms <= limit
+    other = Muon(Model().named_parameters(), neuron_beta2=neuron_beta2, codec=codec)
+    checkpoint.load(tmp_path / "d", optimizer=other)
+    for found, expected in zip(other.parameter_states(), optimizer.parameter_states(), strict=True):
+        for moment in expected.codecs:
+            torch.testing.assert_close(
+                found.decode(moment), expected.decode(moment), rtol=0.005, atol=1e-6
+            )
+    train(Model(), other, range(1))
 
 
 def test_state_of_other_algorithms_is_refused() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.shapes import parameter_names
-from luma_core import LAMB, LUMA, AdamMini, Lion, TurboAdam
+from luma_core import LAMB, LUMA, AdamMini, Lion, Muon, TurboAdam
 
 OPTIONS: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 
@@ -36,6 +36,15 @@ def _own_adam_mini(params: list[nn.Parameter]) -> torch.optim.Optimizer:
     return AdamMini(named, seed=0, **heads, **OPTIONS)
 
 
+def _own_muon(params: list[nn.Parameter], **options: Any) -> torch.optim.Optimizer:
+    names = parameter_names([tuple(param.shape) for param in params])
+    return Muon(list(zip(names, params, strict=True)), seed=0, **options)
+
+
+def _torch_muon(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Muon([param for param in params if param.dim() == 2])
+
+
 def _adam_mini(params: list[nn.Parameter]) -> torch.optim.Optimizer:
     kind = import_module("adam_mini").Adam_mini
     # Names decide its partition; these make matrices one of its rows per output.
@@ -58,6 +67,10 @@ OPTIMIZERS: dict[str, tuple[str, Build]] = {
     "LAMB max_grad_norm": ("luma-state", lambda p: LAMB(p, seed=0, max_grad_norm=1.0, **OPTIONS)),
     "Lion": ("luma-state", lambda p: Lion(p, seed=0)),
     "Lion 8bit": ("luma-state", lambda p: Lion(p, seed=0, codec="8bit")),
+    "Muon": ("luma-state", _own_muon),
+    "Muon 8bit": ("luma-state", lambda p: _own_muon(p, codec="8bit")),
+    "Muon fp32": ("luma-state", lambda p: _own_muon(p, codec="fp32")),
+    "torch Muon, matrices alone": ("torch", _torch_muon),
     "bitsandbytes AdamW8bit": ("bitsandbytes", _peer("bitsandbytes.optim", "AdamW8bit")),
     "torchao AdamW8bit": ("torchao", _peer("torchao.optim", "AdamW8bit")),
     "torchao AdamW4bit": ("torchao", _peer("torchao.optim", "AdamW4bit")),

@@ -158,6 +158,12 @@ ALGORITHMS = (
         f"{_RULES}.qhadamw:QHAdamWRule",
         "QHAdamW: AdamW whose means are mixed with the gradient",
     ),
+    AlgorithmEntry(
+        "muon",
+        f"{_OPTIM}:Muon",
+        f"{_RULES}.muon:MuonRule",
+        "Muon: momentum made orthogonal, with AdamW for what is no matrix",
+    ),
 )
 
 CODECS = (

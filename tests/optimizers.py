@@ -10,6 +10,7 @@ from luma_core import (
     AdamMini,
     AdamW,
     Lion,
+    Muon,
     NAdamW,
     QHAdamW,
     RAdam,
@@ -19,7 +20,7 @@ from luma_core.optim import CompressedOptimizer
 
 Build = Callable[..., CompressedOptimizer]
 
-CLASSES = (AdamW, LUMA, TurboAdam, AdamMini, LAMB, Lion, Adam, RAdam, NAdamW, QHAdamW)
+CLASSES = (AdamW, LUMA, TurboAdam, AdamMini, LAMB, Lion, Muon, Adam, RAdam, NAdamW, QHAdamW)
 
 VARIANTS: dict[str, Build] = {
     "adamw-bf16": partial(AdamW, codec="bf16"),
@@ -30,6 +31,8 @@ VARIANTS: dict[str, Build] = {
     "adam": partial(Adam, weight_decay=0.1),
     "qhadamw": partial(QHAdamW, nus=(0.7, 0.9)),
     "nadamw": partial(NAdamW, momentum_decay=4e-3),
+    "muon": Muon,
+    "muon-neurons": partial(Muon, neuron_beta2=0.95),
     "lamb": partial(LAMB, max_grad_norm=0.1),
     "adam-mini": AdamMini,
     "turboadam": TurboAdam,

@@ -112,10 +112,13 @@ class TableM(PackedCodec):
         scale = fitted["scale"].float()
         x = torch.where(scale < 0, -x, x)
         size = scale.abs()
-        codes = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
-        for threshold in self.thresholds:
-            codes += x > size * threshold
-        return {"codes": pack(codes, self.bits)}
+        thresholds = torch.tensor(self.thresholds, dtype=torch.float32, device=x.device)
+        # The number of thresholds that x is above, bit by bit: they ascend, and so do the products.
+        codes = torch.zeros(x.shape, dtype=torch.int32, device=x.device)
+        for bit in reversed(range(self.bits)):
+            lower = thresholds.index_select(0, (codes + ((1 << bit) - 1)).view(-1)).view(x.shape)
+            codes += (x > size * lower).to(torch.int32) << bit
+        return {"codes": pack(codes.to(torch.uint8), self.bits)}
 
     def decode(self, fields: Fields) -> Tensor:
         """Return the values of codes, float32."""

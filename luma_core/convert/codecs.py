@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +42,20 @@ def _goes_on_as_adamw(rule: Rule) -> bool:
     return same_moments and not isinstance(rule, AdamFamilyRule)
 
 
-def target_codecs(name: Any, *, block_size: int | None, algorithm: str = "adamw") -> TargetCodecs:
+def target_codecs(
+    name: Any,
+    *,
+    block_size: int | None,
+    algorithm: str = "adamw",
+    group: Mapping[str, Any] | None = None,
+) -> TargetCodecs:
     """Return the codecs that a name stands for, and the algorithm whose state they make.
 
     Args:
         name: one of `codec_choices`.
         block_size: elements per scale block, or ``None`` for one scale per tensor.
         algorithm: whose state it is.
+        group: options of the group, where those say which rule steps it.
 
     Raises:
         UnknownCodecError: there is no such name.
@@ -59,8 +67,8 @@ def target_codecs(name: Any, *, block_size: int | None, algorithm: str = "adamw"
         )
     preset, rule = _TARGETS[name].preset, rule_of(algorithm)
     if rule is not None and not _goes_on_as_adamw(rule):
-        codecs = preset_codecs(preset, moment_kinds(rule), block_size=block_size)
-        return TargetCodecs(algorithm, codecs)
+        kinds = moment_kinds(rule.for_group(group or {}))
+        return TargetCodecs(algorithm, preset_codecs(preset, kinds, block_size=block_size))
     if _TARGETS[name].algorithm == LUMA.algorithm:
         codecs = preset_codecs(preset, moment_kinds(LUMA.rule), block_size=block_size)
         return TargetCodecs(LUMA.algorithm, codecs)

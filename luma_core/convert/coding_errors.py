@@ -121,8 +121,10 @@ class CodingErrors:
 
     def by_moment(self) -> dict[str, MomentError]:
         """Return the errors of all parameters measured so far."""
+        self._wait()
         names = MOMENTS if self._rule is None else self._rule.moment_names
-        return {moment: self._total(moment) for moment in names}
+        seen = [kind for _, kind in self._parts if kind != UPDATE]
+        return {moment: self._total(moment) for moment in dict.fromkeys((*names, *seen))}
 
     def update(self) -> MomentError:
         """Return the errors of all updates measured so far."""

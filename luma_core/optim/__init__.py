@@ -12,6 +12,8 @@ from luma_core.optim.fsdp1 import load_unflattened, unflattened
 from luma_core.optim.lamb import LAMB
 from luma_core.optim.lion import Lion
 from luma_core.optim.luma import LUMA, luma_codecs
+from luma_core.optim.muon import Muon
+from luma_core.optim.muon_groups import MuonTable, assign_parameters
 from luma_core.optim.parity import ParityReport, ParityRow, parity_check
 from luma_core.optim.state_io.gathered import GatheredState
 from luma_core.optim.telemetry import ParameterTelemetry
@@ -27,6 +29,8 @@ __all__ = [
     "CompressedOptimizer",
     "GatheredState",
     "Lion",
+    "Muon",
+    "MuonTable",
     "NAdamW",
     "ParameterTelemetry",
     "ParityReport",
@@ -36,6 +40,7 @@ __all__ = [
     "StateEstimate",
     "StepsInBackward",
     "TurboAdam",
+    "assign_parameters",
     "estimate_state",
     "load_unflattened",
     "luma_codecs",

@@ -129,13 +129,13 @@ class CompressedOptimizer(ParameterStates):
         Raises:
             ConfigurationError: ``codec`` or ``block_size`` cannot work.
         """
-        chosen = {**self._storage, **group}
+        chosen, rule = {**self._storage, **group}, self.rule.for_group({**self.defaults, **group})
         asked = "block_size" in group or (
             "codec" not in group and chosen["block_size"] != DEFAULT_BLOCK_SIZE
         )
         return preset_codecs(
             chosen["codec"],
-            moment_kinds(self.rule),
+            moment_kinds(rule),
             block_size=chosen["block_size"],
             given_block_size=asked,
         )
@@ -160,8 +160,9 @@ class CompressedOptimizer(ParameterStates):
                 f"codec={options['codec']!r} of a group contradicts its codecs={codecs!r}.",
                 hint="Give one of them.",
             )
-        check_codecs(codecs, self.rule.moments)
-        check_parameter_codecs(options.get("parameter_codecs", {}), self.rule.moment_names)
+        rule = self.rule.for_group(options)
+        check_codecs(codecs, rule.moments)
+        check_parameter_codecs(options.get("parameter_codecs", {}), rule.moment_names)
         taken = set(self.parameter_names())
         for index, item in enumerate(group["params"], start=len(taken)):
             name, param = item if isinstance(item, tuple) else (f"param.{index}", item)

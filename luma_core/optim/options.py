@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
@@ -12,12 +11,12 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from luma_core.codecs import codec_from_dict
-from luma_core.codecs.base import is_number_in
 from luma_core.errors import (
     ConfigurationError,
     UnsupportedGradientError,
     UnsupportedParameterError,
 )
+from luma_core.optim.option_checks import CHECKS
 from luma_core.rules import MomentSpec
 from luma_core.sharding import is_flattened
 
@@ -27,89 +26,8 @@ DEFAULT_SEED = 0
 _SEED_BITS = 53
 """Seeds are plain JSON numbers, so they stay exact in every reader."""
 
-NONFINITE_POLICIES = ("skip", "raise", "propagate")
 PARAMETER_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-
-_LARGEST = sys.float_info.max
-
-
-def _is_number(value: object) -> bool:
-    return is_number_in(value, -_LARGEST, _LARGEST)
-
-
-def _is_real_scalar(value: Tensor) -> bool:
-    return value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
-
-
-def _is_rate(value: object) -> bool:
-    if isinstance(value, Tensor) and value.device.type != "cpu":
-        # Kernels read it as it is; its value may change any time.
-        return _is_real_scalar(value)
-    return _is_non_negative(value)
-
-
-def _is_non_negative(value: object) -> bool:
-    if isinstance(value, Tensor):
-        return _is_real_scalar(value) and _is_non_negative(float(value))
-    return _is_number(value) and float(value) >= 0.0  # type: ignore[arg-type]
-
-
-def _is_betas(value: object) -> bool:
-    return (
-        isinstance(value, tuple | list)
-        and len(value) == 2
-        and all(_is_non_negative(beta) and float(beta) < 1.0 for beta in value)
-    )
-
-
-def _is_decay(value: object) -> bool:
-    return value is None or (_is_number(value) and float(value) >= 0.0)  # type: ignore[arg-type]
-
-
-def _is_shares(value: object) -> bool:
-    return (
-        isinstance(value, tuple | list)
-        and len(value) == 2
-        and all(is_number_in(share, 0.0, 1.0) for share in value)
-    )
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_bound(value: object) -> bool:
-    return value is None or (_is_number(value) and float(value) > 0.0)  # type: ignore[arg-type]
-
-
-_CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "lr": (
-        _is_rate,
-        "a finite number of 0 or more, or a tensor of one such element",
-    ),
-    "betas": (_is_betas, "two numbers from 0 to below 1, or tensors of one such element"),
-    "eps": (_is_non_negative, "a finite number of 0 or more, or a tensor of one such element"),
-    "weight_decay": (
-        _is_non_negative,
-        "a finite number of 0 or more, or a tensor of one such element",
-    ),
-    "momentum_decay": (_is_decay, "a finite number of 0 or more, or None"),
-    "nus": (_is_shares, "two numbers from 0 to 1"),
-    "max_grad_norm": (_is_bound, "a finite number above 0, or None"),
-    "trust_clip": (lambda value: isinstance(value, bool), "True or False"),
-    "always_adapt": (lambda value: isinstance(value, bool), "True or False"),
-    "bias_correction": (lambda value: isinstance(value, bool), "True or False"),
-    "maximize": (lambda value: isinstance(value, bool), "True or False"),
-    "capturable": (lambda value: isinstance(value, bool), "True or False"),
-    "stochastic_rounding": (lambda value: isinstance(value, bool), "True or False"),
-    "min_compress_elements": (_is_count, "an integer of 0 or more"),
-    "nonfinite": (
-        lambda value: value in NONFINITE_POLICIES,
-        "one of " + ", ".join(map(repr, NONFINITE_POLICIES)),
-    ),
-    "seed": (_is_count, "an integer of 0 or more, 'torch' or None"),
-}
 
 _SWITCH = "True, False or None"
 ADAMW_KEYWORDS: dict[str, tuple[Callable[[object], bool], str, str]] = {
@@ -143,7 +61,7 @@ ADAMW_KEYWORDS: dict[str, tuple[Callable[[object], bool], str, str]] = {
 be, and what to do otherwise. They are checked wherever they are given, and never kept."""
 
 
-KNOWN_OPTIONS = frozenset(_CHECKS)
+KNOWN_OPTIONS = frozenset(CHECKS)
 """Names of all options that some optimizer of this project has in its groups."""
 
 
@@ -157,7 +75,7 @@ def check_options(options: Mapping[str, Any], own: Set[str] = frozenset()) -> No
     Raises:
         ConfigurationError: naming the option, its value and what is required.
     """
-    for name, (check, requirement) in _CHECKS.items():
+    for name, (check, requirement) in CHECKS.items():
         if name in options and not check(options[name]):
             raise ConfigurationError(f"{name}={options[name]!r} must be {requirement}.")
     for name in own & ADAMW_KEYWORDS.keys():

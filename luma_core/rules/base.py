@@ -92,6 +92,7 @@ class ParameterStep:
             part: it selects the noise.
         whole_row: elements behind one index of dimension 0 of the whole parameter, where ``param``
             has only some of them; else ``None``.
+        whole_shape: of the whole parameter; ``None`` where that is ``param``.
     """
 
     param: Tensor
@@ -104,6 +105,7 @@ class ParameterStep:
     grad_factor: Tensor | None = None
     first_index: int = 0
     whole_row: int | None = None
+    whole_shape: tuple[int, ...] | None = None
 
     @property
     def row(self) -> int:
@@ -139,8 +141,61 @@ class Reduction(NamedTuple):
     kind: Literal["sum", "max"]
 
 
-Stages = Generator[Reduction, Tensor, Tensor]
-"""A step that stops where it needs values of the whole parameter, and is sent them."""
+class WholeFunction(Protocol):
+    """Makes a tensor of a whole parameter's shape of another.
+
+    It is hashable, and equal where it does the same: such tensors of one shape are one batch.
+    """
+
+    def cost(self, shape: tuple[int, ...]) -> int:
+        """Return how much work a tensor of a shape is, in multiplications."""
+        ...
+
+    def apply(self, values: Tensor, beside: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the results, whose bits do not depend on what else is in the batch.
+
+        Args:
+            values: ``[batch, *shape]``.
+            beside: what `Gather.beside` was, ``[batch, ...]``.
+
+        Returns:
+            tensors of the same shapes and dtypes.
+        """
+        ...
+
+
+class Gather(NamedTuple):
+    """A tensor that a step needs whole and has its part of, and what is to be made of it.
+
+    Attributes:
+        values: of the part's shape, in the dtype in which it is moved and the result comes back.
+        function: of the whole tensor.
+        beside: state that every process has whole and the function renews, if it has any.
+    """
+
+    values: Tensor
+    function: WholeFunction
+    beside: Tensor | None = None
+
+
+class Applied(NamedTuple):
+    """What a function made of a whole tensor.
+
+    Attributes:
+        values: this process's part of the result.
+        beside: the new state, whole.
+    """
+
+    values: Tensor
+    beside: Tensor | None
+
+
+Wanted = Reduction | Gather
+"""What a step stops for."""
+
+Stages = Generator[Wanted, Any, Tensor]
+"""A step that stops where it needs values of the whole parameter, and is sent them: the values of
+a `Reduction`, what was `Applied` for a `Gather`."""
 
 
 def alone(stages: Stages) -> Tensor:
@@ -148,10 +203,18 @@ def alone(stages: Stages) -> Tensor:
     try:
         wanted = next(stages)
         while True:
-            wanted = stages.send(wanted.values)
+            wanted = stages.send(_of_whole(wanted))
     except StopIteration as end:
         result: Tensor = end.value
         return result
+
+
+def _of_whole(wanted: Wanted) -> Tensor | Applied:
+    if isinstance(wanted, Reduction):
+        return wanted.values
+    beside = None if wanted.beside is None else wanted.beside[None]
+    values, beside = wanted.function.apply(wanted.values[None], beside)
+    return Applied(values[0], None if beside is None else beside[0])
 
 
 class Rule(ABC):
@@ -166,6 +229,12 @@ class Rule(ABC):
     torch_options: ClassVar[frozenset[str]] = frozenset()
     """Options of PyTorch's optimizers that others refuse or ignore, and that groups of this one
     have."""
+    gathers: ClassVar[bool] = False
+    """Whether its steps yield a `Gather`: parameters are then stepped together, for batches."""
+
+    def for_group(self, group: Mapping[str, Any]) -> Rule:
+        """Return the rule of a group's parameters, which may be another than other groups'."""
+        return self
 
     @property
     def moment_names(self) -> tuple[str, ...]:

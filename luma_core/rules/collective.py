@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from luma_core.rules.base import Reduction, Stages
+from luma_core.rules.base import Applied, Gather, Reduction, Stages, Wanted
+from luma_core.rules.whole import apply_to_parts
 from luma_core.sharding import Part
 
 if TYPE_CHECKING:
@@ -19,12 +20,13 @@ def run_together(steps: Sequence[tuple[Stages, Part | None]]) -> list[Tensor]:
     """Run the steps of several parameters, stage by stage, and return their results.
 
     A stage of all parameters that are cut over the same processes takes one collective for each
-    kind of reduction. All processes must step the same parameters in the same order.
+    kind of reduction, and tensors that are needed whole are exchanged together. All processes must
+    step the same parameters in the same order.
     """
     results: dict[int, Tensor] = {}
-    waiting: dict[int, Reduction] = {}
+    waiting: dict[int, Wanted] = {}
 
-    def advance(index: int, sent: Tensor | None) -> None:
+    def advance(index: int, sent: Tensor | Applied | None) -> None:
         stages = steps[index][0]
         try:
             waiting[index] = next(stages) if sent is None else stages.send(sent)
@@ -35,10 +37,21 @@ def run_together(steps: Sequence[tuple[Stages, Part | None]]) -> list[Tensor]:
         advance(index, None)
     while waiting:
         now, waiting = waiting, {}
-        reduced = reduce_parts([(wanted, steps[index][1]) for index, wanted in now.items()])
-        for index, values in zip(now, reduced, strict=True):
-            advance(index, values)
+        for index, found in _answers(now, [part for _, part in steps]).items():
+            advance(index, found)
     return [results[index] for index in range(len(steps))]
+
+
+def _answers(
+    waiting: Mapping[int, Wanted], parts: Sequence[Part | None]
+) -> dict[int, Tensor | Applied]:
+    """Return what each of some steps is waiting for, in their order."""
+    sums = {i: (wanted, parts[i]) for i, wanted in waiting.items() if isinstance(wanted, Reduction)}
+    wholes = {i: (wanted, parts[i]) for i, wanted in waiting.items() if isinstance(wanted, Gather)}
+    found: dict[int, Tensor | Applied] = {}
+    found |= zip(sums, reduce_parts(list(sums.values())), strict=True)
+    found |= zip(wholes, apply_to_parts(list(wholes.values())), strict=True)
+    return {index: found[index] for index in waiting}
 
 
 def reduce_parts(wanted: Sequence[tuple[Reduction, Part | None]]) -> list[Tensor]:

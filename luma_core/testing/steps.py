@@ -12,7 +12,8 @@ from torch import Tensor
 from luma_core import rounding
 from luma_core.codecs import Codec
 from luma_core.rules import ParameterStep, Rule, StoredMoment
-from luma_core.rules.base import Reduction
+from luma_core.rules.base import Applied, Gather, Reduction, Wanted
+from luma_core.rules.whole import apply_whole
 from luma_core.testing.values import magnitudes
 
 
@@ -105,6 +106,7 @@ def rows_of(item: ParameterStep, rows: slice) -> ParameterStep:
         grad=item.grad[rows],
         moments=moments,
         first_index=item.first_index + start * item.row,
+        whole_shape=tuple(item.param.shape),
     )
 
 
@@ -113,17 +115,28 @@ def step_together(rule: Rule, items: Sequence[ParameterStep]) -> None:
     running = [rule.stages(item) for item in items]
     wanted = [next(stages, None) for stages in running]
     while all(wanted):
-        whole = _reduced([one for one in wanted if one is not None])
-        wanted = [_sent(stages, whole.clone()) for stages in running]
+        answers = _answers([one for one in wanted if one is not None])
+        wanted = [_sent(*pair) for pair in zip(running, answers, strict=True)]
     assert not any(wanted)
 
 
-def _sent(stages: Any, value: Tensor) -> Reduction | None:
+def _sent(stages: Any, value: Tensor | Applied) -> Wanted | None:
     try:
-        found: Reduction = stages.send(value)
+        found: Wanted = stages.send(value)
     except StopIteration:
         return None
     return found
+
+
+def _answers(wanted: Sequence[Wanted]) -> list[Tensor | Applied]:
+    sums = [one for one in wanted if isinstance(one, Reduction)]
+    if sums:
+        return [_reduced(sums) for _ in sums]
+    parts = [one for one in wanted if isinstance(one, Gather)]
+    whole = parts[0]._replace(values=torch.cat([part.values for part in parts]))
+    values, beside = apply_whole([whole])[0]
+    pieces = values.split([part.values.shape[0] for part in parts])
+    return [Applied(piece, beside) for piece in pieces]
 
 
 def _reduced(wanted: Sequence[Reduction]) -> Tensor:

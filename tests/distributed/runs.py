@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from luma_core import LAMB, LUMA, Adam, AdamMini, Lion, NAdamW, QHAdamW, RAdam, TurboAdam
+from luma_core import LAMB, LUMA, Adam, AdamMini, Lion, Muon, NAdamW, QHAdamW, RAdam, TurboAdam
 from luma_core.optim.base import CompressedOptimizer
 
 SHAPES = {
@@ -55,6 +55,9 @@ OPTIMIZERS: dict[str, Make] = {
     "nadamw_scheduled": lambda p: NAdamW(p, seed=3, momentum_decay=4e-3),
     "qhadamw_whole": lambda p: QHAdamW(p, nus=(0.7, 0.9), block_size=None, **EAGER),
     "radam_coupled": lambda p: RAdam(p, codec="fp32", weight_decay=0.1, **EAGER),
+    "muon": lambda p: Muon(p, seed=3),
+    "muon_8bit": lambda p: Muon(p, seed=3, codec="8bit", neuron_beta2=0.9),
+    "muon_whole": lambda p: Muon(p, block_size=None, neuron_beta2=0.9, **EAGER),
     "lamb_clip": lambda p: LAMB(p, codec="fp32", max_grad_norm=1.0, trust_clip=True, **EAGER),
     "lamb_whole": lambda p: LAMB(p, block_size=None, **EAGER),
 }

@@ -12,7 +12,7 @@ from luma_core.convert import convert
 
 from .harness import HERE, finish, run, start
 
-KINDS = ["luma", "turbo_5bit", "mini", "mini_whole", "lamb"]
+KINDS = ["luma", "turbo_5bit", "mini", "mini_whole", "lamb", "muon", "muon_8bit"]
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ def printed(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_every_example_is_run_here() -> None:
     found = {path.stem for path in EXAMPLES.glob("*.py")} - {"tiny"}
-    assert found == {"ddp", "fsdp2_dcp", "trainer", "lightning_module", "accelerate_loop"}
+    frameworks = {"trainer", "lightning_module", "accelerate_loop"}
+    assert found == {"ddp", "fsdp2_dcp", "muon", *frameworks}
 
 
 def test_ddp() -> None:
@@ -28,6 +29,14 @@ def test_ddp() -> None:
     found = [float(x) for x in re.findall(r"loss ([\d.]+)", losses)]
     assert len(found) == 12
     assert found[-1] < found[0]
+
+
+def test_muon(tmp_path: Path) -> None:
+    lines = printed(launched(EXAMPLES / "muon.py", tmp_path, 12))
+    assert "embedding.weight" in lines
+    losses = [float(x) for x in re.findall(r"loss ([\d.]+)", lines)]
+    assert losses[-1] < losses[0]
+    assert checkpoint.open(tmp_path / "state").manifest.algorithm == "muon"
 
 
 def test_fsdp2_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ KINDS = [
     *("lamb", "lamb_clip", "lamb_whole"),
     *("lion", "lion_whole"),
     *("adam_coupled", "nadamw_scheduled", "qhadamw_whole", "radam_coupled"),
+    *("muon", "muon_8bit", "muon_whole"),
 ]
 CASES = [
     *(f"same_bits:{kind}" for kind in KINDS),
-    *(f"same_bits_bfloat16:{kind}" for kind in ("luma", "mini", "lamb")),
+    *(f"same_bits_bfloat16:{kind}" for kind in ("luma", "mini", "lamb", "muon")),
     *(f"same_bits_flat:{kind}" for kind in ("luma", "turbo_5bit")),
 ]
 
@@ -34,8 +35,11 @@ def test_other_ways_of_sharding(tmp_path: Path) -> None:
         "columns_same_bits:luma_eager",
         "columns_same_bits:turbo_eager",
         "columns_same_bits:lamb",
+        "columns_same_bits:muon",
         "columns_close:mini",
         "two_dimensions_same_bits:luma_eager",
+        "two_dimensions_same_bits:muon",
+        "matrices_move_in_16_bits_to_balanced_owners",
         "cut_blocks_train",
         "fully_shard_is_the_whole",
         "state_from_whole:luma",

@@ -43,6 +43,17 @@ make_b = make_a
     "lamb.md": MODEL,
     "lion.md": MODEL,
     "adam-family.md": MODEL,
+    "muon.md": MODEL
+    + """
+named = list(model.named_parameters())
+matrices, others = [p for p in named if p[1].ndim == 2], [p for p in named if p[1].ndim < 2]
+muon = torch.optim.Muon([param for _, param in matrices])
+adamw = torch.optim.AdamW([param for _, param in others])
+muon.step(), adamw.step()
+theirs = luma_core.Muon(named)
+theirs.step()
+state_dict = theirs.export_muon_state("moonlight")
+""",
     "optimizers.md": MODEL
     + "params = list(model.named_parameters()); embeddings, matrices = params[:1], params[1:]\n",
     "storage.md": MODEL

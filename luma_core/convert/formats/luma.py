@@ -12,7 +12,7 @@ from torch import Tensor
 
 from luma_core import checkpoint
 from luma_core.checkpoint.format.lazy_fields import LazyFields
-from luma_core.codecs import MIN_COMPRESS_ELEMENTS, moment_codecs
+from luma_core.codecs import MIN_COMPRESS_ELEMENTS, parameter_codecs
 from luma_core.convert.base import (
     MOMENTS,
     ConvertOptions,
@@ -59,14 +59,17 @@ class LumaSource:
         self.named = manifest.named
         self.stored_bytes = manifest.summary.stored_bytes
         rule = rule_of(self.algorithm)
-        self._moments = MOMENTS if rule is None else rule.moment_names
+        self._moments: list[tuple[str, ...]] = [
+            MOMENTS if rule is None else rule.for_group(group).moment_names
+            for group in self._checkpoint.group_options()
+        ]
+        counters = {"step"} if manifest.algorithm == _TORCH_ADAMW else set()
         for entry in manifest.parameters:
-            counters = {"step"} if manifest.algorithm == _TORCH_ADAMW else set()
-            if entry.codecs and set(entry.codecs) - counters != set(self._moments):
+            moments = self._moments[entry.group]
+            if entry.codecs and set(entry.codecs) - counters != set(moments):
                 raise ConversionError(
                     f"{self._checkpoint.url}: {entry.name!r} has the moments "
-                    f"{', '.join(sorted(entry.codecs))}, and must have "
-                    f"{' and '.join(self._moments)}.",
+                    f"{', '.join(sorted(entry.codecs))}, and must have {' and '.join(moments)}.",
                     hint=f"The state is of the algorithm {manifest.algorithm!r}.",
                 )
 
@@ -91,7 +94,8 @@ class LumaSource:
 
     def read(self, name: str) -> OptimizerState:
         info = self._by_name[name]
-        moments = {moment: self._checkpoint.read(name, moment) for moment in self._moments}
+        names = self._moments[info.group]
+        moments = {moment: self._checkpoint.read(name, moment) for moment in names}
         return OptimizerState(info, moments)
 
 
@@ -146,9 +150,17 @@ class EncodedState:
     def __init__(
         self, source: Source, *, block_size: int | None, seed: int, codec: str = "luma16"
     ) -> None:
-        target = target_codecs(codec, block_size=block_size, algorithm=algorithm_of(source))
-        self.algorithm = target.algorithm
-        self.errors = CodingErrors(target.algorithm)
+        algorithm = algorithm_of(source)
+        targets = [
+            target_codecs(codec, block_size=block_size, algorithm=algorithm, group=options)
+            for options in source.groups() or [{}]
+        ]
+        self.algorithm = targets[0].algorithm
+        self.errors = CodingErrors(self.algorithm)
+        # Adam-mini's codecs of single parameters end with it; Muon goes on with its own.
+        rule = rule_of(algorithm)
+        goes_on = rule is not None and rule.moment_names != MOMENTS
+        dropped = set() if goes_on else {"parameter_codecs"}
         self._source = source
         self.named = source.named
         self._infos = {info.name: info for info in source.parameters()}
@@ -158,11 +170,11 @@ class EncodedState:
                 "stochastic_rounding": True,
                 "nonfinite": "skip",
                 "capturable": False,
-                **{key: value for key, value in options.items() if key != "parameter_codecs"},
+                **{key: value for key, value in options.items() if key not in dropped},
                 "seed": seed,
                 "codecs": target.codecs,
             }
-            for options in source.groups()
+            for options, target in zip(source.groups(), targets, strict=False)
         ]
 
     def parameter_names(self) -> Sequence[str]:
@@ -177,7 +189,7 @@ class EncodedState:
         if not info.has_state:
             return head
         options = self._groups[info.group]
-        codecs = moment_codecs(options["codecs"], info.shape, options["min_compress_elements"])
+        codecs = parameter_codecs(options, info.name, info.shape)
         keys = [
             field_key(moment, field)
             for moment, codec in codecs.items()

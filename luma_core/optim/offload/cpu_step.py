@@ -98,11 +98,7 @@ class CpuStepPlan:
     def build(self, parameters: Sequence[SteppedParameter]) -> None:
         """Take other parameters."""
         self._parameters, slot_bytes = parameters, self._slots.slot_bytes
-        pieces = [
-            piece
-            for item in parameters
-            for piece in cut(item, self._optimizer.rule, self._most_state_bytes(item))
-        ]
+        pieces = [piece for item in parameters for piece in cut(item, self._most_state_bytes(item))]
         parts: list[list[Piece]] = []
         size = slot_bytes
         for piece in pieces:

@@ -240,7 +240,7 @@ class OffloadedPlan:
         _refuse_capture()
         parts: dict[torch.device | None, list[SteppedParameter]] = {}
         for item in parameters:
-            _check_alone(item, self._optimizer)
+            _check_alone(item)
             far = item.has_values and self._offloader.takes(item.param)
             parts.setdefault(item.param.device if far else None, []).append(item)
         self._used = []
@@ -288,8 +288,8 @@ def _refuse_capture() -> None:
         )
 
 
-def _check_alone(item: SteppedParameter, optimizer: Steppable) -> None:
-    if not item.independent(optimizer.rule):
+def _check_alone(item: SteppedParameter) -> None:
+    if not item.independent:
         raise ConfigurationError(
             f"the step of {item.name!r} needs parts that other processes have, which offload= "
             "does not serve.",

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from luma_core.codecs import BlockGrid, Codec, CoStateM
 from luma_core.optim.step.stepped_parameter import SteppedParameter
-from luma_core.rules import Rule
 from luma_core.state import field_key
 
 _ALIGNED_ROWS = 16
@@ -82,7 +81,7 @@ class Piece:
         return sum(math.prod(part.shape) * state[part.key].element_size() for part in self.stored)
 
 
-def cut(stepped: SteppedParameter, rule: Rule, most_bytes: int) -> list[Piece]:
+def cut(stepped: SteppedParameter, most_bytes: int) -> list[Piece]:
     """Cut a parameter into pieces whose state takes about ``most_bytes`` at most.
 
     What cannot be cut is one piece, however large: steps that need all of a parameter (one scale
@@ -91,7 +90,7 @@ def cut(stepped: SteppedParameter, rule: Rule, most_bytes: int) -> list[Piece]:
     """
     shape = tuple(stepped.param.shape)
     whole = _piece(stepped, 0, shape)
-    if whole.state_bytes <= most_bytes or not _can_be_cut(stepped, rule):
+    if whole.state_bytes <= most_bytes or not _can_be_cut(stepped):
         return [whole]
     grid = BlockGrid.of(shape, 1)
     most_elements = most_bytes * grid.numel // whole.state_bytes
@@ -113,13 +112,13 @@ def cut(stepped: SteppedParameter, rule: Rule, most_bytes: int) -> list[Piece]:
     ]
 
 
-def _can_be_cut(stepped: SteppedParameter, rule: Rule) -> bool:
+def _can_be_cut(stepped: SteppedParameter) -> bool:
     grad = stepped.param.grad
     # A copy of a gradient would be left behind where the next gradient has the same address.
     contiguous = stepped.param.is_contiguous() and (grad is None or grad.is_contiguous())
     small = stepped.param.numel() + stepped.first_index <= _INDICES
     plain = contiguous and small and stepped.row_stride is None
-    return stepped.blocked and not rule.reduces and plain
+    return stepped.blocked and not stepped.rule.reduces and plain
 
 
 def _rows_can_be_cut(stepped: SteppedParameter) -> bool:

@@ -88,12 +88,12 @@ class StreamedPlan:
 
     def build(self, parameters: Sequence[SteppedParameter]) -> None:
         """Take other parameters."""
-        pipeline, rule = self._pipeline, self._optimizer.rule
+        pipeline = self._pipeline
         # New chunks know nothing of what old ones have on its way back.
         pipeline.settle()
         self._parameters = parameters
         room = pipeline.slot_bytes - pipeline.slot_bytes // 16
-        pieces = [piece for item in parameters for piece in cut(item, rule, room)]
+        pieces = [piece for item in parameters for piece in cut(item, room)]
         parts = list(_groups_of(pieces, pipeline.slot_bytes))
         plans = [_planned(part) for part in parts]
         pipeline.reserve(max((size for _, _, size in plans), default=0))

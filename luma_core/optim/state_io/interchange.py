@@ -61,7 +61,7 @@ def export_adamw_state(optimizer: StateOwner) -> dict[str, Any]:
         if state.codecs:
             entries[index] = {
                 "step": torch.tensor(float(state.step), device="cpu"),
-                **{moment: _decoded(state, moment, param) for moment in MOMENTS},
+                **{moment: decoded_moment(state, moment, param) for moment in MOMENTS},
                 **torch_extras(optimizer.param_groups[state.group], state.step),
             }
     groups = []
@@ -76,7 +76,8 @@ def export_adamw_state(optimizer: StateOwner) -> dict[str, Any]:
     return {"state": entries, "param_groups": groups}
 
 
-def _decoded(state: ParameterState, moment: str, param: Tensor) -> Tensor:
+def decoded_moment(state: ParameterState, moment: str, param: Tensor) -> Tensor:
+    """Return a moment of a parameter in float32, cut like the parameter."""
     part = part_of(param)
     if part is None:
         return state.decode(moment)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luma_core.codecs import Codec, parameter_codecs
@@ -18,6 +18,8 @@ from luma_core.optim.state_io.saved_options import (
     ADAMW,
     ALGORITHM_KEY,
     COUPLING,
+    FOREIGN_MUON,
+    MUON_OPTIONS,
     options_taken_over,
 )
 from luma_core.optim.state_io.sources import OwnParameter, Source
@@ -69,7 +71,7 @@ class LoadPlan:
 
 def _moments_of(algorithm: str) -> tuple[str, ...] | None:
     """Return the moments that an algorithm keeps; equal names have one meaning in all of them."""
-    rule = rule_of("adamw" if algorithm == ADAMW else algorithm)
+    rule = rule_of({ADAMW: "adamw", FOREIGN_MUON: "muon"}.get(algorithm, algorithm))
     return None if rule is None else rule.moment_names
 
 
@@ -128,7 +130,31 @@ def plan_loading(
         Taken((name, param, group), index, options[place])
         for name, (_, param, group), index, place in zip(names, own, found, places, strict=True)
     ]
+    taken = [_with_same_moments(item, source, strict=strict) for item in taken]
+    found = [item.index for item in taken]
     return LoadPlan(taken, adopted, _report(own, source, found), foreign)
+
+
+def _with_same_moments(item: Taken, source: Source, *, strict: bool) -> Taken:
+    """Return what a parameter takes: nothing where other moments were saved, unless ``strict``.
+
+    Raises:
+        StateMismatchError: another rule of the optimizer stepped it, under ``strict``.
+    """
+    # What is stored as it is has no codecs that its group names, and is checked where it is loaded.
+    if item.index is None or not source.has_state(item.index) or "codecs" not in item.options:
+        return item
+    saved, own = source.codecs(item.index, item.own), item.codecs
+    if set(saved) == set(own):
+        return item
+    if not strict:
+        return replace(item, index=None)
+    raise StateMismatchError(
+        f"{source.where or 'load'}: {item.own[0]!r} was saved with the moments "
+        f"{', '.join(map(repr, saved))}; this optimizer keeps {', '.join(map(repr, own))} of it.",
+        hint="Group the parameters as when the state was saved, or let such parameters start "
+        "fresh with strict=False.",
+    )
 
 
 def _places(optimizer: StateOwner, own: Sequence[OwnParameter]) -> list[int]:
@@ -243,7 +269,8 @@ def _adopted(
     if saved is None:
         return kept
     if foreign is not None:
-        shared = {key: value for key, value in saved.items() if key in taken_over}
+        adopted = (*taken_over, *MUON_OPTIONS)
+        shared = {key: saved[key] for key in adopted if key in saved and key in group}
         if COUPLING in taken_over:
             shared.setdefault(COUPLING, True)
         return copy.deepcopy({**kept, **_own_values(saved), **shared})

@@ -18,6 +18,11 @@ ADAMW = "torch.optim.AdamW"
 
 ALGORITHM_KEY = "algorithm"
 """Where groups of a state dict say the algorithm; an optimizer's own groups do not have it."""
+FOREIGN_MUON = "Muon of another program"
+"""The algorithm of PyTorch's Muon and others'."""
+
+MUON_OPTIONS = ("momentum", "nesterov", "ns_coefficients", "ns_steps", "ns_eps", "adjust_lr_fn")
+"""The options that those share with `Muon`, beside `SHARED_OPTIONS`."""
 
 SHARED_OPTIONS = ("lr", "betas", "eps", "weight_decay", "maximize")
 """The options that AdamW and its compressed forms share."""
@@ -37,7 +42,7 @@ _LUMA_CODECS = {"exp_avg": "luma16_m", "exp_avg_sq": "luma16_v"}
 def check_saved_groups(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -> None:
     """Check that saved options are those of groups of an optimizer of this project."""
     for index, group in enumerate(groups):
-        _check_group(index, group, optimizer.rule)
+        _check_group(index, group, optimizer.rule.for_group(group))
 
 
 def _check_group(index: int, saved: Mapping[str, Any], rule: Rule) -> None:
@@ -96,6 +101,8 @@ def find_algorithm(groups: Sequence[Mapping[str, Any]], optimizer: StateOwner) -
     Raises:
         StateMismatchError: groups say several, or one that there is not.
     """
+    if any("use_muon" in group for group in groups):
+        return "muon"
     said = _said_algorithm(groups)
     if said is not None and said not in SAME_RULE:
         return said

@@ -96,15 +96,15 @@ def collect(optimizer: Steppable, tensors: LocalTensors) -> list[SteppedParamete
     indices = {id(group): index for index, group in enumerate(optimizer.param_groups)}
     stepped = []
     for name, param, group in found:
-        codecs = optimizer.codecs(param, group)
-        check_codecs_of_backend(optimizer.backend, optimizer.rule, name, codecs)
+        codecs, rule = optimizer.codecs(param, group), optimizer.rule.for_group(group)
+        check_codecs_of_backend(optimizer.backend, rule, name, codecs)
         part = part_of(param)
         _check_cut(name, codecs, part)
         state = optimizer.state_of(name, param, group)
         _check_shapes(name, param, state, codecs, part)
         index = indices[id(group)]
         here = local_state(state, codecs, part)
-        item = SteppedParameter(name, tensors.of(param), group, index, here, codecs, part)
+        item = SteppedParameter(name, tensors.of(param), rule, group, index, here, codecs, part)
         _check_native(optimizer, item)
         stepped.append(item)
     return stepped
@@ -132,7 +132,7 @@ def _check_cut(name: str, codecs: Mapping[str, Codec], part: Part | None) -> Non
 def _check_native(optimizer: Steppable, stepped: SteppedParameter) -> None:
     if optimizer.backend != "native" or stepped.part is None:
         return
-    if stepped.part.row_stride is not None or not stepped.independent(optimizer.rule):
+    if stepped.part.row_stride is not None or not stepped.independent:
         raise BackendUnavailableError(
             f"backend='native' cannot step {stepped.name!r}: it does not serve the way in which it "
             f"is sharded ({', '.join(map(repr, stepped.part.placements))}).",

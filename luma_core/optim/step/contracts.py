@@ -23,7 +23,7 @@ class Steppable(Protocol):
 
     @property
     def rule(self) -> Rule:
-        """The update rule."""
+        """The update rule; `Rule.for_group` gives that of a group."""
         ...
 
     @property

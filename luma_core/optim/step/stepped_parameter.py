@@ -23,6 +23,7 @@ class SteppedParameter(NamedTuple):
     Attributes:
         name: the parameter's name.
         param: the parameter, or the part that this process has, with its gradient.
+        rule: the update rule of its group.
         group: its parameter group; `group_index` that group's index.
         state: its state, of local tensors.
         codecs: the codec of each moment.
@@ -32,6 +33,7 @@ class SteppedParameter(NamedTuple):
 
     name: str
     param: Tensor
+    rule: Rule
     group: dict[str, Any]
     group_index: int
     state: Mapping[str, Tensor]
@@ -56,20 +58,22 @@ class SteppedParameter(NamedTuple):
         """Whether a moment is stored by a coarse codec."""
         return any(codec.coarse for codec in self.codecs.values())
 
-    def independent(self, rule: Rule) -> bool:
-        """Return whether the step needs nothing of other processes."""
+    @property
+    def independent(self) -> bool:
+        """Whether the step needs nothing of other processes."""
         if self.part is None or not self.part.groups:
             return True
-        return self.blocked and not rule.reduces
+        return self.blocked and not self.rule.reduces
 
-    def fusible(self, rule: Rule) -> bool:
-        """Return whether fused kernels may serve the way in which the parameter is sharded."""
+    @property
+    def fusible(self) -> bool:
+        """Whether fused kernels may serve the way in which the parameter is sharded."""
         if self.part is None:
             return True
         if self.part.row_stride is not None:
             return False
         # Kernels take one upper half of indices for a whole part.
-        if not self.independent(rule):
+        if not self.independent:
             # What processes do together must not depend on which part they have.
             same_device = self.part.mesh.device_type == self.param.device.type
             return (
@@ -78,9 +82,10 @@ class SteppedParameter(NamedTuple):
         last = self.first_index + max(self.param.numel(), 1) - 1
         return not self.first_index or self.first_index >> 32 == last >> 32
 
-    def shared_part(self, rule: Rule) -> Part | None:
-        """Return what part of the parameter this is, where the step needs the others."""
-        return None if self.independent(rule) else self.part
+    @property
+    def shared_part(self) -> Part | None:
+        """What part of the parameter this is, where the step needs the others."""
+        return None if self.independent else self.part
 
     @property
     def first_index(self) -> int:
@@ -92,11 +97,10 @@ class SteppedParameter(NamedTuple):
         """Elements of a row of the whole parameter, where rows are cut by sharding."""
         return None if self.part is None else self.part.row_stride
 
-    def parameter_step(self, rule: Rule, step: int, grad_factor: Tensor | None) -> ParameterStep:
+    def parameter_step(self, step: int, grad_factor: Tensor | None) -> ParameterStep:
         """Return what a backend needs.
 
         Args:
-            rule: the update rule.
             step: the step's number, 1 for the first.
             grad_factor: what the gradient is multiplied by; ``None`` for 1.
         """
@@ -109,25 +113,27 @@ class SteppedParameter(NamedTuple):
                     for key in codec.layout(self.whole_shape if not codec.tiled else self.shape)
                 },
             )
-            for spec in rule.moments
+            for spec in self.rule.moments
         }
         return ParameterStep(
             param=self.param,
             grad=self.param.grad,
             moments=moments,
-            hyper=rule.hyper(self.group, step, coarse=self.coarse),
+            hyper=self.rule.hyper(self.group, step, coarse=self.coarse),
             keys=rounding.step_keys(int(self.state["noise_key"]), step),
             skip_nonfinite=self.group["nonfinite"] != "propagate",
             stochastic_rounding=self.group["stochastic_rounding"],
             grad_factor=grad_factor,
             first_index=self.first_index,
             whole_row=self.row_stride,
+            whole_shape=None if self.part is None else self.part.shape,
         )
 
-    def planned_step(self, rule: Rule) -> tuple[ParameterStep, Mapping[str, Tensor], int, bool]:
-        """Return what `Plan.build` takes of a parameter."""
+    @property
+    def planned_step(self) -> tuple[ParameterStep, Mapping[str, Tensor], int, bool]:
+        """What `Plan.build` takes of a parameter."""
         step = int(self.state["step"]) + 1
-        item = self.parameter_step(rule, step, None)
+        item = self.parameter_step(step, None)
         return item, self.state, self.group_index, self.coarse
 
     @property

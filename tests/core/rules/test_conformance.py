@@ -3,11 +3,14 @@
 import math
 from typing import ClassVar
 
+import torch
+
 from luma_core import catalog
 from luma_core.codecs import Partition, SegmentMean
 from luma_core.rules import AdamMiniRule, AdamWRule, LAMBRule
 from luma_core.rules.adam import AdamRule
 from luma_core.rules.lion import LionRule
+from luma_core.rules.muon import MuonRule
 from luma_core.rules.nadamw import NAdamWRule
 from luma_core.rules.qhadamw import QHAdamWRule
 from luma_core.rules.radam import RAdamRule
@@ -136,9 +139,36 @@ class TestQHAdamW(AdamSuite):
         return param * (1 - LR * DECAY) - LR * mixed / (square.sqrt() + EPS), new
 
 
+class TestMuon(RuleConformance):
+    rule = MuonRule()
+    parameter_error = (1e-5, 2e-4)  # The update is rounded to bfloat16.
+    group: ClassVar = {
+        "lr": LR,
+        "momentum": BETA1,
+        "nesterov": True,
+        "weight_decay": DECAY,
+        "maximize": False,
+        "ns_coefficients": "polar_express",
+        "ns_steps": 8,
+        "ns_eps": 1e-7,
+        "ns_dtype": "float32",
+        "adjust_lr_fn": "match_rms_adamw",
+        "split_rows": None,
+        "neuron_beta2": None,
+    }
+
+    def reference(self, param, grad, moments, step):
+        new = BETA1 * moments["momentum_buffer"] + (1 - BETA1) * grad
+        u, _, v = torch.linalg.svd(
+            (BETA1 * new + (1 - BETA1) * grad).bfloat16().double(), full_matrices=False
+        )
+        scale = 0.2 * max(SHAPE) ** 0.5
+        return param * (1 - LR * DECAY) - LR * scale * (u @ v), {"momentum_buffer": new}
+
+
 def test_every_rule_of_the_catalog_has_a_suite() -> None:
     suites = (
-        *(TestAdamW, TestAdamMini, TestLAMB, TestLion),
+        *(TestAdamW, TestAdamMini, TestLAMB, TestLion, TestMuon),
         *(TestAdam, TestRAdam, TestNAdamW, TestQHAdamW),
     )
     tried = {type(suite.rule) for suite in suites}

@@ -21,6 +21,7 @@ from luma_core.errors import (
 from luma_core.optim import GatheredState
 from luma_core.optim.step.collecting import LocalTensors
 from luma_core.rules import collective
+from luma_core.rules.newton_schulz import Orthogonalization
 from luma_core.sharding import local_tensor
 from luma_core.stats import compute
 
@@ -217,3 +218,25 @@ def sums_of_fused_steps_add_up(folder: Path) -> None:
     for (sums, _), factor in zip(buckets, (total, total, 10**rank), strict=True):
         assert sums.values.tolist() == [factor * n for n in range(5)]
     assert adding(buckets[2:]) is None
+
+
+def matrices_move_in_16_bits_to_balanced_owners(folder: Path) -> None:
+    shapes = {f"layers.{index}.up_proj.weight": (48, 64) for index in range(8)}
+    run, sent, owned = Run("muon", mesh_of_world(), shapes=shapes), [], []
+    exchange, apply = torch.distributed.all_to_all_single, Orthogonalization.apply
+
+    def counted(output, values, *args, **options):
+        sent.append(values.numel())
+        return exchange(output, values, *args, **options)
+
+    def noted(self, values, beside):
+        owned.append(len(values))
+        return apply(self, values, beside)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "all_to_all_single", counted)
+        patch.setattr(Orthogonalization, "apply", noted)
+        run.steps(1)
+    world, elements = torch.distributed.get_world_size(), 8 * 48 * 64
+    assert sent == [2 * elements // world] * 2
+    assert owned == [8 // world]

@@ -57,8 +57,8 @@ class Pair:
             spread: standard deviation of the scale's logarithm.
         """
         for a, b in zip(self.eager, self.fused, strict=True):
-            scale = (self.random(a.shape) * spread).exp() * 1e-2
-            a.grad = (self.random(a.shape) * scale).to(DEVICE, a.dtype)
+            value, scale = self.random(a.shape), (self.random(a.shape) * spread).exp()
+            a.grad = (value * scale * 1e-2).to(DEVICE, a.dtype)
             b.grad = a.grad.clone()
         self.eager_optimizer.step()
         self.fuse()

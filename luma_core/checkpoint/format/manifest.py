@@ -87,7 +87,9 @@ class ParameterEntry:
     @property
     def generic(self) -> bool:
         """Whether it has state that no rule describes."""
-        return any(config.get("name") in GENERIC_CODECS for config in self.codecs.values())
+        # A name may be anything until codecs are made of it: a tuple compares, a dict would hash.
+        names = tuple(GENERIC_CODECS)
+        return any(config.get("name") in names for config in self.codecs.values())
 
     @property
     def counter_bytes(self) -> int:
